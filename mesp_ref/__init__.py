@@ -1,0 +1,40 @@
+"""Qwen2.5 with LoRA in pure NumPy: every backward pass derived and written by hand.
+
+import mesp_ref as mr
+model = mr.load_model("Qwen2.5-0.5B")
+adapter = mr.init_lora(model.config, rank=8, alpha=16.0)
+loss, grads = mr.loss_and_grads(model, adapter, input_ids, labels, method="mesp")
+"""
+
+from mesp_ref.config import Qwen2Config
+from mesp_ref.errors import MespRefError
+from mesp_ref.generate import generate
+from mesp_ref.gradients import loss_and_grads, trace
+from mesp_ref.lora import Adapter, init_lora, load_adapter, save_adapter
+from mesp_ref.merge import merge
+from mesp_ref.methods import METHODS
+from mesp_ref.model import Model, load_model, logits, loss, random_model, read_into_memory
+from mesp_ref.weights import load_tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Adapter",
+    "MespRefError",
+    "Model",
+    "Qwen2Config",
+    "generate",
+    "init_lora",
+    "load_adapter",
+    "load_model",
+    "load_tokenizer",
+    "logits",
+    "loss",
+    "loss_and_grads",
+    "merge",
+    "random_model",
+    "read_into_memory",
+    "save_adapter",
+    "trace",
+]

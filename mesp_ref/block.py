@@ -1,0 +1,238 @@
+"""One transformer block from ops, forward and backward.
+
+The forward runs each op and hands its output to `run`, which may keep the residual in a dict; the
+backward pops each residual at its last use, so that it dies there. What the forward dropped is
+rebuilt by the very functions that made it: `_qkv` and `swiglu`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from mesp_ref import ops
+from mesp_ref.config import Qwen2Config
+from mesp_ref.lora import Adapter, tensor_name
+from mesp_ref.ops import NOTHING, Array
+from mesp_ref.weights import Weights
+
+# What MeSP does not keep: h = x·Aᵀ of every LoRA layer, silu(gate), q, k, v, and z, the input of
+# down_proj. Left are the paper's eight: block input, first norm, probabilities, attention output,
+# the sum after attention, second norm, gate, up (the norms as inputs of the layers they feed).
+MESP = frozenset({"h", "silu", "q", "k", "v", "z"})
+
+Tap = Callable[[str, Array], object]
+_INNER = ("p", "h", "silu")  # intermediates inside an op that its residual shows
+
+
+class KeyValueStore(Protocol):
+    """Earlier keys and values of a sequence being generated."""
+
+    def extend(self, k: Array, v: Array) -> tuple[Array, Array]: ...
+
+
+class Layer(NamedTuple):
+    """What one block computes with: its number, where its weights are, its adapter, its angles."""
+
+    number: int
+    config: Qwen2Config
+    weights: Weights
+    adapter: Adapter | None
+    cos: Array  # [T, D/2]
+    sin: Array  # [T, D/2]
+
+    def name(self, part: str) -> str:
+        return f"model.layers.{self.number}.{part}"
+
+    def weight(self, part: str) -> Array:
+        return self.weights(self.name(part) + ".weight")
+
+    def parameters(self, part: str) -> tuple[Array, Array | None]:
+        """W and b of a projection; Qwen2 has biases on q, k and v only."""
+        bias = self.name(part) + ".bias"
+        return self.weight(part), self.weights(bias) if bias in self.weights else None
+
+
+def untapped(name: str, value: Array) -> None:
+    """The tap that looks at nothing."""
+
+
+def _without(res: Any, drop: frozenset[str]) -> Any:
+    return res._replace(**{field: None for field in res._fields if field in drop})
+
+
+def _project(part: str, x: Array, layer: Layer, drop: frozenset[str]) -> tuple[Array, Any]:
+    """One of the seven projections, with its LoRA branch where the adapter has one."""
+    pair = layer.adapter and layer.adapter.pair(layer.name(part))
+    if not pair:
+        return ops.linear(x, *layer.parameters(part))
+    assert layer.adapter is not None
+    return ops.lora_linear(x, *layer.parameters(part), *pair, s=layer.adapter.scale, drop=drop)
+
+
+def _qkv(n: Array, layer: Layer, run: Callable[..., Array], drop: frozenset[str]) -> list[Array]:
+    """Queries and keys after RoPE, and values: [N, T, heads, D]. Forward and rebuild alike."""
+    heads = []
+    for letter in "qkv":
+        part = f"self_attn.{letter}_proj"
+        y = run(part, *_project(part, n, layer, drop))
+        y = y.reshape(*y.shape[:2], -1, layer.config.head_dim)
+        if letter != "v":
+            y = run(f"self_attn.{letter}_rope", *ops.rope(y, layer.cos, layer.sin))
+        heads.append(y)
+    return heads
+
+
+def block(
+    x: Array,
+    layer: Layer,
+    *,
+    res: dict[str, Any] | None = None,
+    drop: frozenset[str] = NOTHING,
+    past: KeyValueStore | None = None,
+    tap: Tap = untapped,
+) -> Array:
+    """One pre-norm transformer block.
+
+    Forward   n₁ = norm(x);  q, k, v = their projections of n₁;
+              a = x + o_proj(attention(rope(q), rope(k), v))
+              n₂ = norm(a);  y = a + down_proj(silu(gate_proj(n₂)) ⊙ up_proj(n₂))
+    Shapes    x [N, T, C] -> y [N, T, C]
+    Keeps     residuals in `res` when it is given, without the fields named in `drop`
+    """
+    eps = layer.config.rms_norm_eps
+
+    def run(part: str, y: Array, r: Any, drop: frozenset[str] = drop) -> Array:
+        for field in _INNER:
+            if getattr(r, field, None) is not None:
+                tap(f"{layer.name(part)}.{field}", getattr(r, field))
+        tap(layer.name(part), y)
+        if res is not None:
+            res[part] = _without(r, drop)
+        return y
+
+    n = run("input_layernorm", *ops.rmsnorm(x, layer.weight("input_layernorm"), eps=eps))
+    q, k, v = _qkv(n, layer, run, drop)
+    if past is not None:
+        k, v = past.extend(k, v)
+    o = run("self_attn.attention", *ops.attention(q, k, v))
+    del n, q, k, v
+    o = o.reshape(*x.shape[:2], -1)  # [N, T, H·D]
+    a = x + run("self_attn.o_proj", *_project("self_attn.o_proj", o, layer, drop))
+    del o
+    tap(layer.name("after_attention"), a)
+
+    part = "post_attention_layernorm"
+    n = run(part, *ops.rmsnorm(a, layer.weight(part), eps=eps))
+    gate = run("mlp.gate_proj", *_project("mlp.gate_proj", n, layer, drop))
+    up = run("mlp.up_proj", *_project("mlp.up_proj", n, layer, drop))
+    del n
+    z = run("mlp.swiglu", *ops.swiglu(gate, up, drop=drop))
+    del gate, up
+    drop_z = drop | {"x"} if "z" in drop else drop
+    y = a + run("mlp.down_proj", *_project("mlp.down_proj", z, layer, drop), drop_z)
+    tap(f"model.layers.{layer.number}", y)
+    return y
+
+
+def _project_bwd(
+    part: str, dy: Array, r: Any, layer: Layer, params: bool
+) -> tuple[Array, dict[str, Array]]:
+    """Backward of one projection: dx, and the gradients of A, B (and of W, b when `params`)."""
+    grads: dict[str, Array] = {}
+    module, (w, b) = layer.name(part), layer.parameters(part)
+    pair = layer.adapter and layer.adapter.pair(module)
+    if pair:
+        assert layer.adapter is not None
+        dx, dA, dB = ops.lora_linear_bwd(dy, r, w, b, *pair, s=layer.adapter.scale)
+        grads[tensor_name(module, "A")], grads[tensor_name(module, "B")] = dA, dB
+    else:
+        dx = ops.linear_bwd(dy, r, w, b)
+    if params:  # the LoRA branch adds nothing to the base weight's gradient
+        grads[f"{module}.weight"], db = ops.linear_bwd_params(dy, r, w, b)
+        if db is not None:
+            grads[f"{module}.bias"] = db
+    return dx, grads
+
+
+def _rebuild_z(res: dict[str, Any]) -> None:
+    """Give down_proj its input back when it was dropped."""
+    if res["mlp.down_proj"].x is None:
+        r = res["mlp.swiglu"]
+        z, _ = ops.swiglu(r.gate, r.up, drop=frozenset({"silu"}))
+        res["mlp.down_proj"] = res["mlp.down_proj"]._replace(x=z)
+
+
+def _rebuild_qkv(res: dict[str, Any], layer: Layer) -> None:
+    """Give attention its q, k and v back when they were dropped: projections, biases, RoPE."""
+    if res["self_attn.attention"].q is None:
+        n = res["self_attn.q_proj"].x
+        q, k, v = _qkv(n, layer, lambda part, y, r: y, frozenset({"h"}))
+        res["self_attn.attention"] = res["self_attn.attention"]._replace(q=q, k=k, v=v)
+
+
+def block_bwd(
+    dy: Array,
+    res: dict[str, Any],
+    layer: Layer,
+    *,
+    params: bool = False,
+    tap: Tap = untapped,
+) -> tuple[Array, dict[str, Array]]:
+    """VJP of block: dx, and the gradients of its LoRA matrices (with `params` of every weight).
+
+    Backward  the ops of block in reverse; where a value was used twice, its gradients add
+    Shapes    dy [N, T, C] -> dx [N, T, C]; gradients by tensor name
+    Empties   `res`: each residual is popped at its last use
+    """
+    grads: dict[str, Array] = {}
+
+    def back(part: str, dy: Array) -> Array:
+        tap(f"{layer.name(part)}.grad", dy)
+        dx, found = _project_bwd(part, dy, res.pop(part), layer, params)
+        grads.update(found)
+        return dx
+
+    def back_norm(part: str, dy: Array) -> Array:
+        tap(f"{layer.name(part)}.grad", dy)
+        r, w, eps = res.pop(part), layer.weight(part), layer.config.rms_norm_eps
+        if params:
+            grads[f"{layer.name(part)}.weight"] = ops.rmsnorm_bwd_params(dy, r, w, eps=eps)
+        return ops.rmsnorm_bwd(dy, r, w, eps=eps)
+
+    tap(f"model.layers.{layer.number}.grad", dy)
+    _rebuild_z(res)
+    dz = back("mlp.down_proj", dy)
+    tap(layer.name("mlp.swiglu.grad"), dz)
+    dgate, dup = ops.swiglu_bwd(dz, res.pop("mlp.swiglu"))
+    del dz
+    dn = back("mlp.gate_proj", dgate)
+    del dgate
+    dn = dn + back("mlp.up_proj", dup)
+    del dup
+    da = dy + back_norm("post_attention_layernorm", dn)  # the residual path and the MLP
+    tap(layer.name("after_attention.grad"), da)
+
+    do = back("self_attn.o_proj", da)
+    _rebuild_qkv(res, layer)
+    dn = _attention_bwd(do, res, layer, back, tap)
+    dx = da + back_norm("input_layernorm", dn)  # the residual path and the attention
+    return dx, grads
+
+
+def _attention_bwd(
+    do: Array, res: dict[str, Any], layer: Layer, back: Callable[[str, Array], Array], tap: Tap
+) -> Array:
+    """From the gradient of the attention output to that of the norm before q, k and v."""
+    n, t, _ = do.shape
+    do = do.reshape(n, t, -1, layer.config.head_dim)  # [N, T, H, D]
+    tap(layer.name("self_attn.attention.grad"), do)
+    dn = None
+    for letter, dy in zip(
+        "qkv", ops.attention_bwd(do, res.pop("self_attn.attention")), strict=True
+    ):
+        if letter != "v":
+            tap(layer.name(f"self_attn.{letter}_rope.grad"), dy)
+            dy = ops.rope_bwd(dy, res.pop(f"self_attn.{letter}_rope"), layer.cos, layer.sin)
+        dx = back(f"self_attn.{letter}_proj", dy.reshape(n, t, -1))
+        dn = dx if dn is None else dn + dx  # n₁ feeds q, k and v
+    assert dn is not None
+    return dn

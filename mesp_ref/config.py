@@ -1,0 +1,229 @@
+"""The shape of a Qwen2 model, read from and written to Hugging Face's config.json."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mesp_ref.errors import MespRefError
+
+# The seven linear layers of a block that LoRA can adapt, by their path inside the block.
+PROJECTIONS = {
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "gate_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "down_proj": "mlp.down_proj",
+}
+
+# What the engine computes; a config that says otherwise is refused by name.
+_REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
+    "model_type": ("qwen2",),
+    "hidden_act": ("silu", None),
+    "use_sliding_window": (False, None),
+    "attention_dropout": (0, 0.0, None),
+}
+
+
+@dataclass(frozen=True)
+class Qwen2Config:
+    """Sizes and constants of a Qwen2 model under their Hugging Face names.
+
+    Letters elsewhere: C hidden_size, F intermediate_size, H num_attention_heads,
+    G num_key_value_heads, D head_dim, V vocab_size.
+
+    Raises MespRefError for sizes that cannot be: not positive, not dividing, an odd head_dim.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    max_position_embeddings: int = 32768
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    source: str = "config"  # where it was read, for messages
+
+    def __post_init__(self) -> None:
+        for field in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+            "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
+        ):  # fmt: skip
+            value: object = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                self._refuse(field, value, "a positive integer")
+        for field in ("rms_norm_eps", "rope_theta"):
+            number: object = getattr(self, field)
+            if not isinstance(number, (int, float)) or not math.isfinite(number) or number <= 0:
+                self._refuse(field, number, "a positive number")
+        tied: object = self.tie_word_embeddings
+        if not isinstance(tied, bool):
+            self._refuse("tie_word_embeddings", tied, "true or false")
+        if self.num_attention_heads % self.num_key_value_heads:
+            expected = f"a divisor of num_attention_heads = {self.num_attention_heads}"
+            self._refuse("num_key_value_heads", self.num_key_value_heads, expected)
+        if self.head_dim % 2:
+            self._refuse("head_dim", self.head_dim, "an even number (RoPE turns pairs)")
+
+    def _refuse(self, field: str, found: object, expected: str) -> None:
+        raise MespRefError(f"{self.source}: {field}: found {found!r}, expected {expected}")
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends a text; empty when the config names none."""
+        if self.eos_token_id is None:
+            return ()
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Qwen2Config":
+        """Read config.json, or the one inside a checkpoint directory."""
+        file = Path(path)
+        file = file / "config.json" if file.is_dir() else file
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise MespRefError(
+                f"{file}: not found, expected a Hugging Face checkpoint directory with config.json"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise MespRefError(f"{file}: not readable as JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise MespRefError(f"{file}: found {type(values).__name__}, expected a JSON object")
+        return cls.from_dict(values, source=str(file))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> "Qwen2Config":
+        """Read today's fields (rope_parameters) and those of published Qwen2.5 files (rope_theta).
+
+        Raises MespRefError naming the field for what the engine does not compute: another
+        model_type, sliding windows, RoPE scaling, another activation.
+        """
+        for field, allowed in _REQUIRED_VALUES.items():
+            if values.get(field) not in allowed:
+                raise MespRefError(
+                    f"{source}: {field}: found {values.get(field)!r}, expected {allowed[0]!r}; "
+                    "the engine computes plain Qwen2 only"
+                )
+        for kind in values.get("layer_types") or ():
+            if kind != "full_attention":
+                raise MespRefError(
+                    f"{source}: layer_types: found {kind!r}, expected 'full_attention' everywhere"
+                )
+        try:
+            heads = values["num_attention_heads"]
+            sizes = {
+                "vocab_size": values["vocab_size"],
+                "hidden_size": values["hidden_size"],
+                "intermediate_size": values["intermediate_size"],
+                "num_hidden_layers": values["num_hidden_layers"],
+                "num_attention_heads": heads,
+                "num_key_value_heads": values.get("num_key_value_heads") or heads,
+            }
+        except KeyError as error:
+            raise MespRefError(f"{source}: {error.args[0]}: missing, expected an integer") from None
+        eos = values.get("eos_token_id")
+        return cls(
+            **sizes,
+            head_dim=_head_dim(values, source),
+            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+            rope_theta=_rope_theta(values, source),
+            max_position_embeddings=values.get("max_position_embeddings", 32768),
+            tie_word_embeddings=values.get("tie_word_embeddings", False),
+            bos_token_id=values.get("bos_token_id"),
+            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+            source=source,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json should hold.
+
+        rope_theta is written twice: mlx-lm reads only the top-level field and silently falls back
+        to 1e6 without it.
+        """
+        values = asdict(self)
+        del values["source"]
+        if isinstance(self.eos_token_id, tuple):
+            values["eos_token_id"] = list(self.eos_token_id)
+        return {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            **values,
+            "hidden_act": "silu",
+            "attention_dropout": 0.0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "sliding_window": None,
+            "use_sliding_window": False,
+            "max_window_layers": self.num_hidden_layers,
+            "layer_types": ["full_attention"] * self.num_hidden_layers,
+            "initializer_range": 0.02,
+            "use_cache": True,
+        }
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of a checkpoint, in the order a forward meets them."""
+        c, f, d = self.hidden_size, self.intermediate_size, self.head_dim
+        q, kv = self.num_attention_heads * d, self.num_key_value_heads * d
+        block = {
+            "input_layernorm.weight": (c,),
+            "self_attn.q_proj.weight": (q, c),
+            "self_attn.q_proj.bias": (q,),
+            "self_attn.k_proj.weight": (kv, c),
+            "self_attn.k_proj.bias": (kv,),
+            "self_attn.v_proj.weight": (kv, c),
+            "self_attn.v_proj.bias": (kv,),
+            "self_attn.o_proj.weight": (c, q),
+            "post_attention_layernorm.weight": (c,),
+            "mlp.gate_proj.weight": (f, c),
+            "mlp.up_proj.weight": (f, c),
+            "mlp.down_proj.weight": (c, f),
+        }
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, c)}
+        for i in range(self.num_hidden_layers):
+            shapes |= {f"model.layers.{i}.{name}": shape for name, shape in block.items()}
+        shapes["model.norm.weight"] = (c,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, c)
+        return shapes
+
+
+def _head_dim(values: Mapping[str, Any], source: str) -> Any:
+    """head_dim as stated, or hidden_size / num_attention_heads as Qwen2 defines it."""
+    stated = values.get("head_dim")
+    if stated is not None:
+        return stated
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
+    if not (isinstance(hidden, int) and isinstance(heads, int) and heads > 0) or hidden % heads:
+        raise MespRefError(
+            f"{source}: num_attention_heads: found {heads!r}, expected a divisor of "
+            f"hidden_size = {hidden!r}"
+        )
+    return hidden // heads
+
+
+def _rope_theta(values: Mapping[str, Any], source: str) -> Any:
+    """The base of RoPE from rope_parameters or the top level; scaled variants are refused."""
+    rope: dict[str, Any] = {}
+    for field in ("rope_scaling", "rope_parameters"):
+        given = values.get(field) or {}
+        if not isinstance(given, Mapping):
+            raise MespRefError(f"{source}: {field}: found {given!r}, expected an object or null")
+        kind = given.get("rope_type", given.get("type", "default"))
+        if kind != "default":
+            raise MespRefError(
+                f"{source}: {field}.rope_type: found {kind!r}, expected 'default'; "
+                "scaled RoPE is not computed"
+            )
+        rope |= given
+    theta = rope.get("rope_theta", values.get("rope_theta", 10000.0))
+    return theta

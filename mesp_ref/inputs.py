@@ -1,0 +1,45 @@
+"""Token ids and labels, checked before any arithmetic."""
+
+from typing import Any
+
+import numpy as np
+
+from mesp_ref.config import Qwen2Config
+from mesp_ref.errors import MespRefError
+from mesp_ref.ops import IGNORED, Array
+
+
+def check_ids(config: Qwen2Config, ids: Any, what: str = "input_ids") -> Array:
+    """Token ids as an integer array [N, T]; one sequence may come without its batch axis.
+
+    Raises MespRefError for other shapes or types and for ids outside the vocabulary.
+    """
+    try:
+        array = np.atleast_2d(np.asarray(ids))
+    except ValueError:
+        array = np.empty(0)
+    if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+        raise MespRefError(
+            f"{what}: found {array.dtype} {list(array.shape)}, expected integers [batch, tokens] "
+            "with every sequence of one length; pad on the right and give the padding label -100"
+        )
+    values = array[array != IGNORED] if what == "labels" else array
+    if values.size and not (values.min() >= 0 and values.max() < config.vocab_size):
+        found = int(values.min()) if values.min() < 0 else int(values.max())
+        raise MespRefError(
+            f"{what}: found token id {found}, expected 0 to {config.vocab_size - 1} "
+            "(vocab_size); is this the model's own tokenizer?"
+        )
+    return array
+
+
+def check_batch(config: Qwen2Config, input_ids: Any, labels: Any) -> tuple[Array, Array]:
+    """input_ids and labels as two integer arrays of one shape [N, T]."""
+    ids = check_ids(config, input_ids)
+    targets = check_ids(config, labels, "labels")
+    if ids.shape != targets.shape:
+        raise MespRefError(
+            f"labels: found shape {list(targets.shape)}, expected that of input_ids "
+            f"{list(ids.shape)}; labels are shifted inside"
+        )
+    return ids, targets

@@ -1,0 +1,207 @@
+"""Four ways to the gradient of one step, and what each keeps in memory.
+
+    store_all   every residual of every block                            exact
+    mebp        one checkpoint per block; re-runs a block, keeps it all  exact
+    mesp        the same checkpoints; re-runs a block, keeps eight       exact
+    mezo        nothing; two forwards on seeded noise                    an estimate
+
+The exact three call the same op pairs in the same order, so their gradients agree bit for bit.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mesp_ref import ops
+from mesp_ref.block import MESP, Layer, Tap, block, block_bwd, untapped
+from mesp_ref.checkpoints import Checkpoints
+from mesp_ref.lora import Adapter
+from mesp_ref.model import (
+    EMBEDDING,
+    NORM,
+    Model,
+    embed,
+    shift,
+)
+from mesp_ref.model import (
+    loss as forward_loss,
+)
+from mesp_ref.ops import Array
+
+Gradients = dict[str, Array]
+OnGradients = Callable[[int, Gradients], object]
+
+
+class Step(NamedTuple):
+    """One batch on one model: all that a method needs to know."""
+
+    model: Model
+    adapter: Adapter | None
+    ids: Array  # [N, T]
+    labels: Array  # [N, T]
+    layers: list[Layer]
+    params: bool  # also the gradients of the base weights
+    emit: OnGradients  # called once a block, when its gradients are complete
+    checkpoints: Checkpoints
+    parameters: dict[int, Gradients]  # what is trained, by block, in the order mezo draws
+    seed: int
+    eps: float
+    tap: Tap = untapped
+
+
+def store_all(step: Step) -> Array:
+    """Plain backpropagation: every residual of every block waits for the backward.
+
+    Keeps     all residuals; no block is run twice
+    """
+    x, kept = embed(step.model, step.ids, step.tap), []
+    for layer in step.layers:
+        res: dict[str, Any] = {}
+        x = block(x, layer, res=res, tap=step.tap)
+        kept.append(res)
+    loss, dx, head = _head(step, x)
+    del x
+    for layer in reversed(step.layers):
+        dx, grads = block_bwd(dx, kept.pop(), layer, params=step.params, tap=step.tap)
+        step.emit(layer.number, grads)
+    _embed_bwd(step, dx, head)
+    return loss
+
+
+def mebp(step: Step) -> Array:
+    """Memory-efficient backpropagation: a checkpoint per block, all intermediates of one block.
+
+    Keeps     the input of each block; in the backward, everything of the block at hand until its
+              backward ends, as autodiff does
+    Source    Song & Tang 2025, arXiv 2510.03425
+    """
+    loss, dx, head = _checkpointed_forward(step)
+    for layer in reversed(step.layers):
+        res: dict[str, Any] = {}
+        block(step.checkpoints.pop(), layer, res=res)
+        dx, grads = block_bwd(dx, dict(res), layer, params=step.params)  # `res` holds on to all
+        step.emit(layer.number, grads)
+    _embed_bwd(step, dx, head)
+    return loss
+
+
+def mesp(step: Step) -> Array:
+    """Memory-efficient structured backpropagation: eight intermediates, each until its last use.
+
+    Keeps     the input of each block; in the backward, the block at hand without MESP, whose
+              members are rebuilt, and block_bwd pops each residual as it is used
+    Source    Park et al. 2026, arXiv 2602.13069
+    """
+    loss, dx, head = _checkpointed_forward(step)
+    for layer in reversed(step.layers):
+        res: dict[str, Any] = {}
+        block(step.checkpoints.pop(), layer, res=res, drop=MESP)
+        dx, grads = block_bwd(dx, res, layer, params=step.params)
+        step.emit(layer.number, grads)
+    _embed_bwd(step, dx, head)
+    return loss
+
+
+def mezo(step: Step) -> Array:
+    """Zeroth-order estimate from two forwards; no backward, nothing kept.
+
+    Estimate  g = (L(θ + eps·z) − L(θ − eps·z)) / (2·eps);  gradient ≈ g·z, z ~ N(0, 1) from `seed`
+    Returns   the mean of the two losses; the estimate goes to `emit`, block by block
+    Restores  θ, perturbed in place, within 4u·(|θ| + eps·|z|), u the unit roundoff
+    Source    Malladi et al. 2023, arXiv 2305.17333, algorithm 1
+    """
+    at, losses = 0.0, []
+    try:
+        for side in (step.eps, -step.eps):
+            _perturb(step, side - at)
+            at = side
+            losses.append(forward_loss(step.model, step.adapter, step.ids, step.labels))
+    finally:  # an interrupted step leaves the parameters as they were, too
+        _perturb(step, -at)
+    g = (losses[0] - losses[1]) / (2 * step.eps)
+    for number, noise in _noise(step):
+        step.emit(number, {name: g * z for name, z in noise.items()})
+    return np.asarray((losses[0] + losses[1]) / 2)
+
+
+METHODS: dict[str, Callable[[Step], Array]] = {
+    "store_all": store_all,
+    "mebp": mebp,
+    "mesp": mesp,
+    "mezo": mezo,
+}
+
+
+def _checkpointed_forward(step: Step) -> tuple[Array, Array, Array | None]:
+    """The forward of mebp and mesp: push every block's input, keep nothing else."""
+    x = embed(step.model, step.ids)
+    for layer in step.layers:
+        step.checkpoints.push(x)
+        x = block(x, layer)
+    return _head(step, x)
+
+
+def _head(step: Step, x: Array) -> tuple[Array, Array, Array | None]:
+    """Final norm, head and loss, forward and backward: the loss, dx, and the tied table's gradient.
+
+    An untied head's gradient and the norm's go to `emit` as block number num_hidden_layers.
+    """
+    model, labels = step.model, shift(step.labels)
+    w, w_norm, eps = model.weights(model.head), model.weights(NORM), model.config.rms_norm_eps
+    n, r_norm = ops.rmsnorm(x, w_norm, eps=eps)
+    step.tap("model.norm", n)
+    loss, r_loss = ops.lm_loss(n, w, labels)
+    if step.tap is not untapped:
+        _tap_logits(step, n, w, labels)
+    dn = ops.lm_loss_bwd(1.0, r_loss, w)
+    step.tap("model.norm.grad", dn)
+    tied = None
+    if step.params:
+        dw = ops.lm_loss_bwd_params(1.0, r_loss, w)
+        grads = {NORM: ops.rmsnorm_bwd_params(dn, r_norm, w_norm, eps=eps)}
+        if model.config.tie_word_embeddings:
+            tied = dw
+        else:
+            grads[model.head] = dw
+        step.emit(model.config.num_hidden_layers, grads)
+    return loss, ops.rmsnorm_bwd(dn, r_norm, w_norm, eps=eps), tied
+
+
+def _tap_logits(step: Step, n: Array, w: Array, labels: Array) -> None:
+    """Show the logits, the loss and their gradient, which lm_loss never holds whole."""
+    z, _ = ops.linear(n, w)
+    loss, res = ops.cross_entropy(ops.rows(z), labels.reshape(-1))
+    step.tap("lm_head", z)
+    step.tap("loss", loss)
+    step.tap("lm_head.grad", ops.cross_entropy_bwd(1.0, res).reshape(z.shape))
+
+
+def _embed_bwd(step: Step, dx: Array, tied: Array | None) -> None:
+    """Gradient of the embedding table: the lookup's, plus the head's when the two are tied."""
+    step.tap("model.embed_tokens.grad", dx)
+    if step.params:
+        dw = ops.embedding_bwd_params(
+            dx, ops.EmbeddingRes(step.ids), step.model.weights.lazy(EMBEDDING)
+        )
+        step.emit(-1, {EMBEDDING: dw if tied is None else dw + tied})
+
+
+def _noise(step: Step) -> Iterator[tuple[int, Gradients]]:
+    """z ~ N(0, 1) for every parameter, block by block: the same numbers for the same seed."""
+    rng = np.random.default_rng(step.seed)
+    for number, parameters in step.parameters.items():
+        yield (
+            number,
+            {
+                name: rng.standard_normal(array.shape, dtype=array.dtype)
+                for name, array in parameters.items()
+            },
+        )
+
+
+def _perturb(step: Step, by: float) -> None:
+    """θ += by·z, in place."""
+    for number, noise in _noise(step):
+        for name, z in noise.items():
+            step.parameters[number][name] += by * z

@@ -1,0 +1,34 @@
+"""Token embedding: a row lookup."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mesp_ref.ops._array import Array
+
+
+class EmbeddingRes(NamedTuple):
+    """Residuals of embedding."""
+
+    ids: Array  # [...] integers
+
+
+def embedding(ids: Array, w: Array) -> tuple[Array, EmbeddingRes]:
+    """Row ids of the table.
+
+    Forward   y[t] = w[ids[t]]
+    Shapes    ids [...] integers in [0, V), w [V, C] -> y [..., C]
+              `w` may be any table that answers w[ids] (a stored one decodes just those rows)
+    """
+    return w[ids], EmbeddingRes(ids)
+
+
+def embedding_bwd_params(dy: Array, res: EmbeddingRes, w: Array) -> Array:
+    """VJP of embedding in its table; token ids have no gradient.
+
+    Backward  dw[v] = Σ_{t: ids[t] = v} dy[t]: repeated tokens accumulate
+    Shapes    dy [..., C] -> dw [V, C]
+    """
+    dw = np.zeros(w.shape, dy.dtype)
+    np.add.at(dw, res.ids, dy)
+    return dw

@@ -1,0 +1,56 @@
+"""Root-mean-square normalisation."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mesp_ref.ops._array import Array, rows
+
+
+class RmsNormRes(NamedTuple):
+    """Residuals of rmsnorm."""
+
+    x: Array  # [..., C]
+
+
+def _inverse_rms(x: Array, eps: float) -> Array:
+    """1/n with n = sqrt(mean(x²) + eps), one number per row: [..., 1]."""
+    mean_square = np.einsum("...c,...c->...", x, x)[..., None] / x.shape[-1]
+    return 1 / np.sqrt(mean_square + eps)
+
+
+def rmsnorm(x: Array, w: Array, *, eps: float) -> tuple[Array, RmsNormRes]:
+    """Root-mean-square normalisation of the last axis.
+
+    Forward   n = sqrt(mean(x²) + eps);  y = w ⊙ x / n
+    Shapes    x [..., C], w [C] -> y [..., C]
+    Source    Zhang & Sennrich 2019, eq. 4; Qwen2 puts eps inside the root
+    """
+    y = x * _inverse_rms(x, eps)
+    y *= w
+    return y, RmsNormRes(x)
+
+
+def rmsnorm_bwd(dy: Array, res: RmsNormRes, w: Array, *, eps: float) -> Array:
+    """VJP of rmsnorm in its activation.
+
+    Backward  u = dy ⊙ w;  dx = u/n − x·mean(u ⊙ x)/n³
+              The first term scales, the second removes the part along x that n absorbs:
+              ∂n/∂x_c = x_c/(C·n), hence ∂(1/n)/∂x_c = −x_c/(C·n³).
+    Shapes    dy [..., C] -> dx [..., C]
+    """
+    x, r = res.x, _inverse_rms(res.x, eps)
+    dx = dy * w
+    along_x = np.einsum("...c,...c->...", dx, x)[..., None] / x.shape[-1] * r**3
+    dx *= r
+    dx -= x * along_x
+    return dx
+
+
+def rmsnorm_bwd_params(dy: Array, res: RmsNormRes, w: Array, *, eps: float) -> Array:
+    """VJP of rmsnorm in its weight.
+
+    Backward  dw = Σ_rows dy ⊙ x / n
+    Shapes    dy [..., C] -> dw [C]
+    """
+    return np.einsum("mc,mc->c", rows(dy), rows(res.x * _inverse_rms(res.x, eps)))

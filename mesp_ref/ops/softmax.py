@@ -1,0 +1,47 @@
+"""Causal softmax over the last axis of attention scores."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mesp_ref.ops._array import Array
+
+
+class CausalSoftmaxRes(NamedTuple):
+    """Residuals of causal_softmax."""
+
+    p: Array  # [..., Tq, Tk]
+
+
+def causal_mask(tq: int, tk: int) -> Array:
+    """True where query i may see key j: j ≤ i + (Tk − Tq), aligned at the bottom right.
+
+    Shapes    -> [Tq, Tk] bool. With Tq = Tk this is the lower triangle; with a cache of earlier
+              keys (Tk > Tq) the last query sees every key.
+    """
+    return np.tri(tq, tk, k=tk - tq, dtype=bool)
+
+
+def causal_softmax(s: Array) -> tuple[Array, CausalSoftmaxRes]:
+    """Softmax of each row over the keys it may see; exactly 0 elsewhere.
+
+    Forward   p_ij = exp(s_ij − m_i) / Σ_{j visible} exp(s_ij − m_i);  m_i = max over visible j
+    Shapes    s [..., Tq, Tk] -> p [..., Tq, Tk]
+    """
+    p = np.where(causal_mask(*s.shape[-2:]), s, s.dtype.type(-np.inf))
+    p -= p.real.max(axis=-1, keepdims=True)
+    np.exp(p, out=p)
+    p /= p.sum(axis=-1, keepdims=True)
+    return p, CausalSoftmaxRes(p)
+
+
+def causal_softmax_bwd(dp: Array, res: CausalSoftmaxRes) -> Array:
+    """VJP of causal_softmax.
+
+    Backward  ds = p ⊙ (dp − Σ_j dp_ij·p_ij), from ∂p_j/∂s_k = p_j·(δ_jk − p_k);
+              masked entries have p = 0, so their gradient is exactly 0
+    Shapes    dp [..., Tq, Tk] -> ds [..., Tq, Tk]
+    """
+    ds = dp - np.einsum("...k,...k->...", dp, res.p)[..., None]
+    ds *= res.p
+    return ds

@@ -1,0 +1,110 @@
+"""Hugging Face checkpoint directories of Qwen2: opened mapped, written whole."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from mesp_ref.config import Qwen2Config
+from mesp_ref.errors import MespRefError
+from mesp_ref.ops import Array
+from mesp_ref.weights.files import write_aside
+from mesp_ref.weights.safetensors import MappedFile, Stored
+from mesp_ref.weights.source import LazyWeights, compute_dtype
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def storage_dtype(dtype: Any) -> np.dtype:
+    """A floating type that a checkpoint can store, by name."""
+    name = str(dtype) if isinstance(dtype, str) else np.dtype(dtype).name
+    if name not in _FLOATS:
+        raise MespRefError(f"dtype: found {name}, expected one of {', '.join(_FLOATS)}")
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def _shards(directory: Path) -> dict[str, MappedFile]:
+    """Tensor name -> the mapped file that holds it, for one file or for an index of shards."""
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        file = MappedFile(directory / "model.safetensors")
+        return dict.fromkeys(file, file)
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise MespRefError(f"{index}: weight_map: expected tensor names to file names") from None
+    for name in names:
+        if PurePosixPath(name).name != name or "\\" in name or name in ("", ".", ".."):
+            raise MespRefError(
+                f"{index}: weight_map: found {name!r}, expected a file name inside the folder"
+            )
+    files = {name: MappedFile(directory / name) for name in names}
+    for tensor, name in weight_map.items():
+        if tensor not in files[name]:
+            raise MespRefError(f"{directory / name}: {tensor}: missing, expected by {index.name}")
+    return {tensor: files[name] for tensor, name in weight_map.items()}
+
+
+def _ignorable(name: str, config: Qwen2Config) -> bool:
+    """Tensors that some writers add and that carry nothing: RoPE buffers, a tied head's copy."""
+    return name.endswith("rotary_emb.inv_freq") or (
+        name == "lm_head.weight" and config.tie_word_embeddings
+    )
+
+
+def open_checkpoint(path: str | Path, dtype: Any = "float32") -> tuple[Qwen2Config, LazyWeights]:
+    """Map a checkpoint directory: config.json with model.safetensors or its shards.
+
+    Stored float16, bfloat16, float32 or float64 is decoded to `dtype` when an op asks for it;
+    the same dtype is a view of the file.
+
+    Raises MespRefError naming file and tensor for whatever is missing, extra, of another shape or
+    type, or not computed by the engine.
+    """
+    directory, wanted = Path(path), compute_dtype(dtype)
+    config = Qwen2Config.load(directory)
+    held, expected = _shards(directory), config.weight_shapes()
+    tables: dict[str, Stored] = {}
+    for name, shape in expected.items():
+        if name not in held:
+            raise MespRefError(f"{directory}: {name}: missing, expected {list(shape)}")
+        raw = held[name].raw(name)
+        where = f"{held[name].path}: {name}"
+        if raw.shape != shape:
+            raise MespRefError(
+                f"{where}: shape: found {list(raw.shape)}, expected {list(shape)} from config.json"
+            )
+        if raw.dtype.name not in _FLOATS:
+            raise MespRefError(f"{where}: dtype: found {raw.dtype}, expected a floating type")
+        tables[name] = Stored(raw, wanted)
+    for name in held:
+        if name not in expected and not _ignorable(name, config):
+            raise MespRefError(
+                f"{held[name].path}: {name}: found, expected no such tensor in a Qwen2 model; "
+                "the engine would ignore it and compute something else"
+            )
+    return config, LazyWeights(tables, wanted)
+
+
+def save_checkpoint(
+    config: Qwen2Config, arrays: Mapping[str, Array], path: str | Path, dtype: Any = "float32"
+) -> None:
+    """Write config.json and model.safetensors, each whole or not at all.
+
+    Shapes    `arrays` holds every tensor of config.weight_shapes()
+    Dtypes    stored as `dtype`: float32, float16, bfloat16 or float64
+    """
+    directory, stored = Path(path), storage_dtype(dtype)
+    tensors = {
+        name: np.ascontiguousarray(arrays[name], dtype=stored) for name in config.weight_shapes()
+    }
+    with write_aside(directory / "model.safetensors") as aside:
+        save_file(tensors, aside, metadata={"format": "pt"})
+    values = config.to_dict() | {"dtype": stored.name, "torch_dtype": stored.name}
+    with write_aside(directory / "config.json") as aside:
+        aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,126 @@
+"""Safetensors files read through a memory map: nothing is copied until an op asks for it.
+
+The safetensors package copies every tensor it returns. Here a float32 tensor of a float32 model is
+a view of the map: its bytes are the page cache's, not the process's.
+Format: header length in 8 little-endian bytes; the header, a JSON object {name: {dtype, shape,
+data_offsets}}; the data.
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mesp_ref.errors import MespRefError
+from mesp_ref.ops import Array
+
+_HEADER_LIMIT = 100_000_000  # bytes; the limit of the format's own library
+_DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "U32": np.dtype(np.uint32),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+}
+
+
+class Stored:
+    """A tensor as it lies in the file; indexing decodes just the part asked for.
+
+    `stored[index]` has the compute dtype. When that is the stored dtype it is a view of the map,
+    otherwise a fresh array that dies with its last user.
+    """
+
+    def __init__(self, raw: Array, dtype: np.dtype):
+        self.raw, self.dtype, self.shape = raw, dtype, raw.shape
+
+    def __getitem__(self, index: Any) -> Array:
+        return self.raw[index].astype(self.dtype, copy=False)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+
+class MappedFile:
+    """One safetensors file, mapped read-only and checked before anything is trusted.
+
+    Raises MespRefError for a missing or truncated file, a header that is not JSON, lies about its
+    length or places a tensor outside the file, and for element types the engine cannot decode.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise MespRefError(f"{path}: not found, expected a safetensors file") from None
+        except (OSError, ValueError) as error:
+            raise MespRefError(f"{path}: cannot be mapped: {error}") from None
+        header, self._data = self._read_header()
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self._tensors = {name: self._check(name, entry) for name, entry in header.items()}
+
+    def _read_header(self) -> tuple[dict[str, Any], int]:
+        size = len(self._map)
+        length = int.from_bytes(self._map[:8], "little") if size >= 8 else 0
+        if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+            raise MespRefError(
+                f"{self.path}: header length: found {length}, expected 2 to {max(size - 8, 2)} "
+                f"bytes in a file of {size}; truncated or not a safetensors file"
+            )
+        try:
+            header = json.loads(self._map[8 : 8 + length])
+        except ValueError as error:
+            raise MespRefError(f"{self.path}: header: not JSON: {error}") from None
+        if not isinstance(header, dict):
+            raise MespRefError(f"{self.path}: header: found no object, expected tensors by name")
+        return header, 8 + length
+
+    def _check(self, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int]:
+        """Type, shape and first byte of a tensor whose place in the file is proven."""
+        try:
+            code, shape = entry["dtype"], tuple(entry["shape"])
+            start, stop = entry["data_offsets"]
+            sane = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+        except (TypeError, KeyError, ValueError):
+            sane = False
+        if not sane:
+            raise MespRefError(
+                f"{self.path}: {name}: expected dtype, shape and data_offsets, found {entry!r:.80}"
+            )
+        if code not in _DTYPES:
+            raise MespRefError(
+                f"{self.path}: {name}: dtype: found {code!r}, expected one of {', '.join(_DTYPES)}"
+            )
+        dtype, held = _DTYPES[code], len(self._map) - self._data
+        if stop > held:
+            raise MespRefError(
+                f"{self.path}: {name}: ends at data byte {stop}, expected at most {held}; "
+                "the file is truncated, fetch it again"
+            )
+        if stop - start != math.prod(shape) * dtype.itemsize:
+            raise MespRefError(
+                f"{self.path}: {name}: found {stop - start} bytes, expected "
+                f"{math.prod(shape) * dtype.itemsize} for {code} {list(shape)}"
+            )
+        return dtype, shape, self._data + start
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def raw(self, name: str) -> Array:
+        """The tensor as stored: a read-only view of the map."""
+        dtype, shape, start = self._tensors[name]
+        return np.frombuffer(self._map, dtype, math.prod(shape), start).reshape(shape)
