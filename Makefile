@@ -1,6 +1,7 @@
 # make test    set up and run the tests         make demo    set up and run the main job
 # make lint    ruff, format and rules           make types   mypy
 # make parity  against transformers and peft    make ci      all that CI runs
+# make notebooks  run the notebooks             make format  let ruff repair what it can
 #
 # Needs Python 3.11 or newer and make; everything else is installed into $(VENV).
 # Another interpreter: make PYTHON=python3.12 test
@@ -8,26 +9,24 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-DEMO    = build/demo
 
 # Each target installs only the extras it needs, once per change of pyproject.toml.
 CORE   = $(VENV)/.installed-core
 TEST   = $(VENV)/.installed-test
 DEV    = $(VENV)/.installed-dev
 PARITY = $(VENV)/.installed-parity
+NOTES  = $(VENV)/.installed-notebooks
 
-.PHONY: help test demo lint types parity format ci clean
+.PHONY: help test demo lint types parity notebooks format ci clean
 
 help:
-	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+	@sed -n '1,7s/^# \{0,1\}//p' Makefile
 
 test: $(TEST)
 	$(BIN)/python -m pytest
 
 demo: $(CORE)
-	rm -rf $(DEMO)
-	$(BIN)/python benchmarks/make_small_checkpoint.py $(DEMO)/model --text $(DEMO)/text.txt
-	$(BIN)/mesp-ref finetune --model $(DEMO)/model --data $(DEMO)/text.txt --out $(DEMO)/adapter
+	$(BIN)/mesp-ref finetune
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .
@@ -37,7 +36,10 @@ types: $(DEV)
 	$(BIN)/mypy
 
 parity: $(PARITY)
-	$(BIN)/python -m pytest tests/parity -m "slow or not slow"
+	$(BIN)/python -m pytest tests/parity tests/verify/test_adapters.py tests/golden/test_frameworks.py -m "slow or not slow"
+
+notebooks: $(NOTES)
+	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter execute --timeout=300 $$notebook || exit 1; done
 
 format: $(DEV)
 	$(BIN)/ruff format .
@@ -62,10 +64,11 @@ $(CORE): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(TEST) $(DEV) $(PARITY): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(TEST) $(DEV) $(PARITY) $(NOTES): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(TEST):   EXTRAS = test
 $(DEV):    EXTRAS = dev,convert
-$(PARITY): EXTRAS = test,parity,convert
+$(PARITY): EXTRAS = test,parity,convert,mlx
+$(NOTES):  EXTRAS = notebooks
