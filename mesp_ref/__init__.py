@@ -10,10 +10,11 @@ from mesp_ref.config import Qwen2Config
 from mesp_ref.errors import MespRefError
 from mesp_ref.generate import generate
 from mesp_ref.gradients import loss_and_grads, trace
+from mesp_ref.loading import load_model, random_model, read_into_memory
 from mesp_ref.lora import Adapter, init_lora, load_adapter, save_adapter
 from mesp_ref.merge import merge
 from mesp_ref.methods import METHODS
-from mesp_ref.model import Model, load_model, logits, loss, random_model, read_into_memory
+from mesp_ref.model import Model, logits, loss
 from mesp_ref.weights import load_tokenizer
 
 __version__ = "0.1.0"

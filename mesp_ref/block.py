@@ -2,7 +2,7 @@
 
 The forward runs each op and hands its output to `run`, which may keep the residual in a dict; the
 backward pops each residual at its last use, so that it dies there. What the forward dropped is
-rebuilt by the very functions that made it: `_qkv` and `swiglu`.
+rebuilt by the very functions that made it: `qkv` and `swiglu`.
 """
 
 from collections.abc import Callable
@@ -55,11 +55,7 @@ def untapped(name: str, value: Array) -> None:
     """The tap that looks at nothing."""
 
 
-def _without(res: Any, drop: frozenset[str]) -> Any:
-    return res._replace(**{field: None for field in res._fields if field in drop})
-
-
-def _project(part: str, x: Array, layer: Layer, drop: frozenset[str]) -> tuple[Array, Any]:
+def project(part: str, x: Array, layer: Layer, drop: frozenset[str]) -> tuple[Array, Any]:
     """One of the seven projections, with its LoRA branch where the adapter has one."""
     pair = layer.adapter and layer.adapter.pair(layer.name(part))
     if not pair:
@@ -68,17 +64,34 @@ def _project(part: str, x: Array, layer: Layer, drop: frozenset[str]) -> tuple[A
     return ops.lora_linear(x, *layer.parameters(part), *pair, s=layer.adapter.scale, drop=drop)
 
 
-def _qkv(n: Array, layer: Layer, run: Callable[..., Array], drop: frozenset[str]) -> list[Array]:
+def qkv(n: Array, layer: Layer, run: Callable[..., Array], drop: frozenset[str]) -> list[Array]:
     """Queries and keys after RoPE, and values: [N, T, heads, D]. Forward and rebuild alike."""
     heads = []
     for letter in "qkv":
         part = f"self_attn.{letter}_proj"
-        y = run(part, *_project(part, n, layer, drop))
+        y = run(part, *project(part, n, layer, drop))
         y = y.reshape(*y.shape[:2], -1, layer.config.head_dim)
         if letter != "v":
             y = run(f"self_attn.{letter}_rope", *ops.rope(y, layer.cos, layer.sin))
         heads.append(y)
     return heads
+
+
+def _recorder(
+    layer: Layer, res: dict[str, Any] | None, drop: frozenset[str], tap: Tap
+) -> Callable[..., Array]:
+    """`run(part, y, r)` shows y to the tap, keeps r without its dropped fields, and returns y."""
+
+    def run(part: str, y: Array, r: Any, drop: frozenset[str] = drop) -> Array:
+        for field in _INNER:
+            if getattr(r, field, None) is not None:
+                tap(f"{layer.name(part)}.{field}", getattr(r, field))
+        tap(layer.name(part), y)
+        if res is not None:
+            res[part] = r._replace(**{field: None for field in r._fields if field in drop})
+        return y
+
+    return run
 
 
 def block(
@@ -98,42 +111,32 @@ def block(
     Shapes    x [N, T, C] -> y [N, T, C]
     Keeps     residuals in `res` when it is given, without the fields named in `drop`
     """
-    eps = layer.config.rms_norm_eps
-
-    def run(part: str, y: Array, r: Any, drop: frozenset[str] = drop) -> Array:
-        for field in _INNER:
-            if getattr(r, field, None) is not None:
-                tap(f"{layer.name(part)}.{field}", getattr(r, field))
-        tap(layer.name(part), y)
-        if res is not None:
-            res[part] = _without(r, drop)
-        return y
-
+    eps, run = layer.config.rms_norm_eps, _recorder(layer, res, drop, tap)
     n = run("input_layernorm", *ops.rmsnorm(x, layer.weight("input_layernorm"), eps=eps))
-    q, k, v = _qkv(n, layer, run, drop)
+    q, k, v = qkv(n, layer, run, drop)
     if past is not None:
         k, v = past.extend(k, v)
     o = run("self_attn.attention", *ops.attention(q, k, v))
     del n, q, k, v
     o = o.reshape(*x.shape[:2], -1)  # [N, T, H·D]
-    a = x + run("self_attn.o_proj", *_project("self_attn.o_proj", o, layer, drop))
+    a = x + run("self_attn.o_proj", *project("self_attn.o_proj", o, layer, drop))
     del o
     tap(layer.name("after_attention"), a)
 
     part = "post_attention_layernorm"
     n = run(part, *ops.rmsnorm(a, layer.weight(part), eps=eps))
-    gate = run("mlp.gate_proj", *_project("mlp.gate_proj", n, layer, drop))
-    up = run("mlp.up_proj", *_project("mlp.up_proj", n, layer, drop))
+    gate = run("mlp.gate_proj", *project("mlp.gate_proj", n, layer, drop))
+    up = run("mlp.up_proj", *project("mlp.up_proj", n, layer, drop))
     del n
     z = run("mlp.swiglu", *ops.swiglu(gate, up, drop=drop))
     del gate, up
     drop_z = drop | {"x"} if "z" in drop else drop
-    y = a + run("mlp.down_proj", *_project("mlp.down_proj", z, layer, drop), drop_z)
+    y = a + run("mlp.down_proj", *project("mlp.down_proj", z, layer, drop), drop_z)
     tap(f"model.layers.{layer.number}", y)
     return y
 
 
-def _project_bwd(
+def project_bwd(
     part: str, dy: Array, r: Any, layer: Layer, params: bool
 ) -> tuple[Array, dict[str, Array]]:
     """Backward of one projection: dx, and the gradients of A, B (and of W, b when `params`)."""
@@ -165,17 +168,12 @@ def _rebuild_qkv(res: dict[str, Any], layer: Layer) -> None:
     """Give attention its q, k and v back when they were dropped: projections, biases, RoPE."""
     if res["self_attn.attention"].q is None:
         n = res["self_attn.q_proj"].x
-        q, k, v = _qkv(n, layer, lambda part, y, r: y, frozenset({"h"}))
+        q, k, v = qkv(n, layer, lambda part, y, r: y, frozenset({"h"}))
         res["self_attn.attention"] = res["self_attn.attention"]._replace(q=q, k=k, v=v)
 
 
 def block_bwd(
-    dy: Array,
-    res: dict[str, Any],
-    layer: Layer,
-    *,
-    params: bool = False,
-    tap: Tap = untapped,
+    dy: Array, res: dict[str, Any], layer: Layer, *, params: bool = False, tap: Tap = untapped
 ) -> tuple[Array, dict[str, Array]]:
     """VJP of block: dx, and the gradients of its LoRA matrices (with `params` of every weight).
 
@@ -187,7 +185,7 @@ def block_bwd(
 
     def back(part: str, dy: Array) -> Array:
         tap(f"{layer.name(part)}.grad", dy)
-        dx, found = _project_bwd(part, dy, res.pop(part), layer, params)
+        dx, found = project_bwd(part, dy, res.pop(part), layer, params)
         grads.update(found)
         return dx
 

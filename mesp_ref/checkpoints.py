@@ -17,12 +17,16 @@ from mesp_ref.ops import Array
 class Checkpoints(Protocol):
     """A stack of arrays."""
 
+    halves: bool  # is room for the input of each half of a block, too, free of memory?
+
     def push(self, x: Array) -> None: ...
     def pop(self) -> Array: ...
 
 
 class RamCheckpoints:
     """Checkpoints kept in memory: references, nothing is copied."""
+
+    halves = False
 
     def __init__(self) -> None:
         self._stack: list[Array] = []
@@ -41,60 +45,51 @@ class RamCheckpoints:
 
 
 class DiskCheckpoints:
-    """Checkpoints in one unnamed mapped file, `count` arrays of one shape.
+    """Checkpoints in one unnamed file, each mapped on its own.
 
-    The space is reserved before the file is mapped, so a disk that is too full is an error here and
-    not a bus error at the first write. The file has no name: it vanishes with the process.
+    The space is reserved before it is mapped, so a disk that is too full is an error here and not
+    a bus error at the first write. The file has no name: it vanishes with the process.
 
     Raises MespRefError when the space cannot be reserved.
     """
 
-    def __init__(self, count: int, directory: str | Path | None = None):
-        self._count, self._directory = count, directory
-        self._file: BinaryIO | None = None
-        self._map: mmap.mmap | None = None
-        self._shape: tuple[int, ...] = ()
-        self._dtype = np.dtype(np.float32)
-        self._held = 0
+    halves = True
 
-    def _reserve(self, x: Array) -> None:
-        self._shape, self._dtype = x.shape, x.dtype
-        size = max(1, self._count * x.nbytes)
-        folder = Path(self._directory or tempfile.gettempdir())
+    def __init__(self, directory: str | Path | None = None):
+        self._folder = Path(directory or tempfile.gettempdir())
+        self._file: BinaryIO | None = None
+        self._maps: list[tuple[mmap.mmap, np.dtype, tuple[int, ...]]] = []
+        self._end = 0
+
+    def push(self, x: Array) -> None:
+        size = -(-max(1, x.nbytes) // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         try:
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # outlives this call
-            os.posix_fallocate(self._file.fileno(), 0, size)
-            self._map = mmap.mmap(self._file.fileno(), size)
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # outlives us
+            os.posix_fallocate(self._file.fileno(), self._end, size)
+            room = mmap.mmap(self._file.fileno(), size, offset=self._end)
         except OSError as error:
             self._close()
             raise MespRefError(
-                f"{folder}: checkpoints need {size} bytes: {error.strerror}; free space, "
+                f"{self._folder}: a checkpoint needs {size} bytes: {error.strerror}; free space, "
                 "set TMPDIR to another disk or keep checkpoints in RAM"
             ) from None
-
-    def _slot(self, index: int) -> Array:
-        assert self._map is not None, "pop before push"
-        size = math.prod(self._shape)
-        start = index * size * self._dtype.itemsize
-        return np.frombuffer(self._map, self._dtype, size, start).reshape(self._shape)
-
-    def push(self, x: Array) -> None:
-        if self._map is None:
-            self._reserve(x)
-        self._slot(self._held)[...] = x
-        self._held += 1
+        self._end += size
+        self._maps.append((room, x.dtype, x.shape))
+        np.frombuffer(room, x.dtype, x.size).reshape(x.shape)[...] = x
 
     def pop(self) -> Array:
-        """The latest array as a read-only view of the map."""
-        self._held -= 1
-        view = self._slot(self._held)
+        """The latest array as a read-only view of its map."""
+        room, dtype, shape = self._maps.pop()
+        view = np.frombuffer(room, dtype, math.prod(shape)).reshape(shape)
         view.flags.writeable = False
         return view
 
     def _close(self) -> None:
         if self._file is not None:
-            self._file.close()  # views that are still alive keep the map itself open
-        self._file = self._map = None
+            self._file.close()  # a view that is still alive keeps its map open
+        self._file = None
+        self._maps.clear()
 
     def __enter__(self) -> "DiskCheckpoints":
         return self
@@ -108,13 +103,13 @@ class DiskCheckpoints:
         self._close()
 
 
-def open_checkpoints(kind: str, count: int) -> RamCheckpoints | DiskCheckpoints:
-    """The stack that "ram" or "disk" names, for `count` blocks.
+def open_checkpoints(kind: str) -> RamCheckpoints | DiskCheckpoints:
+    """The stack that "ram" or "disk" names.
 
     Raises MespRefError for another kind.
     """
     if kind == "ram":
         return RamCheckpoints()
     if kind == "disk":
-        return DiskCheckpoints(count)
+        return DiskCheckpoints()
     raise MespRefError(f"checkpoints: found {kind!r}, expected 'ram' or 'disk'")

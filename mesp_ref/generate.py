@@ -1,7 +1,8 @@
 """Text from a model, token by token: the same attention op over a cache of keys and values."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,33 +96,59 @@ def generate(
             raise MespRefError(f"prompts[{i}]: found no tokens, expected at least one")
         by_length[len(prompt)].append(i)
 
-    def choose(z: Array, rng: np.random.Generator) -> int:
-        if temperature == 0:
-            return int(z.argmax())
-        p = _probabilities(z, temperature, top_k, top_p)
-        return int(rng.choice(len(p), p=p))
-
+    pick = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
     results: list[list[int]] = [[] for _ in prompts]
     for indices in by_length.values():
         ids = check_ids(model.config, [list(prompts[i]) for i in indices], "prompts")
         rngs = [np.random.default_rng((seed, i)) for i in indices]
-        caches = _new_caches(model, len(ids), ids.shape[1] + max_new_tokens)
-        alive = np.array(indices)
-        for _ in range(max_new_tokens):
-            n = hidden_states(model, ids, adapter, caches)[:, -1]  # [N, C]
-            scores, _ = linear(n, model.weights(model.head))
-            tokens = np.array([choose(z, rng) for z, rng in zip(scores, rngs, strict=True)])
-            for i, token in zip(alive, tokens, strict=True):
-                results[i].append(int(token))
-            going = np.array([token not in ends for token in tokens])
-            if not going.any():
-                break
-            if not going.all():
-                alive, rngs = alive[going], [r for r, on in zip(rngs, going, strict=True) if on]
-                for cache in caches:
-                    cache.keep(going)
-            ids = tokens[going, None]
+        texts = _run(model, ids, adapter, rngs, pick, max_new_tokens, ends)
+        for i, text in zip(indices, texts, strict=True):
+            results[i] = text
     return results
+
+
+def _choose(
+    logits: Array,
+    rng: np.random.Generator,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> int:
+    """The next token: the likeliest at temperature 0, otherwise a draw."""
+    if temperature == 0:
+        return int(logits.argmax())
+    p = _probabilities(logits, temperature, top_k, top_p)
+    return int(rng.choice(len(p), p=p))
+
+
+def _run(
+    model: Model,
+    ids: Array,
+    adapter: Adapter | None,
+    rngs: list[np.random.Generator],
+    pick: Callable[[Array, np.random.Generator], int],
+    max_new_tokens: int,
+    ends: frozenset[int],
+) -> list[list[int]]:
+    """Continue prompts of one length, [N, T], together; a sequence leaves the batch at its end."""
+    caches = _new_caches(model, len(ids), ids.shape[1] + max_new_tokens)
+    texts: list[list[int]] = [[] for _ in ids]
+    alive = np.arange(len(ids))
+    for _ in range(max_new_tokens):
+        n = hidden_states(model, ids, adapter, caches)[:, -1]  # [N, C]
+        scores, _ = linear(n, model.weights(model.head))
+        tokens = [pick(z, rngs[i]) for z, i in zip(scores, alive, strict=True)]
+        for i, token in zip(alive, tokens, strict=True):
+            texts[i].append(token)
+        going = np.array([token not in ends for token in tokens])
+        if not going.any():
+            break
+        if not going.all():
+            alive = alive[going]
+            for cache in caches:
+                cache.keep(going)
+        ids = np.array(tokens)[going, None]
+    return texts
 
 
 def _new_caches(model: Model, batch: int, capacity: int) -> list[KeyValueCache]:

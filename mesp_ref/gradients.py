@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from mesp_ref.checkpoints import open_checkpoints
+from mesp_ref.checkpoints import Checkpoints, open_checkpoints
 from mesp_ref.errors import MespRefError
 from mesp_ref.inputs import check_batch
 from mesp_ref.lora import Adapter, check_adapter
 from mesp_ref.methods import METHODS, Gradients, OnGradients, Step, store_all
 from mesp_ref.model import EMBEDDING, Model, layers
+from mesp_ref.ops import Array
 from mesp_ref.weights import ArrayWeights
 
 
@@ -48,32 +49,39 @@ def loss_and_grads(
         check_adapter(adapter, model.config)
     if not eps > 0:
         raise MespRefError(f"eps: found {eps!r}, expected a positive number")
-    ids, targets = check_batch(model.config, input_ids, labels)
     grads: Gradients = {}
-    emit = on_gradients or (lambda index, found: grads.update(found))
-    with open_checkpoints(checkpoints, model.config.num_hidden_layers) as stack:
-        blocks = layers(model, adapter, 0, ids.shape[1])
-        step = Step(
-            model,
-            adapter,
-            ids,
-            targets,
-            blocks,
-            trainable == "all",
-            emit,
-            stack,
-            _parameters(model, adapter, trainable == "all") if method == "mezo" else {},
-            seed,
-            eps,
-        )
+    with open_checkpoints(checkpoints) as stack:
+        step = new_step(
+            model, adapter, *check_batch(model.config, input_ids, labels), stack,
+            on_gradients or (lambda number, found: grads.update(found)),
+            params=trainable == "all",
+        )  # fmt: skip
+        if method == "mezo":
+            step = step._replace(parameters=_parameters(step), seed=seed, eps=eps)
         loss = METHODS[method](step)
     return loss.item(), grads
 
 
-def _parameters(model: Model, adapter: Adapter | None, everything: bool) -> dict[int, Gradients]:
+def new_step(
+    model: Model,
+    adapter: Adapter | None,
+    ids: Array,
+    labels: Array,
+    stack: Checkpoints,
+    emit: OnGradients,
+    *,
+    params: bool,
+) -> Step:
+    """A step of a checked batch [N, T], ready for a method."""
+    blocks = layers(model, adapter, 0, ids.shape[1])
+    return Step(model, adapter, ids, labels, blocks, params, emit, stack)
+
+
+def _parameters(step: Step) -> dict[int, Gradients]:
     """The arrays that mezo perturbs, by the number under which their gradients are handed over."""
     named: Gradients = {}
-    if everything:
+    model, adapter = step.model, step.adapter
+    if step.params:
         if not isinstance(model.weights, ArrayWeights):
             raise MespRefError(
                 "model: found mapped read-only weights, expected arrays in memory for mezo with "
@@ -112,9 +120,7 @@ def trace(model: Model, adapter: Adapter | None, input_ids: Any, labels: Any) ->
     def emit(index: int, grads: Gradients) -> None:
         named.update({f"{name}.grad": grad for name, grad in grads.items()})
 
-    blocks, stack = layers(model, adapter, 0, ids.shape[1]), open_checkpoints("ram", 0)
-    step = Step(
-        model, adapter, ids, targets, blocks, True, emit, stack, {}, 0, 1.0, named.__setitem__
-    )
-    store_all(step)
+    with open_checkpoints("ram") as stack:
+        step = new_step(model, adapter, ids, targets, stack, emit, params=True)
+        store_all(step._replace(tap=named.__setitem__))
     return named

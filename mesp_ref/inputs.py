@@ -30,7 +30,7 @@ def check_ids(config: Qwen2Config, ids: Any, what: str = "input_ids") -> Array:
             f"{what}: found token id {found}, expected 0 to {config.vocab_size - 1} "
             "(vocab_size); is this the model's own tokenizer?"
         )
-    return array
+    return array.astype(np.int64, copy=False)  # unsigned ids could not hold −100
 
 
 def check_batch(config: Qwen2Config, input_ids: Any, labels: Any) -> tuple[Array, Array]:

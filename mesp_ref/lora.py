@@ -92,7 +92,7 @@ def parse_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in PROJECTIONS if name in asked)
 
 
-def _check_rank(rank: object, alpha: object, where: str) -> None:
+def check_rank(rank: object, alpha: object, where: str) -> None:
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise MespRefError(f"{where}: found {rank!r}, expected a rank of 1 or more")
     if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
@@ -117,7 +117,7 @@ def init_lora(
     Raises MespRefError for a rank below 1, alpha not finite or unknown targets.
     Source    PEFT LoraLayer.reset_lora_parameters: kaiming_uniform(a=√5) is uniform ±1/√in
     """
-    _check_rank(rank, alpha, "rank")
+    check_rank(rank, alpha, "rank")
     wanted, names = compute_dtype(dtype), parse_targets(targets)
     rng = np.random.default_rng(seed)
     weights = {}
@@ -176,6 +176,9 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
     "lora_bias": (False, None),
     "trainable_token_indices": (None, []),
     "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    # Others (pissa, olora, corda, loftq, …) also changed the base weights they were made from.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
 }
 
 
@@ -196,7 +199,7 @@ def _read_adapter_config(file: Path) -> dict[str, Any]:
                 f"{file}: {name}: found {values[name]!r}, expected {unused[0]!r}; "
                 "the engine computes plain LoRA only"
             )
-    _check_rank(values.get("r"), values.get("lora_alpha"), f"{file}: r")
+    check_rank(values.get("r"), values.get("lora_alpha"), f"{file}: r")
     return values
 
 
@@ -227,13 +230,13 @@ def load_adapter(
         values["r"], float(values["lora_alpha"]), parse_targets(targets),
         bool(values.get("use_rslora")), weights, values.get("base_model_name_or_path"),
     )  # fmt: skip
-    _check_tensors(adapter, file.path)
+    check_pairs(adapter, file.path)
     if config is not None:
         check_adapter(adapter, config, str(file.path))
     return adapter
 
 
-def _check_tensors(adapter: Adapter, file: Path) -> None:
+def check_pairs(adapter: Adapter, file: Path) -> None:
     """Every A has its B, and both have the rank of the configuration."""
     for name, array in adapter.weights.items():
         is_a = name.endswith("lora_A.weight")

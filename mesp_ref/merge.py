@@ -1,6 +1,5 @@
 """Fold an adapter into its base: W + s·B·A, as a checkpoint directory of its own."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,17 +7,7 @@ from typing import Any
 from mesp_ref.lora import Adapter, check_adapter
 from mesp_ref.model import Model
 from mesp_ref.ops import Array
-from mesp_ref.weights import new_directory, save_checkpoint
-
-_COMPANIONS = (
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "chat_template*",
-)
+from mesp_ref.weights import copy_companions, new_directory, save_checkpoint
 
 
 class _Merged(Mapping[str, Array]):
@@ -53,7 +42,5 @@ def merge(
     check_adapter(adapter, model.config)
     with new_directory(path, overwrite=overwrite) as aside:
         save_checkpoint(model.config, _Merged(model, adapter), aside, dtype or model.dtype)
-        for pattern in _COMPANIONS if model.path is not None else ():
-            assert model.path is not None
-            for file in model.path.glob(pattern):
-                shutil.copyfile(file, aside / file.name)
+        if model.path is not None:
+            copy_companions(model.path, aside)

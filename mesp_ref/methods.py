@@ -1,14 +1,17 @@
-"""Four ways to the gradient of one step, and what each keeps in memory.
+"""Five ways to the gradient of one step, and what each keeps in memory.
 
     store_all   every residual of every block                            exact
     mebp        one checkpoint per block; re-runs a block, keeps it all  exact
     mesp        the same checkpoints; re-runs a block, keeps eight       exact
+    mesp_tiled  block inputs; half a block at a time, its ops in tiles   exact
     mezo        nothing; two forwards on seeded noise                    an estimate
 
-The exact three call the same op pairs in the same order, so their gradients agree bit for bit.
+The first three call the same op pairs in the same order, so their gradients agree bit for bit;
+those of mesp_tiled agree up to the order of summation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,17 +20,10 @@ from mesp_ref import ops
 from mesp_ref.block import MESP, Layer, Tap, block, block_bwd, untapped
 from mesp_ref.checkpoints import Checkpoints
 from mesp_ref.lora import Adapter
-from mesp_ref.model import (
-    EMBEDDING,
-    NORM,
-    Model,
-    embed,
-    shift,
-)
-from mesp_ref.model import (
-    loss as forward_loss,
-)
-from mesp_ref.ops import Array
+from mesp_ref.model import EMBEDDING, NORM, Model, embed, shift
+from mesp_ref.model import loss as forward_loss
+from mesp_ref.ops import Array, tiled
+from mesp_ref.tiled import NamedMatrix, attention_half, attention_half_bwd, mlp_half, mlp_half_bwd
 
 Gradients = dict[str, Array]
 OnGradients = Callable[[int, Gradients], object]
@@ -44,9 +40,9 @@ class Step(NamedTuple):
     params: bool  # also the gradients of the base weights
     emit: OnGradients  # called once a block, when its gradients are complete
     checkpoints: Checkpoints
-    parameters: dict[int, Gradients]  # what is trained, by block, in the order mezo draws
-    seed: int
-    eps: float
+    parameters: Mapping[int, Gradients] = MappingProxyType({})  # mezo: what it perturbs, by block
+    seed: int = 0  # mezo
+    eps: float = 1e-3  # mezo
     tap: Tap = untapped
 
 
@@ -60,11 +56,12 @@ def store_all(step: Step) -> Array:
         res: dict[str, Any] = {}
         x = block(x, layer, res=res, tap=step.tap)
         kept.append(res)
-    loss, dx, head = _head(step, x)
+    loss, dx, head = _head(step, x, step.model.weights(step.model.head))
     del x
     for layer in reversed(step.layers):
         dx, grads = block_bwd(dx, kept.pop(), layer, params=step.params, tap=step.tap)
         step.emit(layer.number, grads)
+        del grads  # handed over
     _embed_bwd(step, dx, head)
     return loss
 
@@ -82,6 +79,7 @@ def mebp(step: Step) -> Array:
         block(step.checkpoints.pop(), layer, res=res)
         dx, grads = block_bwd(dx, dict(res), layer, params=step.params)  # `res` holds on to all
         step.emit(layer.number, grads)
+        del grads  # handed over
     _embed_bwd(step, dx, head)
     return loss
 
@@ -99,6 +97,34 @@ def mesp(step: Step) -> Array:
         block(step.checkpoints.pop(), layer, res=res, drop=MESP)
         dx, grads = block_bwd(dx, res, layer, params=step.params)
         step.emit(layer.number, grads)
+        del grads  # handed over
+    _embed_bwd(step, dx, head)
+    return loss
+
+
+def mesp_tiled(step: Step) -> Array:
+    """MeSP in tiles: no array of T·T, T·F or T·V elements; half a block is alive at a time.
+
+    Keeps     the input of each block, and on disk, where it costs no memory, of each half; in RAM
+              the input of the second half is computed again
+    """
+    x, halves = embed(step.model, step.ids), step.checkpoints.halves
+    for layer in step.layers:
+        step.checkpoints.push(x)
+        x = attention_half(x, layer)
+        if halves:
+            step.checkpoints.push(x)
+        x = mlp_half(x, layer)
+    loss, dx, head = _head(step, x, NamedMatrix(step.model.weights, step.model.head), tiled)
+    for layer in reversed(step.layers):
+        x = step.checkpoints.pop()
+        a = x if halves else attention_half(x, layer)
+        dx, grads = mlp_half_bwd(dx, a, layer, params=step.params)
+        del a
+        x = step.checkpoints.pop() if halves else x
+        dx, found = attention_half_bwd(dx, x, layer, params=step.params)
+        step.emit(layer.number, found | grads)
+        del grads, found  # handed over
     _embed_bwd(step, dx, head)
     return loss
 
@@ -126,10 +152,7 @@ def mezo(step: Step) -> Array:
 
 
 METHODS: dict[str, Callable[[Step], Array]] = {
-    "store_all": store_all,
-    "mebp": mebp,
-    "mesp": mesp,
-    "mezo": mezo,
+    method.__name__: method for method in (store_all, mebp, mesp, mesp_tiled, mezo)
 }
 
 
@@ -139,33 +162,35 @@ def _checkpointed_forward(step: Step) -> tuple[Array, Array, Array | None]:
     for layer in step.layers:
         step.checkpoints.push(x)
         x = block(x, layer)
-    return _head(step, x)
+    return _head(step, x, step.model.weights(step.model.head))
 
 
-def _head(step: Step, x: Array) -> tuple[Array, Array, Array | None]:
+def _head(step: Step, x: Array, w: Any, lm: Any = ops) -> tuple[Array, Array, Array | None]:
     """Final norm, head and loss, forward and backward: the loss, dx, and the tied table's gradient.
+
+    `w` is the head's weight and `lm` whose lm_loss it is given to, plain ops' or tiled ops'.
 
     An untied head's gradient and the norm's go to `emit` as block number num_hidden_layers.
     """
     model, labels = step.model, shift(step.labels)
-    w, w_norm, eps = model.weights(model.head), model.weights(NORM), model.config.rms_norm_eps
+    w_norm, eps = model.weights(NORM), model.config.rms_norm_eps
     n, r_norm = ops.rmsnorm(x, w_norm, eps=eps)
     step.tap("model.norm", n)
-    loss, r_loss = ops.lm_loss(n, w, labels)
+    loss, r_loss = lm.lm_loss(n, w, labels)
     if step.tap is not untapped:
         _tap_logits(step, n, w, labels)
-    dn = ops.lm_loss_bwd(1.0, r_loss, w)
+    dn = lm.lm_loss_bwd(1.0, r_loss, w)
     step.tap("model.norm.grad", dn)
-    tied = None
+    dx, tied = ops.rmsnorm_bwd(dn, r_norm, w_norm, eps=eps), None  # before `emit` may update w
     if step.params:
-        dw = ops.lm_loss_bwd_params(1.0, r_loss, w)
+        dw = lm.lm_loss_bwd_params(1.0, r_loss, w)
         grads = {NORM: ops.rmsnorm_bwd_params(dn, r_norm, w_norm, eps=eps)}
         if model.config.tie_word_embeddings:
             tied = dw
         else:
             grads[model.head] = dw
         step.emit(model.config.num_hidden_layers, grads)
-    return loss, ops.rmsnorm_bwd(dn, r_norm, w_norm, eps=eps), tied
+    return loss, dx, tied
 
 
 def _tap_logits(step: Step, n: Array, w: Array, labels: Array) -> None:
@@ -191,13 +216,11 @@ def _noise(step: Step) -> Iterator[tuple[int, Gradients]]:
     """z ~ N(0, 1) for every parameter, block by block: the same numbers for the same seed."""
     rng = np.random.default_rng(step.seed)
     for number, parameters in step.parameters.items():
-        yield (
-            number,
-            {
-                name: rng.standard_normal(array.shape, dtype=array.dtype)
-                for name, array in parameters.items()
-            },
-        )
+        noise = {
+            name: rng.standard_normal(array.shape, dtype=array.dtype)
+            for name, array in parameters.items()
+        }
+        yield number, noise
 
 
 def _perturb(step: Step, by: float) -> None:

@@ -11,7 +11,7 @@ from mesp_ref.config import Qwen2Config
 from mesp_ref.inputs import check_batch, check_ids
 from mesp_ref.lora import Adapter
 from mesp_ref.ops import IGNORED, Array, embedding, linear, lm_loss, rmsnorm, rope_tables
-from mesp_ref.weights import ArrayWeights, Weights, open_checkpoint, random_arrays
+from mesp_ref.weights import Weights
 
 EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
 
@@ -33,29 +33,6 @@ class Model:
     def head(self) -> str:
         """Name of the head's weight: the embedding table itself when the two are tied."""
         return EMBEDDING if self.config.tie_word_embeddings else "lm_head.weight"
-
-
-def load_model(path: str | Path, dtype: Any = "float32") -> Model:
-    """Open a Hugging Face Qwen2 directory; its weights stay in the mapped files.
-
-    Raises MespRefError naming file and field for what is missing, malformed or not computed.
-    """
-    config, weights = open_checkpoint(path, dtype)
-    return Model(config, weights, Path(path))
-
-
-def random_model(
-    config: Qwen2Config, *, seed: int = 0, dtype: Any = "float32", std: float = 0.02
-) -> Model:
-    """A model with seeded random weights in memory, ready to be trained from scratch."""
-    return Model(config, ArrayWeights(random_arrays(config, seed=seed, dtype=dtype, std=std)))
-
-
-def read_into_memory(model: Model, dtype: Any = None) -> Model:
-    """A writable copy of a model, so that every weight can be trained or perturbed."""
-    names = model.weights.names()
-    arrays = {name: np.array(model.weights(name), dtype=dtype) for name in names}
-    return Model(model.config, ArrayWeights(arrays), model.path)
 
 
 def shift(labels: Array) -> Array:

@@ -21,14 +21,16 @@ def rows(x: Array) -> Array:
 def sigmoid(x: Array) -> Array:
     """Logistic function without overflow and without losing its small values.
 
-    Forward   e = exp(−|x|);  σ = 1/(1+e) where x ≥ 0, e/(1+e) elsewhere
-    Shapes    x [...] -> [...], real or complex; the branch looks at the real part only, so the
-              function stays analytic and a complex step passes through it
+    Forward   σ = a/(a + b) with a = exp(min(x, 0)), b = exp(−max(x, 0)): 1/(1+e⁻ˣ) where x ≥ 0 and
+              eˣ/(1+eˣ) elsewhere, because one of the two exponentials is exp(0) = 1
+    Shapes    x [...] -> [...], real or complex; NumPy's minimum looks at the real part first, so
+              the function stays analytic and a complex step passes through it
     Why       1/(1+exp(−x)) is NaN at complex −800, and 0.5·(1+tanh(x/2)) is 0 at −40
     """
-    positive = x.real >= 0
-    e = np.exp(np.where(positive, -x, x))
-    y = np.where(positive, 1, e).astype(x.dtype, copy=False)
-    e += 1
-    y /= e
-    return y
+    a = np.minimum(x, 0)
+    b = a - x  # −max(x, 0)
+    np.exp(a, out=a)
+    np.exp(b, out=b)
+    b += a
+    a /= b
+    return a
