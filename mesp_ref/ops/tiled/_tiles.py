@@ -1,0 +1,83 @@
+"""What the tiled ops share: weights that come in tiles, and the bounds of tiles."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mesp_ref.ops._array import Array
+
+SCRATCH = 1 << 18  # elements of one tile array: 1 MB in float32
+
+
+class Matrix(Protocol):
+    """A weight [out, in] that hands out tiles in the compute dtype; each dies with its user."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def rows(self, a: int, b: int) -> Array: ...
+    def cols(self, a: int, b: int) -> Array: ...
+
+
+class Whole(NamedTuple):
+    """A plain array as a Matrix; its tiles are views."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    def rows(self, a: int, b: int) -> Array:
+        return self.array[a:b]
+
+    def cols(self, a: int, b: int) -> Array:
+        return self.array[:, a:b]
+
+
+def matrix(w: Matrix | Array) -> Matrix:
+    """A weight as a Matrix."""
+    return Whole(w) if isinstance(w, np.ndarray) else w
+
+
+def tiles(length: int, width: int) -> Iterator[tuple[int, int]]:
+    """Bounds (a, b) of the fewest tiles no wider than `width`, as even as they can be."""
+    count = -(-length // width)
+    step = -(-length // max(1, count))
+    return ((a, min(a + step, length)) for a in range(0, length, max(1, step)))
+
+
+def widest(length: int, width: int) -> int:
+    """Size of the largest tile: what scratch must hold."""
+    return max((b - a for a, b in tiles(length, width)), default=0)
+
+
+def view(scratch: Array, *shape: int) -> Array:
+    """The beginning of a flat scratch array as a contiguous array of another shape."""
+    return scratch[: int(np.prod(shape))].reshape(shape)
+
+
+def fit(length: int, low: int, high: int) -> int:
+    """How many columns of `length` elements fill one tile array, between `low` and `high`."""
+    return max(low, min(high, SCRATCH // max(1, length)))
+
+
+def mlp_width(rows: int) -> int:
+    """Columns of the MLP at once: GEMMs get slow below 250 and no faster above 600."""
+    return fit(rows, 256, 640)
+
+
+def query_tile(share: int, keys: int) -> int:
+    """Queries at once, whose scores stand in `share` rows each of up to `keys` columns."""
+    return fit(share * keys, 16, 64)
+
+
+def vocabulary_tile(rows: int) -> int:
+    """Vocabulary entries at once."""
+    return fit(rows, 256, 1024)

@@ -1,0 +1,98 @@
+"""Tiled ops and mesp_tiled beside the plain ones; the oracles of both are in test_ops."""
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mesp_ref as mr
+from mesp_ref import ops
+from mesp_ref.config import Qwen2Config
+from mesp_ref.ops import tiled
+from mesp_ref.registry import OPS, Sizes
+
+SIZES = Sizes(n=2, t=11, past=4, c=13, g=2, share=3, d=6, f=17, v=29, r=3)
+
+
+@pytest.mark.parametrize("tile", [1, 3, 11, 64])
+def test_attention_does_not_depend_on_its_tiles(tile: int) -> None:
+    given = OPS["attention"].sample(np.random.default_rng(0), SIZES, np.float64)
+    do = np.random.default_rng(1).standard_normal(given["q"].shape)
+    (o, res), (expected, plain) = tiled.attention(**given, tile=tile), ops.attention(**given)
+    np.testing.assert_allclose(o, expected, rtol=0, atol=1e-14)
+    pairs = zip(tiled.attention_bwd(do, res, tile=tile), ops.attention_bwd(do, plain), strict=True)
+    for got, wanted in pairs:
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("width", [1, 7, 29, 64])
+def test_head_does_not_depend_on_its_tiles(width: int) -> None:
+    given = OPS["lm_loss"].sample(np.random.default_rng(0), SIZES, np.float64)
+    w = given["w"]
+    (loss, res), (expected, plain) = tiled.lm_loss(**given, width=width), ops.lm_loss(**given)
+    assert abs(loss - expected) <= 1e-14
+    np.testing.assert_allclose(
+        tiled.lm_loss_bwd(0.7, res, w), ops.lm_loss_bwd(0.7, plain, w), rtol=0, atol=1e-14
+    )
+    dw = tiled.lm_loss_bwd_params(0.7, res, w, width=width)
+    np.testing.assert_allclose(dw, ops.lm_loss_bwd_params(0.7, plain, w), rtol=0, atol=1e-14)
+
+
+def test_head_of_a_batch_without_labels_is_zero() -> None:
+    x, w = np.ones((1, 3, 4)), np.ones((5, 4))
+    loss, res = tiled.lm_loss(x, w, np.full((1, 3), -100))
+    assert loss == 0
+    assert not res.dx.any()
+
+
+def test_head_survives_huge_logits() -> None:
+    """The running maximum is subtracted, whichever tile it stands in."""
+    x, w = np.array([[1.0], [-1.0]]), np.linspace(-3000, 3000, 7)[:, None]
+    loss, res = tiled.lm_loss(x, w, np.array([6, 0]), width=2)
+    assert loss == 0
+    assert np.isfinite(res.dx).all()
+
+
+def test_attention_holds_no_square_array() -> None:
+    q, k = np.zeros((1, 1024, 4, 8), np.float32), np.zeros((1, 1024, 2, 8), np.float32)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        o, res = tiled.attention(q, k, k)
+        tiled.attention_bwd(o, res)
+        most = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert most < 1024 * 1024 * 4  # one head's scores alone
+
+
+@pytest.mark.parametrize("checkpoints", ["ram", "disk"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("targets", ["all", ("q_proj", "down_proj"), ("gate_proj",)])
+def test_mesp_tiled_agrees_with_mesp(tied: bool, targets: Any, checkpoints: str) -> None:
+    """Every gradient of LoRA and base weights, in float64 to 1e-12 of its largest entry."""
+    config = Qwen2Config(53, 24, 40, 3, 6, 2, 4, tie_word_embeddings=tied)
+    model = mr.random_model(config, dtype="float64", std=0.2)
+    adapter = mr.init_lora(config, rank=3, b_std=0.2, dtype="float64", targets=targets)
+    ids = np.random.default_rng(0).integers(0, 53, (2, 11))
+    labels = np.where(np.arange(11) < 4, -100, ids)
+    given = model, adapter, ids, labels
+    loss, grads = mr.loss_and_grads(*given, method="mesp", trainable="all")
+    again, found = mr.loss_and_grads(
+        *given, method="mesp_tiled", trainable="all", checkpoints=checkpoints
+    )
+    assert abs(again - loss) <= 1e-14 * loss
+    assert found.keys() == grads.keys()
+    for name, expected in grads.items():
+        limit = 1e-12 * np.abs(expected).max()  # measured: 2e-14
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=limit, err_msg=name)
+
+
+def test_tiles_cover_evenly() -> None:
+    for length in range(1, 40):
+        for width in range(1, 45):
+            bounds = list(tiled.tiles(length, width))
+            assert [a for a, _ in bounds[1:]] == [b for _, b in bounds[:-1]]
+            assert (bounds[0][0], bounds[-1][1]) == (0, length)
+            assert max(b - a for a, b in bounds) == tiled.widest(length, width) <= width
