@@ -12,7 +12,9 @@ from safetensors.numpy import save_file
 from mesp_ref.config import Qwen2Config
 from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array
+from mesp_ref.weights.affine import Quantization, is_packed, open_quantized, part_names
 from mesp_ref.weights.files import write_aside
+from mesp_ref.weights.quantized import Quantized
 from mesp_ref.weights.safetensors import MappedFile, Stored
 from mesp_ref.weights.source import LazyWeights, compute_dtype
 
@@ -39,7 +41,8 @@ def _shards(directory: Path) -> dict[str, MappedFile]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise MespRefError(f"{index}: weight_map: expected tensor names to file names") from None
     for name in names:
-        if PurePosixPath(name).name != name or "\\" in name or name in ("", ".", ".."):
+        inside = isinstance(name, str) and PurePosixPath(name).name == name and "\\" not in name
+        if not inside or name in ("", ".", ".."):
             raise MespRefError(
                 f"{index}: weight_map: found {name!r}, expected a file name inside the folder"
             )
@@ -53,35 +56,47 @@ def _shards(directory: Path) -> dict[str, MappedFile]:
 def _ignorable(name: str, config: Qwen2Config) -> bool:
     """Tensors that some writers add and that carry nothing: RoPE buffers, a tied head's copy."""
     return name.endswith("rotary_emb.inv_freq") or (
-        name == "lm_head.weight" and config.tie_word_embeddings
+        name.startswith("lm_head.") and config.tie_word_embeddings
     )
+
+
+def _stored(name: str, shape: tuple[int, ...], file: MappedFile, dtype: np.dtype) -> Stored:
+    """The table of a dense tensor, checked against the shape that config.json implies."""
+    raw, where = file.raw(name), f"{file.path}: {name}"
+    if raw.shape != shape:
+        raise MespRefError(
+            f"{where}: shape: found {list(raw.shape)}, expected {list(shape)} from config.json"
+        )
+    if raw.dtype.name not in _FLOATS:
+        raise MespRefError(f"{where}: dtype: found {raw.dtype}, expected a floating type")
+    return Stored(raw, dtype)
 
 
 def open_checkpoint(path: str | Path, dtype: Any = "float32") -> tuple[Qwen2Config, LazyWeights]:
     """Map a checkpoint directory: config.json with model.safetensors or its shards.
 
     Stored float16, bfloat16, float32 or float64 is decoded to `dtype` when an op asks for it;
-    the same dtype is a view of the file.
+    the same dtype is a view of the file. MLX affine 4-bit and 8-bit tensors are decoded at use.
 
     Raises MespRefError naming file and tensor for whatever is missing, extra, of another shape or
     type, or not computed by the engine.
     """
     directory, wanted = Path(path), compute_dtype(dtype)
     config = Qwen2Config.load(directory)
-    held, expected = _shards(directory), config.weight_shapes()
-    tables: dict[str, Stored] = {}
-    for name, shape in expected.items():
+    file = directory / "config.json"
+    quantization = Quantization(json.loads(file.read_text(encoding="utf-8")), str(file))
+    held = _shards(directory)
+    tables: dict[str, Stored | Quantized] = {}
+    expected: set[str] = set()
+    for name, shape in config.weight_shapes().items():
         if name not in held:
             raise MespRefError(f"{directory}: {name}: missing, expected {list(shape)}")
-        raw = held[name].raw(name)
-        where = f"{held[name].path}: {name}"
-        if raw.shape != shape:
-            raise MespRefError(
-                f"{where}: shape: found {list(raw.shape)}, expected {list(shape)} from config.json"
-            )
-        if raw.dtype.name not in _FLOATS:
-            raise MespRefError(f"{where}: dtype: found {raw.dtype}, expected a floating type")
-        tables[name] = Stored(raw, wanted)
+        if is_packed(name, held):
+            tables[name] = open_quantized(name, shape, quantization.of(name), held, wanted)
+            expected.update(part_names(name).values())
+        else:
+            tables[name] = _stored(name, shape, held[name], wanted)
+            expected.add(name)
     for name in held:
         if name not in expected and not _ignorable(name, config):
             raise MespRefError(
@@ -105,6 +120,14 @@ def save_checkpoint(
     }
     with write_aside(directory / "model.safetensors") as aside:
         save_file(tensors, aside, metadata={"format": "pt"})
-    values = config.to_dict() | {"dtype": stored.name, "torch_dtype": stored.name}
+    write_config(config, directory, stored)
+
+
+def write_config(
+    config: Qwen2Config, directory: Path, dtype: np.dtype, fields: Mapping[str, Any] | None = None
+) -> None:
+    """Write config.json: the model's sizes, the type its weights are stored in, further fields."""
+    types = {"dtype": dtype.name, "torch_dtype": dtype.name}
+    values = config.to_dict() | types | dict(fields or {})
     with write_aside(directory / "config.json") as aside:
         aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

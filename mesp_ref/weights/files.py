@@ -9,6 +9,17 @@ from pathlib import Path
 
 from mesp_ref.errors import MespRefError
 
+# What lies beside the weights of a checkpoint and belongs to the model, not to the weights.
+_COMPANIONS = (
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template*",
+)
+
 
 @contextmanager
 def write_aside(path: str | Path) -> Iterator[Path]:
@@ -65,3 +76,10 @@ def new_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         raise MespRefError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy tokenizer, chat template and generation settings of one checkpoint to another."""
+    for pattern in _COMPANIONS:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, target / file.name)

@@ -20,7 +20,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array
 
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the format's own library
-_DTYPES: dict[str, np.dtype] = {
+DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -90,18 +90,20 @@ class MappedFile:
         try:
             code, shape = entry["dtype"], tuple(entry["shape"])
             start, stop = entry["data_offsets"]
-            sane = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+            sane = isinstance(code, str) and all(
+                type(n) is int and n >= 0 for n in (*shape, start, stop)
+            )
         except (TypeError, KeyError, ValueError):
             sane = False
         if not sane:
             raise MespRefError(
                 f"{self.path}: {name}: expected dtype, shape and data_offsets, found {entry!r:.80}"
             )
-        if code not in _DTYPES:
+        if code not in DTYPES:
             raise MespRefError(
-                f"{self.path}: {name}: dtype: found {code!r}, expected one of {', '.join(_DTYPES)}"
+                f"{self.path}: {name}: dtype: found {code!r}, expected one of {', '.join(DTYPES)}"
             )
-        dtype, held = _DTYPES[code], len(self._map) - self._data
+        dtype, held = DTYPES[code], len(self._map) - self._data
         if stop > held:
             raise MespRefError(
                 f"{self.path}: {name}: ends at data byte {stop}, expected at most {held}; "

@@ -1,0 +1,91 @@
+"""mesp-ref convert: models and adapters of other programs."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mesp_ref.cli.options import add_command, add_json, print_json
+from mesp_ref.convert import convert_gguf
+from mesp_ref.lora import load_adapter, save_adapter
+from mesp_ref.lora_mlx import load_mlx_adapter, save_mlx_adapter
+
+_HELP = """\
+Bring models and adapters from other programs, and adapters to them.
+
+examples:
+  mesp-ref convert gguf --help
+  mesp-ref convert adapter --help
+"""
+
+_GGUF_HELP = """\
+Write a Qwen2 checkpoint directory from a GGUF file of llama or qwen2 architecture whose tensors
+are F32, F16, Q8_0 or Q4_1; transformers and mlx-lm load it too. Needs the gguf package:
+pip install 'mesp-ref[convert]'.
+
+examples:
+  mesp-ref convert gguf SmolLM2-135M-Instruct.Q4_1.gguf smollm2
+  mesp-ref convert gguf SmolLM2-135M-Instruct.Q4_1.gguf smollm2-16 --dtype bfloat16
+  mesp-ref convert gguf SmolLM2-135M-Instruct.Q4_1.gguf smollm2-4bit --packed
+"""
+
+_ADAPTER_HELP = """\
+Write an adapter in the other of two layouts: PEFT's, which this program and transformers read, or
+mlx-lm's. Which one is given is seen from the files in it.
+
+examples:
+  mesp-ref convert adapter runs/notes/adapter notes-mlx --to mlx
+  mesp-ref convert adapter notes-mlx notes-peft --to peft --json
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "convert", run_gguf, "from GGUF; adapters for mlx-lm", _HELP)
+    kinds = parser.add_subparsers(title="what to convert", metavar="KIND", required=True)
+
+    gguf = add_command(kinds, "gguf", run_gguf, "a GGUF model", _GGUF_HELP)
+    gguf.add_argument("file", metavar="FILE", help="GGUF file")
+    gguf.add_argument("out", metavar="OUT", help="new checkpoint directory")
+    gguf.add_argument(
+        "--packed", action="store_true",
+        help="keep Q4_1 as affine 4-bit and Q8_0 as affine 8-bit, without changing a weight",
+    )  # fmt: skip
+    gguf.add_argument(
+        "--dense-embedding", action="store_true", help="with --packed: but not the embedding"
+    )
+    gguf.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
+        help="of what is not kept packed (default: %(default)s)",
+    )  # fmt: skip
+    gguf.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
+    add_json(gguf)
+
+    adapter = add_command(kinds, "adapter", run_adapter, "a LoRA adapter", _ADAPTER_HELP)
+    adapter.add_argument("adapter", metavar="DIR", help="adapter directory")
+    adapter.add_argument("out", metavar="OUT", help="directory to write to")
+    adapter.add_argument("--to", choices=("peft", "mlx"), required=True, help="layout to write")
+    add_json(adapter)
+
+
+def run_gguf(args: argparse.Namespace) -> int:
+    config = convert_gguf(
+        args.file, args.out, args.dtype, args.packed, args.dense_embedding, args.overwrite
+    )
+    size = (Path(args.out) / "model.safetensors").stat().st_size
+    if args.json:
+        print_json({"out": args.out, "bytes": size, "config": config.to_dict()})
+    else:
+        print(f"wrote {args.out}: {config.num_hidden_layers} blocks, {size / 1e6:.1f} MB")
+    return 0
+
+
+def run_adapter(args: argparse.Namespace) -> int:
+    from_mlx = (Path(args.adapter) / "adapters.safetensors").is_file()
+    adapter = load_mlx_adapter(args.adapter) if from_mlx else load_adapter(args.adapter)
+    save = save_mlx_adapter if args.to == "mlx" else save_adapter
+    save(adapter, args.out)
+    pairs = len(adapter.weights) // 2
+    if args.json:
+        print_json({"out": args.out, "rank": adapter.rank, "scale": adapter.scale, "pairs": pairs})
+    else:
+        print(f"wrote {args.out}: {pairs} projections of rank {adapter.rank} for {args.to}")
+    return 0
