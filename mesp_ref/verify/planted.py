@@ -1,0 +1,73 @@
+"""Put another function in the place of one of ours, everywhere, for a while."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any
+
+from mesp_ref.registry import OPS
+
+Function = Callable[..., Any]
+
+
+def original(path: str) -> Any:
+    """What "ops.rmsnorm:rmsnorm_bwd" or "lora:Adapter.scale" names, with modules below mesp_ref."""
+    holder, name = _place(path)
+    return vars(holder)[name]
+
+
+def _place(path: str) -> tuple[Any, str]:
+    """The module or class that holds a path's function, and its name there."""
+    module, _, name = path.partition(":")
+    holder: Any = importlib.import_module(f"mesp_ref.{module}")
+    *classes, name = name.split(".")
+    for part in classes:
+        holder = getattr(holder, part)
+    return holder, name
+
+
+def _holders() -> Iterator[dict[str, Any]]:
+    """Every namespace of mesp_ref that a function can be looked up in, and tables such as METHODS.
+
+    Not those of the seeded bugs, which may call the function whose place they take.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "mesp_ref" and not name.startswith("mesp_ref.verify.bugs"):
+            yield vars(module)
+            yield from (
+                table for key, table in vars(module).items()
+                if isinstance(table, dict) and not key.startswith("__")
+            )  # fmt: skip
+
+
+@contextmanager
+def planted(changes: Mapping[str, Function]) -> Iterator[None]:
+    """Replace functions by path wherever mesp_ref refers to them, the registry's rows included.
+
+    A function is found by identity, so that what other modules imported by name changes too;
+    methods and properties are replaced in their class.
+    """
+    swaps = {id(original(path)): new for path, new in changes.items()}
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    classes = [(*_place(path), original(path)) for path in changes if "." in path.partition(":")[2]]
+    try:
+        for holder, name, old in classes:
+            setattr(holder, name, swaps[id(old)])
+        for holder in _holders():
+            for key, value in list(holder.items()):
+                new = swaps.get(id(value), value)
+                if holder is OPS:
+                    held = {f.name: getattr(value, f.name) for f in fields(value)}
+                    moved = {k: swaps[id(v)] for k, v in held.items() if id(v) in swaps}
+                    new = replace(value, **moved) if moved else value
+                if new is not value:
+                    undo.append((holder, key, value))
+                    holder[key] = new
+        yield
+    finally:
+        for holder, key, value in reversed(undo):
+            holder[key] = value
+        for holder, name, old in classes:
+            setattr(holder, name, old)

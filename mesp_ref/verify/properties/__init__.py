@@ -1,0 +1,21 @@
+"""Identities that follow from the mathematics of each op, model and method.
+
+A property needs no second implementation: rotations keep lengths, softmax rows sum to 1, a gradient
+is orthogonal to what the function does not see. Each is a function of a random generator that
+returns findings; PROPERTIES holds them by name, with the op they are about.
+"""
+
+from mesp_ref.verify.properties import (
+    attention,
+    every_op,
+    head,
+    methods,
+    mezo,
+    model,
+    norm_and_rope,
+    projections,
+    swiglu,
+)
+from mesp_ref.verify.properties.claim import PROPERTIES, Property, check_properties
+
+__all__ = ["PROPERTIES", "Property", "check_properties"]

@@ -1,0 +1,46 @@
+"""What holds for every backward because it is linear in the cotangent."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mesp_ref.registry import OPS
+from mesp_ref.verify.magnitude import magnitudes
+from mesp_ref.verify.properties.claim import Check, agree, drawn, exactly, holds
+from mesp_ref.verify.result import Finding
+
+
+def scaling(name: str) -> Check:
+    """The check of one op."""
+
+    def check(rng: np.random.Generator) -> Iterator[Finding]:
+        spec, args, dy = drawn(name, rng)
+        grads, scaled = spec.vjp(dy, args), spec.vjp(dy * 2.0**40, args)
+        for argument in grads:
+            yield exactly(name, argument, scaled[argument], grads[argument] * 2.0**40)
+
+    check.__doc__ = "vjp(2⁴⁰·dy) = 2⁴⁰·vjp(dy) to the bit: a power of two rounds nowhere."
+    check.__name__ = f"{name}_scaling"
+    return check
+
+
+def additivity(name: str) -> Check:
+    """The check of one op."""
+
+    def check(rng: np.random.Generator) -> Iterator[Finding]:
+        spec, args, dy = drawn(name, rng)
+        other = np.asarray(rng.standard_normal(dy.shape))
+        one, two, both = (spec.vjp(d, args) for d in (dy, other, dy + other))
+        mags = magnitudes(spec.oracle, np.abs(dy) + np.abs(other), args)
+        for argument in one:
+            total = one[argument] + two[argument]
+            yield agree(name, argument, both[argument], total, mags[argument])
+
+    check.__doc__ = "vjp(dy₁ + dy₂) = vjp(dy₁) + vjp(dy₂)."
+    check.__name__ = f"{name}_additivity"
+    return check
+
+
+for _name in OPS:
+    holds(_name)(scaling(_name))
+    holds(_name)(additivity(_name))

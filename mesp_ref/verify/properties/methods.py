@@ -1,0 +1,168 @@
+"""The exact methods are one function computed in several ways."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mesp_ref import ops
+from mesp_ref.block import MESP, block, block_bwd
+from mesp_ref.gradients import loss_and_grads, trace
+from mesp_ref.lora import Adapter
+from mesp_ref.model import NORM, Model, embed, layers, shift
+from mesp_ref.ops import IGNORED, Array
+from mesp_ref.train.rows import Cursor, Row
+from mesp_ref.train.trainer import TrainConfig, Trainer
+from mesp_ref.verify.properties.claim import agree, exactly, holds
+from mesp_ref.verify.result import Finding
+from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, small_config
+
+
+@holds("model")
+def methods_agree(rng: np.random.Generator) -> Iterator[Finding]:
+    """mesp = mebp = store-all to the bit, checkpoints in RAM or on disk, for every tensor."""
+    config = small_config()
+    model, adapter = sample_model(rng, config), sample_adapter(rng, config)
+    batch = sample_batch(rng, config)
+    loss, grads = loss_and_grads(model, adapter, *batch, method="store_all", trainable="all")
+    for method in ("mebp", "mesp"):
+        for kind in ("ram", "disk"):
+            value, found = loss_and_grads(
+                model, adapter, *batch, method=method, trainable="all", checkpoints=kind
+            )
+            yield exactly("model", f"loss by {method}, {kind}", value, loss)
+            for name, grad in grads.items():
+                yield exactly("model", f"{name} by {method}, {kind}", found[name], grad)
+
+
+@holds("model")
+def microbatches_add_up(rng: np.random.Generator) -> Iterator[Finding]:
+    """Gradients of microbatches, weighted with their counted tokens, are those of the batch."""
+    config = small_config()
+    model, adapter = sample_model(rng, config), sample_adapter(rng, config)
+    ids, labels = sample_batch(rng, config, (3, 6))
+    labels[0, :4] = IGNORED  # so that the sequences do not count alike
+    counts = (labels[:, 1:] != IGNORED).sum(axis=1)
+    loss, grads = loss_and_grads(model, adapter, ids, labels)
+    parts = [loss_and_grads(model, adapter, ids[i : i + 1], labels[i : i + 1]) for i in range(3)]
+    share = counts / counts.sum()
+    mean = sum(w * part[0] for w, part in zip(share, parts, strict=True))
+    yield agree("model", "loss", loss, mean, 16 * abs(loss))
+    for name, grad in grads.items():
+        total = sum(w * part[1][name] for w, part in zip(share, parts, strict=True))
+        size = sum(np.abs(w * part[1][name]) for w, part in zip(share, parts, strict=True)).max()
+        yield agree("model", name, grad, total, size, relative=1e-12)
+
+
+@holds("model")
+def the_trainer_weighs_tokens(rng: np.random.Generator) -> Iterator[Finding]:
+    """A training step of three batches is that of one batch of all their sequences."""
+    config = small_config()
+    model = sample_model(rng, config)
+    ids, labels = sample_batch(rng, config, (3, 6))
+    labels[0, :4] = IGNORED  # so that the sequences do not count alike
+    rows = [Row(*row) for row in zip(ids, labels, strict=True)]
+    together, apart = (sample_adapter(np.random.default_rng(1), config) for _ in range(2))
+    for adapter, size in ((together, 3), (apart, 1)):
+        plan = TrainConfig(
+            optimizer="sgd", lr=0.1, schedule="constant", steps=1, clip=0.0,
+            batch_size=size, accumulate=3 // size,
+        )  # fmt: skip
+        Trainer(model, adapter, _Rows(rows), plan).advance()
+    for name, array in together.weights.items():
+        size = np.abs(array).max()
+        yield agree("model", name, apart.weights[name], array, size, relative=1e-12)
+
+
+class _Rows:
+    """A source of rows that has just these."""
+
+    cursor = Cursor()
+
+    def __init__(self, rows: list[Row]):
+        self._rows = rows
+
+    def take(self, count: int) -> list[Row]:
+        return self._rows[:count]
+
+
+@holds("model")
+def checkpoint_boundaries_do_not_matter(rng: np.random.Generator) -> Iterator[Finding]:
+    """Checkpoints before some blocks only, all between run again: the bits of store-all."""
+    config = small_config()
+    model, adapter = sample_model(rng, config), sample_adapter(rng, config)
+    ids, labels = sample_batch(rng, config)
+    _, grads = loss_and_grads(model, adapter, ids, labels, method="store_all")
+    for starts in ({0}, set(range(config.num_hidden_layers))):
+        found = _from_checkpoints(model, adapter, ids, labels, starts)
+        for name, grad in grads.items():
+            yield exactly("model", f"{name}, checkpoints {sorted(starts)}", found[name], grad)
+
+
+def _from_checkpoints(
+    model: Model, adapter: Adapter, ids: Array, labels: Array, starts: set[int]
+) -> dict[str, Array]:
+    """LoRA gradients with a checkpoint before each block of `starts`, which has 0."""
+    grads: dict[str, Array] = {}
+    blocks = layers(model, adapter, 0, ids.shape[1])
+    x, checkpoints = embed(model, ids), []
+    for layer in blocks:
+        if layer.number in starts:
+            checkpoints.append((layer.number, x))
+        x = block(x, layer)
+    w, w_norm, eps = model.weights(model.head), model.weights(NORM), model.config.rms_norm_eps
+    n, r_norm = ops.rmsnorm(x, w_norm, eps=eps)
+    dn = ops.lm_loss_bwd(1.0, ops.lm_loss(n, w, shift(labels))[1], w)
+    dx, stop = ops.rmsnorm_bwd(dn, r_norm, w_norm, eps=eps), len(blocks)
+    for start, x in reversed(checkpoints):
+        kept: list[dict[str, Any]] = [{} for _ in blocks[start:stop]]
+        for layer, res in zip(blocks[start:stop], kept, strict=True):
+            x = block(x, layer, res=res, drop=MESP)
+        for layer in reversed(blocks[start:stop]):
+            dx, found = block_bwd(dx, kept.pop(), layer)
+            grads |= found
+        stop = start
+    return grads
+
+
+@holds("model")
+def trace_is_complete(rng: np.random.Generator) -> Iterator[Finding]:
+    """Every traced module has its gradient, of its shape, and the weights' gradients are those of
+    loss_and_grads; a bias's is the sum of its layer's."""
+    config = small_config()
+    model, adapter = sample_model(rng, config), sample_adapter(rng, config)
+    batch = sample_batch(rng, config)
+    named = trace(model, adapter, *batch)
+    _, grads = loss_and_grads(model, adapter, *batch, trainable="all")
+    for name, value in named.items():
+        inside = name.endswith((".p", ".h", ".silu", ".grad")) or name == "loss"
+        if not inside:
+            grad = named.get(f"{name}.grad")
+            fits = grad is not None and grad.shape == value.shape
+            yield exactly("model", f"{name}.grad is traced", fits, True)
+    for name, grad in grads.items():
+        yield exactly("model", name, named[f"{name}.grad"], grad)
+        if name.endswith(".bias"):
+            output = named[f"{name.removesuffix('.bias')}.grad"]
+            yield agree("model", name, grad, output.sum((0, 1)), np.abs(output).sum((0, 1)), 1e-13)
+
+
+@holds("model")
+def blocks_are_handed_over_in_order(rng: np.random.Generator) -> Iterator[Finding]:
+    """on_gradients gets norm and head, then the blocks from the last, then the embedding as −1."""
+    config = small_config(tied=False)
+    model, adapter = sample_model(rng, config), sample_adapter(rng, config)
+    for method in ("store_all", "mebp", "mesp", "mesp_tiled"):
+        numbers = _order(model, adapter, *sample_batch(rng, config), method)
+        yield exactly("model", f"order of {method}", numbers == [2, 1, 0, -1], True)
+
+
+def _order(model: Model, adapter: Adapter, ids: Array, labels: Array, method: str) -> list[int]:
+    """The block numbers under which a method hands over its gradients."""
+    numbers: list[int] = []
+
+    def note(number: int, grads: dict[str, Array]) -> None:
+        numbers.append(number)
+
+    loss_and_grads(model, adapter, ids, labels, method, trainable="all", on_gradients=note)
+    return numbers

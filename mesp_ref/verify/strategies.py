@@ -1,0 +1,129 @@
+"""Hypothesis strategies: op cases, shapes, values, labels, configurations, adapters.
+
+Sizes shrink, numbers do not: values come from one drawn seed, so a failing example ends at the
+smallest failing shape instead of at prettier numbers. Needs the package hypothesis.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from mesp_ref.config import PROJECTIONS, Qwen2Config
+from mesp_ref.lora import Adapter, init_lora
+from mesp_ref.model import Model
+from mesp_ref.ops import IGNORED, Array
+from mesp_ref.registry import Args, OpSpec, Sizes
+from mesp_ref.verify.samples import sample_model
+
+TINY, ORDINARY, LARGE = 1e-6, 1.0, 30.0  # scales of activations
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def generators() -> st.SearchStrategy[np.random.Generator]:
+    """A generator from a drawn seed."""
+    return seeds.map(np.random.default_rng)
+
+
+def shapes(axes: int, largest: int = 5) -> st.SearchStrategy[tuple[int, ...]]:
+    """A shape of `axes` lengths from 1 to `largest`; shrinks to all ones."""
+    return st.tuples(*[st.integers(1, largest)] * axes)
+
+
+@st.composite
+def values(
+    draw: st.DrawFn,
+    shape: tuple[int, ...] | st.SearchStrategy[tuple[int, ...]],
+    scales: Sequence[float] = (ORDINARY, TINY, LARGE),
+    dtype: Any = "float64",
+) -> Array:
+    """Normal numbers of one drawn scale: the first shrinks first; pass (1.0,) for tame ones only."""
+    size = draw(shape) if isinstance(shape, st.SearchStrategy) else shape
+    numbers = draw(generators()).standard_normal(size) * draw(st.sampled_from(list(scales)))
+    return np.asarray(numbers, dtype)
+
+
+@st.composite
+def labels(draw: st.DrawFn, shape: tuple[int, ...], vocabulary: int) -> Array:
+    """Labels in [0, vocabulary) of which a drawn share, none to all, is −100."""
+    rng, share = draw(generators()), draw(st.sampled_from([0.3, 0.0, 1.0]))
+    drawn = rng.integers(0, vocabulary, shape)
+    return np.where(rng.random(shape) < share, IGNORED, drawn)
+
+
+def sizes(largest: int = 4) -> st.SearchStrategy[Sizes]:
+    """Axis lengths from 1: one head, one token, one channel, odd and even, with and without cache."""
+    one = st.integers(1, largest)
+    return st.builds(
+        Sizes, n=st.integers(1, 2), t=st.integers(1, largest + 1), past=st.integers(0, 2), c=one,
+        g=st.integers(1, 2), share=st.integers(1, 3), d=st.sampled_from([2, 4, 6]), f=one,
+        v=st.integers(1, largest + 2), r=st.integers(1, 3),
+    )  # fmt: skip
+
+
+@st.composite
+def op_cases(
+    draw: st.DrawFn,
+    spec: OpSpec,
+    dtype: Any = "float64",
+    scales: Sequence[float] = (ORDINARY, TINY, LARGE),
+    largest: int = 4,
+) -> Args:
+    """Arguments of a registry row: drawn shapes, activations of a drawn scale, optional ones gone."""
+    args = spec.sample(draw(generators()), draw(sizes(largest)), dtype)
+    scale = np.dtype(dtype).type(draw(st.sampled_from(list(scales))))
+    args |= {name: args[name] * scale for name in spec.activations}
+    for name in spec.optional:
+        if draw(st.booleans()):
+            args[name] = None
+    return args
+
+
+@st.composite
+def configs(draw: st.DrawFn, layers: int = 2) -> Qwen2Config:
+    """Small models: one key/value head or several, H = G or not, tied or not, D apart from C/H."""
+    groups = draw(st.integers(1, 2))
+    return Qwen2Config(
+        vocab_size=draw(st.integers(2, 9)),
+        hidden_size=draw(st.integers(1, 7)),
+        intermediate_size=draw(st.integers(1, 6)),
+        num_hidden_layers=draw(st.integers(1, layers)),
+        num_attention_heads=groups * draw(st.integers(1, 3)),
+        num_key_value_heads=groups,
+        head_dim=draw(st.sampled_from([2, 4])),
+        rms_norm_eps=1e-2,
+        rope_theta=100.0,
+        tie_word_embeddings=draw(st.booleans()),
+    )
+
+
+@st.composite
+def models(draw: st.DrawFn, layers: int = 2, dtype: Any = "float64") -> Model:
+    """A model of a drawn configuration in which nothing is zero or one: norms and biases too."""
+    return sample_model(draw(generators()), draw(configs(layers)), dtype)
+
+
+@st.composite
+def adapters(draw: st.DrawFn, config: Qwen2Config, dtype: Any = "float64") -> Adapter:
+    """A LoRA adapter with B ≠ 0 of drawn rank, scale and targets."""
+    targets = draw(st.lists(st.sampled_from(list(PROJECTIONS)), min_size=1, unique=True))
+    return init_lora(
+        config,
+        rank=draw(st.integers(1, 3)),
+        alpha=draw(st.sampled_from([1.0, 0.5])),
+        targets=targets,
+        seed=draw(seeds),
+        b_std=0.2,
+        use_rslora=draw(st.booleans()),
+        dtype=dtype,
+    )
+
+
+@st.composite
+def batches(draw: st.DrawFn, config: Qwen2Config, tokens: int = 5) -> tuple[Array, Array]:
+    """Token ids [N, T] and labels with some, none or all ignored."""
+    shape = draw(st.integers(1, 2)), draw(st.integers(1, tokens))
+    ids = draw(generators()).integers(0, config.vocab_size, shape)
+    return ids, draw(labels(shape, config.vocab_size))

@@ -1,0 +1,74 @@
+"""A model with its adapter and a batch as one function of all its tensors: the loss."""
+
+import numpy as np
+
+from mesp_ref import ops
+from mesp_ref.gradients import loss_and_grads
+from mesp_ref.lora import Adapter
+from mesp_ref.model import Model, loss
+from mesp_ref.ops import Array
+from mesp_ref.registry import Args
+from mesp_ref.verify.magnitude import MAGNITUDES
+from mesp_ref.verify.planted import planted
+from mesp_ref.verify.subject import Arrays, Subject
+from mesp_ref.weights import Stored
+from mesp_ref.weights.source import LazyWeights
+
+_YARDSTICKS = {f"ops:{name}": f for name, f in MAGNITUDES.items() if hasattr(ops, name)}
+
+
+def assemble(model: Model, adapter: Adapter | None, tensors: Args) -> tuple[Model, Adapter | None]:
+    """The model with `tensors` in the place of its own; everything else is cast at use."""
+    dtype = np.result_type(*tensors.values())
+    tables = {name: Stored(model.weights.lazy(name), dtype) for name in model.weights.names()}
+    own = {name: tensors[name] for name in tables if name in tensors}
+    lora = None if adapter is None else adapter.astype(dtype)
+    if lora is not None:
+        lora.weights.update({n: a for n, a in tensors.items() if n in lora.weights})
+    return Model(model.config, LazyWeights(tables | own, dtype), model.path), lora
+
+
+def model_subject(
+    model: Model, adapter: Adapter | None, ids: Array, labels: Array,
+    *, method: str = "mesp", trainable: str = "all",
+) -> Subject:  # fmt: skip
+    """The loss of a batch at the float64 values of every trainable tensor.
+
+    The backward hands each block's gradients to a callback that overwrites that block's parameters,
+    as an optimiser may: a method that still needs the old ones is found out.
+    """
+    tensors = {} if adapter is None else dict(adapter.weights)
+    if trainable == "all":
+        tensors |= {name: model.weights(name) for name in model.weights.names()}
+    args = {name: np.array(array, np.float64) for name, array in tensors.items()}
+
+    def placed(args: Args) -> tuple[Model, Adapter | None]:
+        return assemble(model, adapter, {name: args[name] for name in tensors})
+
+    def forward(args: Args) -> Arrays:
+        return (np.asarray(loss(*placed(args), ids, labels)),)
+
+    def gradients(args: Args, method: str, overwrite: bool) -> dict[str, Array]:
+        point = {name: args[name].copy() for name in tensors}
+        grads: dict[str, Array] = {}
+
+        def collect(block: int, found: dict[str, Array]) -> None:
+            grads.update({name: np.array(grad) for name, grad in found.items()})
+            for name in found if overwrite else ():
+                point[name] += 1
+
+        options: Args = {"method": method, "trainable": trainable, "on_gradients": collect}
+        loss_and_grads(*placed(point), ids, labels, **options)
+        return grads
+
+    def backward(dys: Arrays, args: Args) -> dict[str, Array]:
+        return {name: dys[0] * grad for name, grad in gradients(args, method, True).items()}
+
+    def magnitude(dys: Arrays, args: Args) -> dict[str, Array]:
+        with planted(_YARDSTICKS):
+            grads = gradients(args, "store_all", False)
+        return {name: np.abs(dys[0]) * grad for name, grad in grads.items()}
+
+    name, scale = f"model by {method}", 0.0 if adapter is None else adapter.scale
+    given: Args = {"config": model.config, "ids": ids, "labels": labels, "s": scale}
+    return Subject(name, args | given, tuple(args), forward, backward, magnitude, "model")

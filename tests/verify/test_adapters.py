@@ -1,0 +1,104 @@
+"""gradcheck of torch, JAX and MLX functions; each part runs where its framework is installed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+X = np.random.default_rng(0).standard_normal((3, 4))
+W = np.random.default_rng(1).standard_normal(4)
+
+pytestmark = pytest.mark.filterwarnings("default")  # those of the frameworks are not ours
+
+
+def rejected(result: Any, argument: str) -> None:
+    """The report names the argument, an index, what came and what was expected."""
+    assert not result.passed
+    text = str(result)
+    for part in (f"gradient of {argument}", "at index [", "got", "expected", "is [3, 4]"):
+        assert part in text, text
+
+
+def torch_function(factor: float) -> Any:
+    torch = pytest.importorskip("torch")
+
+    class Scaled(torch.autograd.Function):  # type: ignore[misc, name-defined]
+        """y = w·tanh(x), whose backward in x is off by a factor."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Any, w: Any) -> Any:
+            ctx.save_for_backward(x, w)
+            return w * torch.tanh(x)
+
+        @staticmethod
+        def backward(ctx: Any, dy: Any) -> Any:
+            x, w = ctx.saved_tensors
+            t = torch.tanh(x)
+            return factor * dy * w * (1 - t * t), (dy * t).sum(0)
+
+    return Scaled.apply
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_torch_function(dtype: Any) -> None:
+    from mesp_ref.verify.adapters.torch import gradcheck_function
+
+    args = X.astype(dtype), W.astype(dtype)
+    right = gradcheck_function(torch_function(1.0), args, names=("x", "w"))
+    assert right.passed, right
+    rejected(gradcheck_function(torch_function(1.001), args, names=("x", "w")), "x")
+
+
+def jax_function(factor: float) -> Any:
+    jax = pytest.importorskip("jax")
+    np_ = jax.numpy
+
+    @jax.custom_vjp
+    def scaled(x: Any, w: Any) -> Any:
+        return w * np_.tanh(x)
+
+    def forward(x: Any, w: Any) -> Any:
+        return scaled(x, w), (x, w)
+
+    def backward(saved: Any, dy: Any) -> Any:
+        x, w = saved
+        t = np_.tanh(x)
+        return factor * dy * w * (1 - t * t), (dy * t).sum(0)
+
+    scaled.defvjp(forward, backward)
+    return scaled
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_jax_custom_vjp(dtype: Any) -> None:
+    from mesp_ref.verify.adapters.jax import gradcheck_custom_vjp
+
+    args = X.astype(dtype), W.astype(dtype)
+    right = gradcheck_custom_vjp(jax_function(1.0), args, names=("x", "w"))
+    assert right.passed, right
+    rejected(gradcheck_custom_vjp(jax_function(1.001), args, names=("x", "w")), "x")
+
+
+def mlx_function(factor: float) -> Any:
+    mx = pytest.importorskip("mlx.core")
+
+    @mx.custom_function
+    def scaled(x: Any, w: Any) -> Any:
+        return w * mx.tanh(x)
+
+    @scaled.vjp
+    def backward(primals: Any, dy: Any, output: Any) -> Any:
+        x, w = primals
+        t = mx.tanh(x)
+        return factor * dy * w * (1 - t * t), (dy * t).sum(0)
+
+    return scaled
+
+
+def test_mlx_custom_function() -> None:
+    from mesp_ref.verify.adapters.mlx import gradcheck_custom
+
+    args = X.astype(np.float32), W.astype(np.float32)
+    right = gradcheck_custom(mlx_function(1.0), args, names=("x", "w"))
+    assert right.passed, right
+    rejected(gradcheck_custom(mlx_function(1.01), args, names=("x", "w")), "x")
