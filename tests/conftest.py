@@ -1,0 +1,57 @@
+"""Fixtures for every test: a tiny configuration and a checkpoint directory made from it."""
+
+from pathlib import Path
+
+import pytest
+from helpers import STOP, byte_level_tokenizer, words, write_model
+from profiles import TIMES
+from tokenizers import Tokenizer
+
+from mesp_ref.config import Qwen2Config
+
+
+def pytest_report_header() -> str:
+    """The seeds of this run, printed before its tests."""
+    return (
+        "seeds: Hypothesis derandomized, other generators seeded by literals in the tests; "
+        f"{TIMES}× the quick examples (MESP_REF_THOROUGH)"
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """Byte-level BPE of 300 tokens with Qwen's splitting and ChatML's special tokens."""
+    return byte_level_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tokenizer: Tokenizer) -> Qwen2Config:
+    """Two blocks, all sizes different, four query heads on two key/value heads, tied head."""
+    return Qwen2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=20,
+        intermediate_size=28,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        rope_theta=10_000.0,
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.token_to_id(STOP),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(
+    tmp_path_factory: pytest.TempPathFactory, tiny_config: Qwen2Config, tokenizer: Tokenizer
+) -> Path:
+    """A checkpoint directory of tiny_config. Shared by the session: copy it before changing it."""
+    return write_model(tmp_path_factory.mktemp("tiny") / "model", tiny_config, tokenizer)
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """Some 4 KB of plain text."""
+    path = tmp_path / "text.txt"
+    path.write_text(words(900, seed=1), encoding="utf-8")
+    return path
