@@ -1,0 +1,270 @@
+"""Training data of any size: pages of a file, tokenised when their turn comes.
+
+A file is read through once, in bounded pieces, to check it (UTF-8, JSON, fields, line by line), to
+hash it and to cut it into pages: stretches of some KiB that end between two words of a text, or
+between two lines of JSON. Only the offsets of the pages stay in memory: 8 bytes for every 32 KiB of
+text. An epoch visits the pages in a seeded order, a pool of about 1 MiB at a time; a pool is
+tokenised, cut into rows, and its rows are shuffled. Files up to 1 MiB are one pool, so their
+shuffle is perfectly uniform; larger ones mix some dozens of places per pool.
+
+Why not tokenise the whole file first, into a mapped array: a 10 GB text would need another 10 GB of
+disk and about an hour before the first step, of which a run of some hundred steps uses a
+thousandth. The order is a function of (seed, epoch, pool, row) alone: a `Cursor` of three numbers
+resumes it.
+"""
+
+import codecs
+import hashlib
+import json
+import os
+import re
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mesp_ref.errors import MespRefError
+from mesp_ref.ops import Array
+
+_PAGE_BYTES = 1 << 15
+_READ_BYTES = 1 << 20
+_LINE_LIMIT = 1 << 26
+_CUT_WINDOW = 4096
+_BOM = b"\xef\xbb\xbf"
+KINDS = ("text", "messages", "tokens")
+# Before a single space, or after a single newline, between two characters that are not space: no
+# byte-level BPE of the GPT-2 and Qwen families joins characters across such a place.
+_SAFE = r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)"
+_SAFE_CUT, _SAFE_CUT_TEXT = re.compile(_SAFE.encode()), re.compile(_SAFE)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A checked file and its pages. `offsets[i]` to `offsets[i+1]` are the bytes of page i."""
+
+    path: Path
+    jsonl: bool
+    offsets: Array  # [P+1] uint64
+    first_lines: Array  # [P] uint64: number of the first line of each page; empty for text
+    kinds: tuple[str, ...]  # kinds of record met, in the order of KINDS
+    sha256: str
+    size: int
+
+    @property
+    def pages(self) -> int:
+        return len(self.offsets) - 1
+
+    def read(self, page: int) -> bytes:
+        """The bytes of one page."""
+        start, stop = int(self.offsets[page]), int(self.offsets[page + 1])
+        with self.path.open("rb") as file:
+            changed = os.fstat(file.fileno()).st_size != self.size
+            file.seek(start)
+            data = file.read(stop - start)
+        if changed:
+            raise MespRefError(
+                f"{self.path}: found another size than before; it changed while in use"
+            )
+        return data
+
+    def records(self, page: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Line number and object of every record of a JSONL page."""
+        first = int(self.first_lines[page])
+        for number, line in enumerate(self.read(page).split(b"\n"), first):
+            if line.strip():
+                yield number, json.loads(line)
+
+
+def open_data(
+    path: str | Path, *, seq_len: int = 512, form: str = "auto", vocab_size: int | None = None
+) -> DataFile:
+    """Check a data file and cut it into pages; nothing is tokenised yet.
+
+    Forms     "text": UTF-8. "jsonl": an object per line with `text`, `messages` or `tokens`.
+              "auto": jsonl for names that end in .jsonl, .ndjson or .json, else text
+    Memory    one piece of 1 MiB, or the longest line; what stays is 8 bytes (16 for JSONL) per page
+    Raises    MespRefError naming file, line and field of the first thing that is wrong
+    """
+    path = Path(path)
+    if form not in ("auto", "text", "jsonl"):
+        raise MespRefError(f"format: found {form!r}, expected auto, text or jsonl")
+    if not path.exists():
+        raise MespRefError(f"{path}: not found, expected a text or JSONL file")
+    if not path.is_file():
+        raise MespRefError(f"{path}: not a regular file, expected a text or JSONL file")
+    jsonl = form == "jsonl" or (
+        form == "auto" and path.suffix.lower() in (".jsonl", ".ndjson", ".json")
+    )
+    try:
+        with path.open("rb") as file:
+            if jsonl:
+                return _scan_lines(path, file, vocab_size)
+            return _scan_text(path, file, seq_len)
+    except OSError as error:
+        raise MespRefError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _scan_text(path: Path, file: BinaryIO, seq_len: int) -> DataFile:
+    """One pass: hash, UTF-8, anything but space; then the cuts."""
+    digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
+    position, blank = 0, True
+    while piece := file.read(_READ_BYTES):
+        digest.update(piece)
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(piece)
+        except UnicodeDecodeError as error:
+            place = position - pending + error.start
+            raise MespRefError(
+                f"{path}: byte {place}: found 0x{error.object[error.start]:02x}, expected UTF-8 "
+                "text; convert the file first"
+            ) from None
+        blank = blank and not text.strip("\ufeff \t\r\n")
+        position += len(piece)
+    if decoder.getstate()[0]:
+        raise MespRefError(f"{path}: byte {position}: found the end inside a character; truncated?")
+    if blank:
+        raise MespRefError(f"{path}: empty, expected text to train on")
+    page = min(max(position // 256, 8 * seq_len), _PAGE_BYTES)
+    offsets = _text_cuts(file, position, page)
+    none = np.zeros(0, np.uint64)
+    return DataFile(path, False, offsets, none, ("text",), digest.hexdigest(), position)
+
+
+def _text_cuts(file: BinaryIO, size: int, page: int) -> Array:
+    """Offsets of about one cut every `page` bytes, each between two words where there are words."""
+    file.seek(0)
+    start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+    cuts = array("Q", [start])
+    # A rest of less than half a page joins the page before it.
+    for target in range(start + page, size - page // 2, page):
+        file.seek(target)
+        cut = target + _cut_in(file.read(_CUT_WINDOW))
+        if cuts[-1] < cut < size:
+            cuts.append(cut)
+    cuts.append(size)
+    return np.array(cuts)
+
+
+def _cut_in(window: bytes) -> int:
+    """Where to cut: a safe place, else after a newline, else between two characters."""
+    if found := _SAFE_CUT.search(window):
+        return found.start()
+    if (newline := window.find(b"\n")) >= 0:
+        return newline + 1
+    return next((i for i, byte in enumerate(window) if byte & 0xC0 != 0x80), 0)
+
+
+def cut_text(text: str) -> list[str]:
+    """A text in pieces of some thousand characters, cut where pages are.
+
+    A tokenizer works in a hundred times the memory of its input, so it gets a little at a time.
+    """
+    pieces, start = [], 0
+    while len(text) - start > 2 * _CUT_WINDOW:
+        begin = start + _CUT_WINDOW
+        found = _SAFE_CUT_TEXT.search(text, begin, begin + _CUT_WINDOW)
+        stop = found.start() if found else begin + _CUT_WINDOW
+        pieces.append(text[start:stop])
+        start = stop
+    return [*pieces, text[start:]]
+
+
+def _scan_lines(path: Path, file: BinaryIO, vocab_size: int | None) -> DataFile:
+    """One pass over the lines: hash, every record checked, pages cut between records."""
+    size = path.stat().st_size
+    page_bytes = min(max(size // 1024, 1), _PAGE_BYTES // 2)
+    digest, kinds = hashlib.sha256(), set()
+    offsets, first_lines = array("Q"), array("Q")
+    position, number, page_start = 0, 0, -page_bytes
+    while line := file.readline(_LINE_LIMIT):
+        number += 1
+        digest.update(line)
+        if len(line) == _LINE_LIMIT:
+            raise MespRefError(
+                f"{path}: line {number}: longer than {_LINE_LIMIT} bytes, expected JSONL"
+            )
+        begin = position + (len(_BOM) if number == 1 and line.startswith(_BOM) else 0)
+        position += len(line)
+        content = line.removeprefix(_BOM) if number == 1 else line
+        if not content.strip():
+            continue
+        kinds.add(_check_record(content, f"{path}: line {number}", vocab_size))
+        if begin - page_start >= page_bytes:
+            offsets.append(begin)
+            first_lines.append(number)
+            page_start = begin
+    if not kinds:
+        raise MespRefError(f"{path}: empty, expected a JSON object per line")
+    found = tuple(kind for kind in KINDS if kind in kinds)
+    offsets.append(position)
+    bounds, lines = np.array(offsets), np.array(first_lines)
+    return DataFile(path, True, bounds, lines, found, digest.hexdigest(), position)
+
+
+def _check_record(line: bytes, where: str, vocab_size: int | None) -> str:
+    """Kind of a record; MespRefError for a line that is not one."""
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise MespRefError(
+            f"{where}: byte {error.start}: not UTF-8; convert the file first"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise MespRefError(f"{where}: not JSON ({error}), expected one object per line") from None
+    if not isinstance(record, dict):
+        raise MespRefError(f"{where}: found {type(record).__name__}, expected a JSON object")
+    kind = next((kind for kind in ("messages", "tokens", "text") if kind in record), None)
+    if kind is None:
+        fields = ", ".join(map(repr, list(record)[:5])) or "none"
+        raise MespRefError(f"{where}: found fields {fields}, expected text, messages or tokens")
+    if kind == "text" and not isinstance(record["text"], str):
+        found = type(record["text"]).__name__
+        raise MespRefError(f"{where}: text: found {found}, expected a string")
+    if kind == "messages":
+        _check_messages(record["messages"], where)
+    if kind == "tokens":
+        _check_tokens(record["tokens"], where, vocab_size)
+    return kind
+
+
+def _check_messages(messages: Any, where: str) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise MespRefError(f"{where}: messages: found {messages!r:.40}, expected a list of turns")
+    for i, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise MespRefError(
+                f"{where}: messages: turn {i}: expected an object with role and content, "
+                f"found {message!r:.40}"
+            )
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise MespRefError(f"{where}: messages: turn {i}: content: missing, expected a string")
+    if not any(message["role"] == "assistant" for message in messages):
+        raise MespRefError(
+            f"{where}: messages: found no turn of role assistant, expected one to learn from"
+        )
+
+
+def _check_tokens(tokens: Any, where: str, vocab_size: int | None) -> None:
+    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+        raise MespRefError(f"{where}: tokens: found {tokens!r:.40}, expected a list of integers")
+    limit = vocab_size or np.iinfo(np.int32).max
+    for token in tokens:
+        if not 0 <= token < limit:
+            raise MespRefError(f"{where}: tokens: found {token}, expected 0 to {limit - 1}")
+
+
+def split_pages(pages: int, fraction: float, seed: int) -> tuple[Array, Array]:
+    """Page numbers to train on and to hold out: a seeded choice of round(fraction·pages) pages.
+
+    At least one page is held out when fraction > 0 and there are two pages or more; a file of a
+    single page keeps it for training.
+    """
+    if not 0 <= fraction < 1:
+        raise MespRefError(f"val-fraction: found {fraction}, expected at least 0 and below 1")
+    count = min(max(round(fraction * pages), 1), pages - 1) if fraction else 0
+    order = np.random.default_rng([seed, 1]).permutation(pages)
+    return np.sort(order[count:]), np.sort(order[:count])

@@ -1,0 +1,173 @@
+"""The directory of a run: what lies in it, when it may be written, how a run goes on from it.
+
+adapter/            the PEFT adapter as of the last save
+run.json            the configuration used
+metrics.jsonl       one event per line: step, eval, sample
+state.safetensors   all that --resume needs
+and once the run is complete
+metrics.csv         the metrics as a table, a row per step
+loss.png            the loss curve
+summary.json        losses and samples before and after
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mesp_ref.errors import MespRefError
+from mesp_ref.train.state import load_state
+from mesp_ref.weights import write_aside
+
+Event = dict[str, Any]
+OWN = (
+    "run.json", "metrics.jsonl", "metrics.csv", "loss.png", "state.safetensors", "summary.json",
+)  # fmt: skip
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+RUNS = Path("runs")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def finite(value: float) -> float | None:
+    """The number itself, or None, for JSON has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
+
+
+def numbered_runs() -> list[int]:
+    """Numbers NNN of runs/NNN, ascending."""
+    if not RUNS.is_dir():
+        return []
+    return sorted(int(p.name) for p in RUNS.iterdir() if p.is_dir() and p.name.isdecimal())
+
+
+class RunDirectory:
+    """One run's files. Nothing is created before `create`.
+
+    `path` None stands for runs/NNN: the next number, or with `resume` the last one.
+
+    Raises MespRefError for a path that is a file, that is not empty (unless `overwrite` or
+    `resume`), or that cannot be written.
+    """
+
+    def __init__(self, path: str | Path | None, *, overwrite: bool = False, resume: bool = False):
+        self.numbered = path is None and not (resume and numbered_runs())
+        if path is not None:
+            self.path = Path(path)
+        else:
+            runs = numbered_runs() or [0]
+            self.path = RUNS / f"{runs[-1] + (1 if self.numbered else 0):03d}"
+        if overwrite and resume:
+            raise MespRefError("--overwrite: found beside --resume, expected one of the two")
+        self.overwrite, self.created = overwrite, False
+        self._pending: list[Event] = []
+        self._check(resume)
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    def _check(self, resume: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise MespRefError(f"{self.path}: --out: found a file, expected a directory")
+        # A killed process may have left a hidden file that was being written aside.
+        occupied = self.path.is_dir() and any(
+            not file.name.startswith(".") for file in self.path.iterdir()
+        )
+        if occupied and resume and not self.file("run.json").is_file():
+            raise MespRefError(
+                f"{self.path}: --resume: found no run.json, expected the directory of a run"
+            )
+        if occupied and not (resume or self.overwrite):
+            raise MespRefError(
+                f"{self.path}: --out: exists and is not empty; name another directory, or add "
+                "--overwrite to replace the run in it or --resume to go on with it"
+            )
+        parent = self.path.absolute()
+        while not parent.exists():
+            parent = parent.parent
+        if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+            raise MespRefError(
+                f"{self.path}: --out: {parent} cannot be written; name another place"
+            )
+
+    def saved(self) -> tuple[Any, Any] | None:
+        """Arrays and facts of the last save; None where there is none."""
+        file = self.file("state.safetensors")
+        return load_state(file) if file.is_file() else None
+
+    def create(self, configuration: Mapping[str, Any]) -> None:
+        """Make the directory without an earlier run's files; write run.json and what was logged."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while self.numbered:
+                try:
+                    self.path.mkdir()
+                    break
+                except FileExistsError:  # another run took this number meanwhile
+                    self.path = RUNS / f"{int(self.path.name) + 1:03d}"
+            self.path.mkdir(exist_ok=True)
+            self._clear_asides()
+            for file in self._own_files():
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise MespRefError(f"{self.path}: cannot be written: {error.strerror}") from None
+        write_json(self.file("run.json"), configuration)
+        self.created = True
+        pending, self._pending = self._pending, []
+        for event in pending:
+            self.log(event)
+
+    def _own_files(self) -> list[Path]:
+        return [self.file(name) for name in OWN] + [self.adapter / name for name in _ADAPTER]
+
+    def _clear_asides(self) -> None:
+        """Remove what a killed process was writing aside."""
+        for file in self._own_files():
+            for aside in file.parent.glob(f".{file.name}.*"):
+                aside.unlink(missing_ok=True)
+
+    def reopen(self, step: int) -> None:
+        """Go on after `step`: later lines of metrics.jsonl are dropped."""
+        self._clear_asides()
+        kept = [event for event in self._stored() if event["step"] <= step]
+        with write_aside(self.file("metrics.jsonl")) as aside:
+            aside.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+        self.created = True
+
+    def log(self, event: Event) -> None:
+        """Append one line to metrics.jsonl, or keep it until there is one."""
+        if not self.created:
+            self._pending.append(event)
+            return
+        try:
+            with self.file("metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise MespRefError(
+                f"{self.file('metrics.jsonl')}: cannot be written: {error.strerror}"
+            ) from None
+
+    def events(self) -> list[Event]:
+        """The events of this run so far."""
+        return self._stored() if self.created else self._pending
+
+    def _stored(self) -> list[Event]:
+        """The lines of metrics.jsonl; a last one that was torn by a crash is left out."""
+        file, found = self.file("metrics.jsonl"), []
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    found.append(json.loads(line))
+                except ValueError:
+                    continue
+        return [event for event in found if isinstance(event, dict) and "step" in event]

@@ -1,0 +1,45 @@
+"""From a model and a data file to rows of tokens."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from mesp_ref.model import Model
+from mesp_ref.train.chat import load_chat_template
+from mesp_ref.train.data import open_data
+from mesp_ref.train.rows import Encoder, RowStream
+from mesp_ref.weights import load_tokenizer
+
+
+def open_encoder(model: Model, kinds: Iterable[str], now: datetime) -> Encoder:
+    """The encoder of a model directory for these kinds of record; token ids need no tokenizer."""
+    assert model.path is not None
+    kinds, tokenizer = set(kinds), None
+    if kinds != {"tokens"} or (model.path / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(model.path)
+    template = load_chat_template(model.path, now) if "messages" in kinds else None
+    ends = model.config.eos_token_ids
+    return Encoder(tokenizer, template, ends[0] if ends else None, model.config.vocab_size)
+
+
+def open_stream(
+    model: Model,
+    path: Path,
+    *,
+    seq_len: int,
+    form: str = "auto",
+    packing: str = "auto",
+    seed: int | None = None,
+) -> RowStream:
+    """The rows of a whole file, in its own order or, with a seed, shuffled.
+
+    Raises MespRefError for whatever is wrong with the file, or with the model's tokenizer for it
+    """
+    data = open_data(path, seq_len=seq_len, form=form, vocab_size=model.config.vocab_size)
+    encoder = open_encoder(model, data.kinds, datetime.now())
+    return RowStream(
+        data, encoder, np.arange(data.pages), seq_len=seq_len, packing=packing,
+        seed=seed or 0, shuffle=seed is not None,
+    )  # fmt: skip

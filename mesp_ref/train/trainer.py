@@ -1,0 +1,360 @@
+"""One optimiser step after another: accumulation, clipping, schedule, evaluation.
+
+Everything random is a function of (seed, step), and everything else lies in the parameters, the
+optimiser and the cursor of the data. So `Trainer.state` holds all that an exact continuation needs.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mesp_ref.errors import MespRefError
+from mesp_ref.gradients import loss_and_grads
+from mesp_ref.inputs import check_batch
+from mesp_ref.lora import Adapter
+from mesp_ref.methods import METHODS
+from mesp_ref.model import Model, hidden_states, shift
+from mesp_ref.ops import IGNORED, Array, cross_entropy, linear
+from mesp_ref.ops import rows as flat_rows
+from mesp_ref.ops.lm_loss import ROWS
+from mesp_ref.train.optim import (
+    SCHEDULES,
+    clip_by_global_norm,
+    global_norm,
+    learning_rate,
+    make_optimizer,
+)
+from mesp_ref.train.rows import Cursor, Row, RowSource, as_batch
+from mesp_ref.weights import ArrayWeights
+
+# Learning rates that suit LoRA: AdamW's is PEFT's usual one; MeZO's is the one of its paper.
+DEFAULT_LR = {"adamw": 2e-4, "sgd": 1e-1, "mezo": 1e-4}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Two runs of one config on the same model, data and machine give the same bits.
+
+    lr, warmup   None: DEFAULT_LR of the optimiser (of mezo, if that is the method), and 5% of the
+                 steps unless the schedule is constant
+    accumulate   batches per step; the gradient is that of one batch of all their tokens
+    clip         bound on the joint norm of all gradients; 0 for none. Without clipping and
+                 accumulation each block is updated as soon as its gradients are complete, so only
+                 one block's gradients are ever alive
+    eps          step of MeZO's two-sided difference
+
+    Raises MespRefError naming the first field that is out of range.
+    """
+
+    method: str = "mesp"
+    optimizer: str = "adamw"
+    lr: float | None = None
+    schedule: str = "cosine"
+    warmup: int | None = None
+    steps: int = 100
+    batch_size: int = 1
+    accumulate: int = 4
+    seq_len: int = 256
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    eps: float = 1e-2
+    checkpoints: str = "ram"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices: dict[str, Sequence[str]] = {
+            "method": tuple(METHODS),
+            "optimizer": ("adamw", "sgd"),
+            "schedule": SCHEDULES,
+            "checkpoints": ("ram", "disk"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                found = getattr(self, name)
+                raise MespRefError(f"{name}: found {found!r}, expected one of {', '.join(allowed)}")
+        least = {"steps": 1, "batch_size": 1, "accumulate": 1, "seq_len": 2, "seed": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise MespRefError(f"{name}: found {getattr(self, name)}, expected at least {low}")
+        if not (0 < self.base_lr < math.inf):
+            raise MespRefError(f"lr: found {self.lr}, expected a positive number")
+        if not (0 < self.eps < math.inf):
+            raise MespRefError(f"eps: found {self.eps}, expected a positive number")
+        if not (0 <= self.clip < math.inf):
+            raise MespRefError(f"clip: found {self.clip}, expected a positive norm, or 0 for none")
+        self.lr_at(0)
+        self.new_optimizer()
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate that the schedule starts from."""
+        if self.lr is not None:
+            return self.lr
+        return DEFAULT_LR["mezo" if self.method == "mezo" else self.optimizer]
+
+    @property
+    def per_block(self) -> bool:
+        """Whether each block is updated while the backward still runs."""
+        return self.accumulate == 1 and not self.clip
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step 0, 1, …"""
+        warmup = self.warmup
+        if warmup is None:
+            warmup = 0 if self.schedule == "constant" else self.steps // 20
+        return learning_rate(
+            step, base=self.base_lr, total=self.steps, warmup=warmup, schedule=self.schedule
+        )
+
+    def new_optimizer(self) -> Any:
+        """A fresh optimiser."""
+        return make_optimizer(
+            self.optimizer, weight_decay=self.weight_decay, momentum=self.momentum
+        )
+
+
+class NonFinite(MespRefError):
+    """A loss or gradient that is NaN or infinite. `torn`: some blocks had been updated already."""
+
+    def __init__(self, message: str, torn: bool):
+        super().__init__(message)
+        self.torn = torn
+
+
+class StepResult(NamedTuple):
+    """What one step tells."""
+
+    step: int  # steps done, this one included
+    loss: float  # mean over the counted tokens of the step
+    lr: float
+    grad_norm: float  # before clipping
+    tokens: int  # counted tokens
+
+
+class Trainer:
+    """Parameters, optimiser and data of a run, moved on by `advance`.
+
+    Trains the adapter's matrices, or with trainable="all" every weight of a model in memory (and
+    the adapter's, where there is one), in place.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter | None,
+        stream: RowSource,
+        config: TrainConfig,
+        trainable: str = "lora",
+    ):
+        self.model, self.adapter, self.stream = model, adapter, stream
+        self.config, self.trainable = config, trainable
+        self.params: dict[str, Array] = {}
+        if trainable == "all":
+            if not isinstance(model.weights, ArrayWeights):
+                raise MespRefError(
+                    "model: found mapped read-only weights, expected arrays in memory to train "
+                    "all; pass mr.read_into_memory(model)"
+                )
+            self.params |= model.weights.arrays
+        if adapter is not None:
+            self.params |= adapter.weights
+        self.optimizer = config.new_optimizer()
+        self.step, self.tokens = 0, 0
+
+    def advance(self) -> StepResult:
+        """One optimiser step.
+
+        Raises NonFinite before the parameters are touched, unless its `torn` says otherwise.
+        """
+        config = self.config
+        size = config.batch_size
+        cursor = self.stream.cursor
+        rows = self.stream.take(size * config.accumulate)
+        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+        lr = config.lr_at(self.step)
+        try:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                if config.per_block:
+                    value, norm = self._update_per_block(batches[0], lr)
+                else:
+                    value, norm = self._update_at_once(batches, lr)
+        except NonFinite:
+            self.stream.cursor = cursor
+            raise
+        self.step += 1
+        tokens = sum(row.counted for row in rows)
+        self.tokens += tokens
+        return StepResult(self.step, value, lr, norm, tokens)
+
+    def _gradients(
+        self, batch: Sequence[Row], part: int, on_gradients: Any = None
+    ) -> tuple[float, dict[str, Array]]:
+        config = self.config
+        noise = np.random.SeedSequence([config.seed, 4, self.step, part])
+        return loss_and_grads(
+            self.model,
+            self.adapter,
+            *as_batch(batch),
+            method=config.method,
+            trainable=self.trainable,
+            seed=int(noise.generate_state(1)[0]),
+            eps=config.eps,
+            on_gradients=on_gradients,
+            checkpoints=config.checkpoints,
+        )
+
+    def _update_at_once(self, batches: Sequence[Sequence[Row]], lr: float) -> tuple[float, float]:
+        """Update all parameters when all gradients are there."""
+        value, grads = self._accumulate(batches)
+        clip = self.config.clip
+        norm = clip_by_global_norm(grads, clip) if clip else global_norm(grads)
+        self._require_finite("loss", value)
+        self._require_finite("gradient norm", norm)
+        self.optimizer.step(self.params, grads, lr)
+        return value, norm
+
+    def _update_per_block(self, batch: Sequence[Row], lr: float) -> tuple[float, float]:
+        """Update each block's parameters when the backward has passed it."""
+        square, touched = 0.0, False
+
+        def update(layer: int, grads: dict[str, Array]) -> None:
+            nonlocal square, touched
+            square += global_norm(grads) ** 2
+            self._require_finite("gradient norm", square, touched)
+            self.optimizer.step(self.params, grads, lr)
+            touched = True
+
+        value, _ = self._gradients(batch, 0, update)
+        self._require_finite("loss", value, touched)
+        return value, math.sqrt(square)
+
+    def _accumulate(self, batches: Sequence[Sequence[Row]]) -> tuple[float, dict[str, Array]]:
+        """Loss and gradient of all batches as if they were one.
+
+        L = Σ (nᵢ/n)·Lᵢ and g = Σ (nᵢ/n)·gᵢ with nᵢ counted tokens: a mean of means would weigh
+        the tokens of short batches more.
+        """
+        counts = [sum(row.counted for row in batch) for batch in batches]
+        total: dict[str, Array] = {}
+        value = 0.0
+        for part, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+            weight = count / sum(counts)
+            loss_part, grads = self._gradients(batch, part)
+            value += weight * loss_part
+            for name in list(grads):
+                grad = grads.pop(name)
+                if weight != 1.0:
+                    grad *= weight
+                if name in total:
+                    total[name] += grad
+                else:
+                    total[name] = grad
+        return value, total
+
+    def _require_finite(self, name: str, value: float, torn: bool = False) -> None:
+        if not math.isfinite(value):
+            raise NonFinite(
+                f"step {self.step + 1}: {name}: found {value}, expected a finite number; "
+                "try a smaller --lr, or --clip",
+                torn,
+            )
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """All that the steps to come depend on: arrays (live, not copies) and plain facts."""
+        arrays = {f"param/{name}": array for name, array in self.params.items()}
+        arrays |= {f"optimizer/{k}": array for k, array in self.optimizer.state_dict().items()}
+        facts = {"step": self.step, "tokens": self.tokens, "cursor": list(self.stream.cursor)}
+        return arrays, facts
+
+    def restore(self, arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave. Raises MespRefError for the state of another model."""
+        for name, param in self.params.items():
+            saved = arrays.get(f"param/{name}")
+            if saved is None or saved.shape != param.shape or saved.dtype != param.dtype:
+                found = "nothing" if saved is None else f"{saved.dtype} {list(saved.shape)}"
+                raise MespRefError(
+                    f"saved state: {name}: found {found}, expected {param.dtype} "
+                    f"{list(param.shape)}"
+                )
+        for name, param in self.params.items():
+            param[...] = arrays[f"param/{name}"]
+        prefix = "optimizer/"
+        state = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+        self.optimizer.load_state_dict(state)
+        self.step, self.tokens = int(facts["step"]), int(facts["tokens"])
+        self.stream.cursor = Cursor(*facts["cursor"])
+
+
+class Evaluation(NamedTuple):
+    """What a model makes of some rows."""
+
+    loss: float  # mean over the counted tokens
+    tokens: int  # counted tokens
+    accuracy: float  # share of them that the model holds for the likeliest
+
+
+def score(model: Model, adapter: Adapter | None, ids: Array, labels: Array) -> tuple[float, int]:
+    """Mean loss of a batch, and how many of its counted tokens are the model's first choice.
+
+    Shapes    ids, labels [N,T], labels shifted inside; ROWS rows of logits exist at a time
+    Raises    MespRefError as mesp_ref.loss does
+    """
+    ids, targets = check_batch(model.config, ids, labels)
+    n, y = (
+        flat_rows(hidden_states(model, ids, adapter)),
+        shift(targets).reshape(-1),
+    )  # [N·T,C], [N·T]
+    w, counted = model.weights(model.head), np.flatnonzero(y != IGNORED)
+    total, right = 0.0, 0
+    for start in range(0, len(counted), ROWS):
+        at = counted[start : start + ROWS]
+        z, _ = linear(n[at], w)  # [ROWS,V]
+        value, _ = cross_entropy(z, y[at])
+        total += len(at) * value.item()
+        right += int(np.count_nonzero(z.argmax(axis=-1) == y[at]))
+    return total / max(1, len(counted)), right
+
+
+def evaluate(
+    model: Model,
+    adapter: Adapter | None,
+    rows: Iterable[Row],
+    batch_size: int = 1,
+    progress: Callable[[int], object] = lambda rows_done: None,
+) -> Evaluation:
+    """Mean loss and accuracy over all counted tokens of some rows. Forward only.
+
+    `progress` is called with the number of rows done and may raise to stop.
+    Raises MespRefError when no token counts.
+    """
+    total, tokens, right, done = 0.0, 0, 0, 0
+    waiting: list[Row] = []
+
+    def run() -> None:
+        nonlocal total, tokens, right, done
+        counted = sum(row.counted for row in waiting)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            value, first = score(model, adapter, *as_batch(waiting))
+        total, right = total + counted * value, right + first
+        tokens, done = tokens + counted, done + len(waiting)
+        waiting.clear()
+        progress(done)
+
+    for row in rows:
+        waiting.append(row)
+        if len(waiting) == batch_size:
+            run()
+    if waiting:
+        run()
+    if not tokens:
+        raise MespRefError("evaluation: found no token to count, expected at least one")
+    return Evaluation(total / tokens, tokens, right / tokens)
+
+
+def perplexity(value: float) -> float:
+    """exp(loss): how many tokens the model hesitates between. Infinity instead of an overflow."""
+    return math.exp(value) if value < 700 else math.inf
