@@ -1,0 +1,110 @@
+"""Stories as training rows, and the two measures of a model that tells them."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mesp_ref.generate import generate
+from mesp_ref.model import Model
+from mesp_ref.stories.chats import request
+from mesp_ref.stories.corpus import generator, story
+from mesp_ref.stories.tales import TALES
+from mesp_ref.stories.tokenizer import CHAT_TEMPLATE, END
+from mesp_ref.train.chat import ChatTemplate
+from mesp_ref.train.rows import Cursor, Row
+from mesp_ref.train.trainer import evaluate
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_CHAT_SHARE = 0.25  # of the rows open with a conversation
+_LONGEST = 256  # tokens: more than any story has
+
+
+class StoryRows:
+    """Endless rows of fresh stories: row k is a function of (seed, k) alone, none comes twice.
+
+    A row is END, story, END, or for a share of the rows a conversation in which somebody asks for
+    the story. From row `alone` on further stories follow, each with its END, until seq_len is full.
+    Until then a story's own names are the only ones in sight, so to copy a name it is enough to
+    look for one: with two stories in every row the model takes far longer to begin to.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer", seq_len: int, seed: int = 0, alone: int = 0):
+        self.tokenizer, self.seq_len, self.seed, self.alone = tokenizer, seq_len, seed, alone
+        self.template = ChatTemplate(CHAT_TEMPLATE)
+        self.cursor = Cursor()
+
+    def take(self, count: int) -> list[Row]:
+        """The next `count` rows."""
+        first = self.cursor.row
+        self.cursor = Cursor(row=first + count)
+        return [self._row(number) for number in range(first, first + count)]
+
+    def _row(self, number: int) -> Row:
+        rng = generator("train", number, self.seed)
+        told = TALES.write(rng)
+        if rng.random() < _CHAT_SHARE:
+            ids = self._encode(self.template.render(request(told, rng)["messages"]))
+        else:
+            ids = self._encode(END + told.text + END)
+        while number >= self.alone and len(ids) < self.seq_len:
+            ids += self._encode(TALES.write(rng).text + END)
+        row = np.array(ids[: self.seq_len], np.int32)
+        return Row(row, row)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+class HeldOut(NamedTuple):
+    """Loss on whole stories that training never saw, beside what the grammar itself would reach.
+
+    A story determines its tokens and they determine the story, so the grammar's −log P(story) is
+    what the best possible predictor of the tokens pays, in the mean over all stories. `bound` is
+    that of these very stories, Σ −log P(story) / Σ tokens.
+    """
+
+    stories: int
+    heldout_tokens: int
+    loss: float  # nats per token, the token that ends a story included
+    bound: float  # nats per token
+    nats_per_story: float  # mean surprisal of these stories under the grammar
+
+
+def heldout_loss(model: Model, tokenizer: "Tokenizer", count: int, seed: int = 0) -> HeldOut:
+    """Mean loss of a model on `count` held-out stories, each a row of its own after END."""
+    stories = [story(number, "heldout", seed) for number in range(count)]
+    rows = []
+    for told in stories:
+        ids = np.array(tokenizer.encode(told.text + END).ids, np.int32)
+        rows.append(Row(ids, ids))
+    loss, tokens, _ = evaluate(model, None, rows, batch_size=16)
+    nats = sum(told.nats for told in stories)
+    return HeldOut(count, tokens, loss, nats / tokens, nats / count)
+
+
+def openings(tokenizer: "Tokenizer", count: int, seed: int = 0) -> list[list[int]]:
+    """The first sentences of held-out stories, as prompts to go on from."""
+    texts = (story(number, "heldout", seed).text for number in range(count))
+    return [tokenizer.encode(text[: text.index(".") + 1]).ids for text in texts]
+
+
+def tell(
+    model: Model,
+    tokenizer: "Tokenizer",
+    prompts: list[list[int]],
+    temperature: float,
+    seed: int = 0,
+) -> tuple[list[str], float]:
+    """Whole stories that begin with the prompts, and the share that the grammar could have written.
+
+    The grammar checks every word: a pronoun, place or colour that contradicts an earlier one fails.
+    """
+    written = generate(model, prompts, max_new_tokens=_LONGEST, temperature=temperature, seed=seed)
+    texts = [
+        tokenizer.decode(prompt + new, skip_special_tokens=True)
+        for prompt, new in zip(prompts, written, strict=True)
+    ]
+    return texts, sum(TALES.read(text) is not None for text in texts) / len(texts)
