@@ -1,0 +1,149 @@
+"""mesp-ref golden: build, check and run the vectors that prove another backend."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mesp_ref.cli import golden_sketch
+from mesp_ref.cli.options import Parser, add_command, add_json, print_json
+from mesp_ref.errors import MespRefError
+from mesp_ref.golden.check import ROLES, check
+from mesp_ref.golden.suite import DTYPES, SHIPPED, Suite
+from mesp_ref.weights import write_aside
+
+_HELP = """\
+Golden vectors for another backend (Swift, C++, CUDA, MLX, torch): inputs, cotangents and expected
+outputs and gradients, with tolerances that are derived. The format is described in the suite's
+README.md; a backend needs no Python to use it.
+
+examples:
+  mesp-ref golden check my_outputs --only ops/rmsnorm
+  mesp-ref golden run torch --out torch_outputs
+"""
+_CHECK = """\
+Compare the files that a backend wrote with the suite: DIR/ops/rmsnorm/usual.safetensors holds its
+tensors y, dx and dw. Says which tensors differ, which one first, and what the difference looks like.
+Exit code 0: all agree; 1: some differ; 2: misuse.
+
+examples:
+  mesp-ref golden check outputs
+  mesp-ref golden check outputs --only ops/rmsnorm --only 'block/*:*lora*' --dtype bfloat16
+  mesp-ref golden check outputs --roles result --json --html report.html
+"""
+_RUN = """\
+Run a backend over the suite and write its outputs, as golden check reads them.
+
+examples:
+  mesp-ref golden run torch --out torch_outputs --dtype bfloat16
+"""
+_BUILD = """\
+Build the suite anew from the equations, in arbitrary precision (a minute or two; needs mpmath).
+
+examples:
+  mesp-ref golden build suite
+"""
+_EXPORT = """\
+Copy the shipped suite, every file held against its SHA-256 first.
+
+examples:
+  mesp-ref golden export suite
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "golden", None, "vectors that prove another backend", _HELP)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _add_check(actions)
+    _add_run(actions)
+    built = add_command(actions, "build", run_build, "build the suite from the equations", _BUILD)
+    built.add_argument("out", metavar="OUT", help="new directory")
+    built.add_argument("--overwrite", action="store_true", help="replace what is there")
+    golden_sketch.add(actions)
+    copied = add_command(actions, "export", run_export, "copy the shipped suite", _EXPORT)
+    copied.add_argument("out", metavar="OUT", help="new directory")
+
+
+def _add_selection(parser: Parser) -> None:
+    parser.add_argument("--suite", default=SHIPPED, metavar="DIR", help="default: the shipped one")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN",
+        help="a case, a folder of cases, or case:tensor with wildcards; may be repeated",
+    )  # fmt: skip
+
+
+def _add_check(actions: Any) -> None:
+    parser = add_command(actions, "check", run_check, "compare a backend's outputs", _CHECK)
+    parser.add_argument("actual", metavar="DIR", help="what the backend wrote")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="precision it computed in (default: as stored)"
+    )
+    _add_selection(parser)
+    parser.add_argument(
+        "--roles", default=",".join(ROLES), metavar="NAMES",
+        help="result: outputs, loss, gradients of inputs and LoRA; base: of base weights; inner: "
+        "intermediates (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--html", metavar="FILE", help="also write a page with a heat map")
+    add_json(parser)
+
+
+def _add_run(actions: Any) -> None:
+    parser = add_command(actions, "run", run_backend, "run a backend over the suite", _RUN)
+    parser.add_argument(
+        "backend", metavar="BACKEND", help="engine (mesp_ref itself), torch, jax or mlx"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="new directory")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    _add_selection(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
+
+
+def run_check(args: argparse.Namespace) -> int:
+    from mesp_ref.golden.page import as_html
+    from mesp_ref.golden.report import as_json, as_text
+
+    report = check(
+        args.actual, Suite(args.suite), dtype=args.dtype, only=args.only,
+        roles=args.roles.split(","),
+    )  # fmt: skip
+    if args.html:
+        with write_aside(Path(args.html)) as aside:
+            aside.write_text(as_html(report), encoding="utf-8")
+    if args.json:
+        print_json(as_json(report))
+    else:
+        print(as_text(report))
+    return 0 if report.passed else 1
+
+
+def run_backend(args: argparse.Namespace) -> int:
+    from mesp_ref.golden.backends import run
+
+    done = run(
+        args.backend, args.out, Suite(args.suite), dtype=args.dtype, only=args.only,
+        overwrite=args.overwrite,
+    )  # fmt: skip
+    print(f"{len(done)} cases in {args.dtype} written to {args.out}")
+    return 0
+
+
+def run_build(args: argparse.Namespace) -> int:
+    from mesp_ref.golden.builder import build
+
+    count = build(args.out, lambda name: print(name, file=sys.stderr), overwrite=args.overwrite)
+    print(f"{count} cases written to {args.out}")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from shutil import copytree
+
+    suite = Suite()
+    count = suite.verify_all()
+    out = Path(args.out)
+    if out.exists():
+        raise MespRefError(f"{out}: exists; name a new directory")
+    copytree(suite.root, out)
+    print(f"{count} files copied to {out}")
+    return 0

@@ -1,0 +1,249 @@
+"""What JAX and MLX share: the forward on an array namespace, gradients by the framework's vjp.
+
+The gradient of an intermediate is that of a zero added to it, so one vjp gives every tensor of a
+trace. Trajectories are not covered.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mesp_ref.golden.backends import NotCovered
+from mesp_ref.golden.suite import Case
+from mesp_ref.loading import load_model
+from mesp_ref.lora import load_adapter
+from mesp_ref.ops import Array
+
+Values = dict[str, Any]
+
+
+class Framework(Protocol):
+    """What a framework adds to an array namespace `xp` that NumPy's names work on."""
+
+    xp: Any
+
+    @property
+    def dtypes(self) -> Mapping[str, Any]: ...
+
+    def vjp(self, f: Callable[..., Any], primals: list[Any], cotangent: Any) -> list[Any]: ...
+    def silu(self, x: Any) -> Any: ...
+    def softmax(self, x: Any) -> Any: ...
+    def logsumexp(self, x: Any) -> Any: ...
+    def numpy(self, x: Any) -> Array: ...
+
+
+class Client:
+    """The suite's computations in one framework and dtype."""
+
+    def __init__(self, framework: Framework, dtype: str):
+        if dtype not in framework.dtypes:
+            raise NotCovered
+        self.fw, self.xp, self.dtype = framework, framework.xp, framework.dtypes[dtype]
+        self.ops: dict[str, Callable[..., Any]] = {
+            "linear": self.linear, "lora_linear": self.lora_linear, "rmsnorm": self.rmsnorm,
+            "rope": self.rope, "causal_softmax": self.causal_softmax,
+            "attention": lambda q, k, v: self.mix(self.probabilities(q, k), v),
+            "swiglu": lambda gate, up: self.fw.silu(gate) * up,
+            "embedding": lambda ids, w: w[ids], "cross_entropy": self.cross_entropy,
+            "lm_loss": lambda x, w, labels: self.cross_entropy(
+                self.linear(x, w).reshape(-1, len(w)), labels.reshape(-1)
+            ),
+        }  # fmt: skip
+
+    def array(self, value: Array) -> Any:
+        made = self.xp.array(value)
+        return made.astype(self.dtype) if value.dtype.kind == "f" else made
+
+    def wide(self, x: Any) -> Any:
+        """16-bit values in float32."""
+        return x if "64" in str(x.dtype) else x.astype(self.xp.float32)
+
+    def linear(self, x: Any, w: Any, b: Any = None) -> Any:
+        y = x @ w.T
+        return y if b is None else y + b
+
+    def lora_linear(self, x: Any, w: Any, A: Any, B: Any, s: float, b: Any = None) -> Any:
+        return self.linear(x, w, b) + s * ((x @ A.T) @ B.T)
+
+    def rmsnorm(self, x: Any, w: Any, eps: float) -> Any:
+        z = self.wide(x)
+        n = self.xp.sqrt((z * z).mean(-1, keepdims=True) + eps)
+        return (self.wide(w) * z / n).astype(x.dtype)
+
+    def rope(self, x: Any, cos: Any, sin: Any) -> Any:
+        x1, x2 = self.xp.split(x, 2, axis=-1)
+        cos, sin = cos[:, None], sin[:, None]
+        return self.xp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+
+    def causal_softmax(self, s: Any) -> Any:
+        tq, tk = s.shape[-2:]
+        visible = self.xp.array(np.tri(tq, tk, tk - tq, dtype=bool))
+        hidden = self.xp.array(-np.inf, dtype=self.wide(s).dtype)
+        return self.fw.softmax(self.xp.where(visible, self.wide(s), hidden)).astype(s.dtype)
+
+    def heads(self, x: Any, heads: int) -> Any:
+        """[N,T,G,D] as [N,H,T,D]."""
+        return self.xp.repeat(x, heads // x.shape[2], axis=2).swapaxes(1, 2)
+
+    def probabilities(self, q: Any, k: Any) -> Any:
+        h, d = q.shape[2:]
+        scores = self.heads(q, h) @ self.heads(k, h).swapaxes(2, 3)
+        return self.causal_softmax(scores * d**-0.5)
+
+    def mix(self, p: Any, v: Any) -> Any:
+        return (p @ self.heads(v, p.shape[1])).swapaxes(1, 2)
+
+    def cross_entropy(self, logits: Any, labels: Any) -> Any:
+        z, counted = self.wide(logits), labels != -100
+        safe = self.xp.where(counted, labels, 0)[:, None]
+        losses = self.fw.logsumexp(z) - self.xp.take_along_axis(z, safe, axis=1)[:, 0]
+        total = self.xp.where(counted, losses, 0.0 * losses).sum()
+        return total / max(1, int(counted.sum()))
+
+    def op(self, case: Case, given: Values) -> Values:
+        attributes = dict(case.attributes)
+        op, dy = attributes.pop("op"), given.pop("dy")
+        names = [t.name[1:] for t in case.tensors if t.name != "y"]
+
+        def f(*primals: Any) -> Any:
+            return self.ops[op](**given | dict(zip(names, primals, strict=True)), **attributes)
+
+        primals = [given[name] for name in names]
+        y = f(*primals)
+        grads = self.fw.vjp(f, primals, dy.astype(y.dtype))
+        return {"y": y} | {f"d{name}": g for name, g in zip(names, grads, strict=True)}
+
+    def quantised(self, case: Case, given: Values) -> Values:
+        """Unpack, decode in the type of the scales, and use as a linear layer."""
+        at = case.attributes
+        stored = self.fw.dtypes[at["scale_dtype"]]
+        shifts = self.xp.array(np.arange(0, 32, at["bits"], dtype=np.uint32))
+        codes = (given["packed"][..., None] >> shifts) & (2 ** at["bits"] - 1)
+        groups = codes.reshape(*given["scales"].shape, -1).astype(stored)
+        scales, biases = (given[n].astype(stored)[..., None] for n in ("scales", "biases"))
+        w = (groups * scales + biases).reshape(codes.shape[0], -1).astype(self.dtype)
+        (dx,) = self.fw.vjp(lambda x: x @ w.T, [given["x"]], given["dy"])
+        return {"w": w, "y": given["x"] @ w.T, "dx": dx}
+
+    def step(
+        self, case: Case, leaves: Values, f: Callable[["Tape", Values], Any], dy: Any
+    ) -> Values:
+        """Every tensor of a block or model: f(tape, leaves) is its output."""
+        tape = Tape(self, case, {})
+        output = f(tape, leaves)
+        seen = dict(tape.seen)
+        wanted = [t.name for t in case.tensors]
+        names = [n.removesuffix(".grad") for n in wanted if n.endswith(".grad") or n == "dx"]
+        names = ["x" if name == "dx" else name for name in names]
+        primals = [leaves[n] if n in leaves else self.xp.zeros_like(seen[n]) for n in names]
+
+        def again(*values: Any) -> Any:
+            moved = dict(zip(names, values, strict=True))
+            deltas = {n: v for n, v in moved.items() if n not in leaves}
+            return f(
+                Tape(self, case, deltas), leaves | {n: v for n, v in moved.items() if n in leaves}
+            )
+
+        grads = self.fw.vjp(again, primals, self.xp.ones_like(output) if dy is None else dy)
+        found = {("dx" if n == "x" else f"{n}.grad"): g for n, g in zip(names, grads, strict=True)}
+        return {n: found[n] if n in found else seen[n] for n in wanted}
+
+
+class Tape:
+    """The forward of a block and a model; records tensors and adds a delta to some of them."""
+
+    def __init__(self, client: Client, case: Case, deltas: Values):
+        self.c, self.at, self.deltas, self.seen = client, case.attributes, deltas, Values()
+        self.cos: Any = None
+        self.sin: Any = None
+
+    def keep(self, name: str, value: Any) -> Any:
+        self.seen[name] = value
+        return value + self.deltas[name] if name in self.deltas else value
+
+    def project(self, w: Values, at: str, part: str, x: Any) -> Any:
+        h = self.keep(f"{at}{part}.h", x @ w[f"{part}.lora_A.weight"].T)
+        y = self.c.linear(x, w[f"{part}.weight"], w.get(f"{part}.bias"))
+        return self.keep(f"{at}{part}", y + self.at["s"] * (h @ w[f"{part}.lora_B.weight"].T))
+
+    def norm(self, name: str, x: Any, w: Any) -> Any:
+        return self.keep(name, self.c.rmsnorm(x, w, self.at["config"]["rms_norm_eps"]))
+
+    def attention(self, w: Values, at: str, n: Any) -> Any:
+        heads = []
+        for letter in "qkv":
+            y = self.project(w, at, f"self_attn.{letter}_proj", n)
+            y = y.reshape(*y.shape[:2], -1, self.at["config"]["head_dim"])
+            if letter != "v":
+                y = self.keep(f"{at}self_attn.{letter}_rope", self.c.rope(y, self.cos, self.sin))
+            heads.append(y)
+        p = self.keep(f"{at}self_attn.attention.p", self.c.probabilities(*heads[:2]))
+        o = self.keep(f"{at}self_attn.attention", self.c.mix(p, heads[2]))
+        return o.reshape(*o.shape[:2], -1)
+
+    def block(self, w: Values, x: Any, at: str = "", name: str = "y") -> Any:
+        n = self.norm(f"{at}input_layernorm", x, w["input_layernorm.weight"])
+        o = self.attention(w, at, n)
+        a = self.keep(f"{at}after_attention", x + self.project(w, at, "self_attn.o_proj", o))
+        part = "post_attention_layernorm"
+        n = self.norm(f"{at}{part}", a, w[f"{part}.weight"])
+        gate, up = (self.project(w, at, f"mlp.{p}_proj", n) for p in ("gate", "up"))
+        z = self.keep(f"{at}mlp.swiglu.silu", self.c.fw.silu(gate)) * up
+        z = self.keep(f"{at}mlp.swiglu", z)
+        return self.keep(name, a + self.project(w, at, "mlp.down_proj", z))
+
+    def model(self, w: Values, ids: Any, labels: Any) -> Any:
+        x = self.keep("model.embed_tokens", w["model.embed_tokens.weight"][ids])
+        for number in range(self.at["config"]["num_hidden_layers"]):
+            at = f"model.layers.{number}."
+            x = self.block({n.split(at)[1]: v for n, v in w.items() if at in n}, x, at, at[:-1])
+        n = self.norm("model.norm", x, w["model.norm.weight"])
+        head = w["lm_head.weight" if "lm_head.weight" in w else "model.embed_tokens.weight"]
+        z = self.keep("lm_head", n @ head.T)[:, :-1]
+        flat = z.reshape(-1, z.shape[-1])
+        return self.keep("loss", self.c.cross_entropy(flat, labels[:, 1:].reshape(-1)))
+
+
+def compute_block(client: Client, case: Case, given: Values) -> Values:
+    def f(tape: Tape, leaves: Values) -> Any:
+        tape.cos, tape.sin = given["cos"], given["sin"]
+        return tape.block(leaves, leaves["x"])
+
+    return client.step(case, given, f, given["dy"])
+
+
+def compute_model(client: Client, case: Case, given: Values, root: Path) -> Values:
+    """The checkpoint and adapter directories of the case; angles from float64, rounded once."""
+    model = load_model(root / case.attributes["model"])
+    adapter = load_adapter(root / case.attributes["adapter"])
+    arrays = {name: model.weights(name) for name in model.weights.names()} | adapter.weights
+    config, tokens = case.attributes["config"], given["input_ids"].shape[1]
+    exponent = -np.arange(0, config["head_dim"], 2) / config["head_dim"]
+    turns = np.arange(tokens)[:, None] * float(config["rope_theta"]) ** exponent
+
+    def f(tape: Tape, leaves: Values) -> Any:
+        tape.cos, tape.sin = client.array(np.cos(turns)), client.array(np.sin(turns))
+        return tape.model(leaves, given["input_ids"], given["labels"])
+
+    return client.step(case, {n: client.array(a) for n, a in arrays.items()}, f, None)
+
+
+def compute(
+    framework: Framework, case: Case, inputs: dict[str, Array], root: Path, dtype: str
+) -> dict[str, Array]:
+    """One case in `dtype`."""
+    client = Client(framework, dtype)
+    given = {name: client.array(array) for name, array in inputs.items()}
+    if case.kind == "op":
+        found = client.op(case, given)
+    elif case.kind == "block":
+        found = compute_block(client, case, given)
+    elif case.kind == "e2e":
+        found = compute_model(client, case, given, root)
+    elif case.kind == "quant":
+        found = client.quantised(case, given)
+    else:
+        raise NotCovered
+    return {name: framework.numpy(value) for name, value in found.items()}

@@ -1,0 +1,288 @@
+"""torch: the forward in its functional ops, every gradient by its autograd."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mesp_ref.golden.backends import NotCovered
+from mesp_ref.golden.suite import Case
+from mesp_ref.loading import load_model
+from mesp_ref.lora import load_adapter
+from mesp_ref.ops import Array
+
+Tensors = dict[str, torch.Tensor]
+
+
+def to_torch(array: Array, dtype: torch.dtype) -> torch.Tensor:
+    """Inputs are exact in every dtype, so the cast rounds nothing."""
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.to(dtype).requires_grad_() if array.dtype.kind == "f" else tensor.long()
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """16-bit tensors in float32, as frameworks take norms, softmax and losses."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def lora_linear(
+    x: torch.Tensor, w: torch.Tensor, b: Any, A: torch.Tensor, B: torch.Tensor, s: float
+) -> torch.Tensor:
+    return F.linear(x, w, b) + s * F.linear(F.linear(x, A), B)
+
+
+def rmsnorm(x: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
+    return F.rms_norm(wide(x), (x.shape[-1],), wide(w), eps).to(x.dtype)
+
+
+def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    x1, x2 = x.chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
+
+
+def causal_softmax(s: torch.Tensor) -> torch.Tensor:
+    tq, tk = s.shape[-2:]
+    hidden = torch.ones(tq, tk, dtype=torch.bool).triu(tk - tq + 1)
+    return wide(s).masked_fill(hidden, -torch.inf).softmax(dim=-1).to(s.dtype)
+
+
+def probabilities(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+    return causal_softmax(torch.einsum("nqhd,nkhd->nhqk", q, k) * q.shape[3] ** -0.5)
+
+
+def mix(p: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    v = v.repeat_interleave(p.shape[1] // v.shape[2], dim=2)
+    return torch.einsum("nhqk,nkhd->nqhd", p, v)
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    total = F.cross_entropy(wide(logits), labels, reduction="sum", ignore_index=-100)
+    return total / max(1, int((labels != -100).sum()))
+
+
+FORWARD: dict[str, Callable[..., torch.Tensor]] = {
+    "linear": lambda x, w, b=None: F.linear(x, w, b),
+    "lora_linear": lambda x, w, A, B, s, b=None: lora_linear(x, w, b, A, B, s),
+    "rmsnorm": rmsnorm,
+    "rope": rope,
+    "causal_softmax": causal_softmax,
+    "attention": lambda q, k, v: mix(probabilities(q, k), v),
+    "swiglu": lambda gate, up: F.silu(gate) * up,
+    "embedding": lambda ids, w: F.embedding(ids, w),
+    "cross_entropy": cross_entropy,
+    "lm_loss": lambda x, w, labels: cross_entropy(F.linear(x, w).flatten(0, 1), labels.flatten()),
+}
+
+
+def compute_op(case: Case, given: Tensors) -> Tensors:
+    """Output and the gradients that the case asks for."""
+    attributes = dict(case.attributes)
+    op, dy = attributes.pop("op"), given.pop("dy")
+    if op not in FORWARD:
+        raise NotCovered
+    y = FORWARD[op](**given, **attributes)
+    names = [tensor.name for tensor in case.tensors if tensor.name != "y"]
+    grads = torch.autograd.grad(y, [given[name[1:]] for name in names], dy.to(y.dtype))
+    return {"y": y} | dict(zip(names, grads, strict=True))
+
+
+class Step:
+    """A block or a model that records every tensor and asks autograd for its gradient."""
+
+    def __init__(self, case: Case, cos: torch.Tensor, sin: torch.Tensor):
+        self.config, self.s = case.attributes["config"], case.attributes["s"]
+        self.cos, self.sin, self.seen = cos, sin, Tensors()
+
+    def keep(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        if value.requires_grad and not value.is_leaf:
+            value.retain_grad()
+        self.seen[name] = value
+        return value
+
+    def project(self, w: Tensors, at: str, part: str, x: torch.Tensor) -> torch.Tensor:
+        A, B = w[f"{part}.lora_A.weight"], w[f"{part}.lora_B.weight"]
+        h = self.keep(f"{at}{part}.h", F.linear(x, A))
+        y = F.linear(x, w[f"{part}.weight"], w.get(f"{part}.bias"))
+        return self.keep(f"{at}{part}", y + self.s * F.linear(h, B))
+
+    def norm(self, name: str, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return self.keep(name, rmsnorm(x, w, self.config["rms_norm_eps"]))
+
+    def attention(self, w: Tensors, at: str, n: torch.Tensor) -> torch.Tensor:
+        heads = []
+        for letter in "qkv":
+            y = self.project(w, at, f"self_attn.{letter}_proj", n)
+            y = y.reshape(*y.shape[:2], -1, self.config["head_dim"])
+            if letter != "v":
+                y = self.keep(f"{at}self_attn.{letter}_rope", rope(y, self.cos, self.sin))
+            heads.append(y)
+        q, k, v = heads
+        p = self.keep(f"{at}self_attn.attention.p", probabilities(q, k))
+        return self.keep(f"{at}self_attn.attention", mix(p, v)).flatten(2)
+
+    def block(self, w: Tensors, x: torch.Tensor, at: str = "", name: str = "y") -> torch.Tensor:
+        n = self.norm(f"{at}input_layernorm", x, w["input_layernorm.weight"])
+        o = self.attention(w, at, n)
+        a = self.keep(f"{at}after_attention", x + self.project(w, at, "self_attn.o_proj", o))
+        part = "post_attention_layernorm"
+        n = self.norm(f"{at}{part}", a, w[f"{part}.weight"])
+        gate, up = (self.project(w, at, f"mlp.{p}_proj", n) for p in ("gate", "up"))
+        silu = self.keep(f"{at}mlp.swiglu.silu", F.silu(gate))
+        z = self.keep(f"{at}mlp.swiglu", silu * up)
+        return self.keep(name, a + self.project(w, at, "mlp.down_proj", z))
+
+    def model(self, w: Tensors, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x = self.keep("model.embed_tokens", F.embedding(ids, w["model.embed_tokens.weight"]))
+        for number in range(self.config["num_hidden_layers"]):
+            at = f"model.layers.{number}."
+            part = {name.split(at)[1]: tensor for name, tensor in w.items() if at in name}
+            x = self.block(part, x, at, at[:-1])
+        n = self.norm("model.norm", x, w["model.norm.weight"])
+        head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
+        logits = self.keep("lm_head", F.linear(n, head))
+        return self.keep(
+            "loss", cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        )
+
+    def results(self, case: Case, leaves: Tensors) -> Tensors:
+        """What the case asks for: recorded values, and gradients by the name of their tensor."""
+        found = self.seen | leaves
+        wanted = Tensors()
+        for name in (tensor.name for tensor in case.tensors):
+            value = found.get(name.removesuffix(".grad"))
+            value = value.grad if value is not None and name.endswith(".grad") else value
+            if value is not None:
+                wanted[name] = value
+        return wanted
+
+
+def compute_block(case: Case, given: Tensors) -> Tensors:
+    step = Step(case, given["cos"], given["sin"])
+    y = step.block(given, given["x"])
+    torch.autograd.backward(y, given["dy"])
+    dx = given["x"].grad
+    assert dx is not None
+    return step.results(case, given) | {"dx": dx}
+
+
+def angles(config: dict[str, Any], tokens: int) -> Array:
+    """t·theta^(−2i/D) [T, D/2] in float64, rounded once when cast."""
+    exponent = -np.arange(0, config["head_dim"], 2) / config["head_dim"]
+    turns: Array = np.arange(tokens)[:, None] * float(config["rope_theta"]) ** exponent
+    return turns
+
+
+def leaves_of(case: Case, root: Path, dtype: torch.dtype) -> tuple[Tensors, list[str]]:
+    """The checkpoint and adapter directories of a case; and the names of the adapter's tensors."""
+    model = load_model(root / case.attributes["model"])
+    adapter = load_adapter(root / case.attributes["adapter"])
+    arrays = {name: model.weights(name) for name in model.weights.names()} | adapter.weights
+    leaves = {name: to_torch(array, dtype) for name, array in arrays.items()}
+    return leaves, list(adapter.weights)
+
+
+def run_model(case: Case, leaves: Tensors, given: Tensors, dtype: torch.dtype) -> Step:
+    """A forward that autograd can go back through."""
+    turns = angles(case.attributes["config"], given["input_ids"].shape[1])
+    cos, sin = (torch.from_numpy(f(turns)).to(dtype) for f in (np.cos, np.sin))
+    step = Step(case, cos, sin)
+    step.model(leaves, given["input_ids"], given["labels"])
+    return step
+
+
+def compute_model(case: Case, given: Tensors, root: Path, dtype: torch.dtype) -> Tensors:
+    leaves, _ = leaves_of(case, root, dtype)
+    step = run_model(case, leaves, given, dtype)
+    torch.autograd.backward(step.seen["loss"])
+    return step.results(case, leaves)
+
+
+def mezo_step(weights: Tensors, given: Tensors, number: int, at: Any, loss: Any) -> torch.Tensor:
+    """θ ± eps·z, and the step along z."""
+    z = {name: given[f"z/{name}"][number] for name in weights}
+    sides = []
+    for move in (at["eps"], -at["eps"]):
+        moved = {name: w + move * z[name] for name, w in weights.items()}
+        sides.append(loss(moved))
+    g = (sides[0] - sides[1]) / (2 * at["eps"])
+    for name, w in weights.items():
+        w -= at["lr"] * g * z[name]
+    return (sides[0] + sides[1]) / 2
+
+
+def compute_trajectory(case: Case, given: Tensors, root: Path, dtype: torch.dtype) -> Tensors:
+    """Steps of torch.optim, or of MeZO with the z of the case."""
+    leaves, names = leaves_of(case, root, dtype)
+    at, weights = case.attributes, {name: leaves[name] for name in names}
+    kinds: dict[str, Callable[[], Any]] = {
+        "sgd": lambda: torch.optim.SGD(
+            weights.values(), at["lr"], at["momentum"], weight_decay=at["weight_decay"]
+        ),
+        "adamw": lambda: torch.optim.AdamW(
+            weights.values(), at["lr"], (at["beta1"], at["beta2"]), at["eps"], at["weight_decay"]
+        ),
+        "mezo": lambda: None,
+    }
+    optimizer, losses, found = kinds[at["optimizer"]](), [], Tensors()
+
+    def loss(moved: Tensors) -> torch.Tensor:
+        return run_model(case, leaves | moved, given, dtype).seen["loss"]
+
+    for number in range(at["steps"]):
+        if optimizer is None:
+            with torch.no_grad():
+                losses.append(mezo_step(weights, given, number, at, loss))
+        else:
+            optimizer.zero_grad()
+            losses.append(loss(weights))
+            torch.autograd.backward(losses[-1])
+            optimizer.step()
+        found |= {f"{name}.step_{number + 1}": w.detach().clone() for name, w in weights.items()}
+    wanted = {tensor.name for tensor in case.tensors}
+    return {"loss": torch.stack(losses)} | {n: w for n, w in found.items() if n in wanted}
+
+
+def compute_quantised(case: Case, given: Tensors, dtype: torch.dtype) -> Tensors:
+    """Unpack, decode in the type of the scales, and use as a linear layer."""
+    at = case.attributes
+    shifts = torch.arange(0, 32, at["bits"])
+    codes = (given["packed"][..., None] >> shifts) & (2 ** at["bits"] - 1)
+    stored: torch.dtype = getattr(torch, at["scale_dtype"])
+    groups = codes.reshape(*given["scales"].shape, -1).to(stored)
+    scales, biases = (given[name].detach().to(stored)[..., None] for name in ("scales", "biases"))
+    w = (groups * scales + biases).reshape(len(codes), -1).to(dtype)
+    y = F.linear(given["x"], w)
+    (dx,) = torch.autograd.grad(y, given["x"], given["dy"])
+    return {"w": w, "y": y, "dx": dx}
+
+
+def compute(case: Case, inputs: dict[str, Array], root: Path, dtype: str) -> dict[str, Array]:
+    """One case in `dtype`."""
+    precision: torch.dtype = getattr(torch, dtype)
+    given = {name: to_torch(array, precision) for name, array in inputs.items()}
+    if case.kind == "op":
+        found = compute_op(case, given)
+    elif case.kind == "block":
+        found = compute_block(case, given)
+    elif case.kind == "e2e":
+        found = compute_model(case, given, root, precision)
+    elif case.kind == "traj":
+        found = compute_trajectory(case, given, root, precision)
+    elif case.kind == "quant":
+        found = compute_quantised(case, given, precision)
+    else:
+        raise NotCovered
+    return {name: to_numpy(tensor) for name, tensor in found.items()}

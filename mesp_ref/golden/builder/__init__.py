@@ -1,0 +1,65 @@
+"""The builder of the suite. Needs mpmath for the op cases; about two minutes."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from mesp_ref.errors import MespRefError
+from mesp_ref.golden.builder.draw import generator
+from mesp_ref.golden.builder.models import BLOCKS, MODELS, Made, draw_model, make_block, make_model
+from mesp_ref.golden.builder.trajectories import SETTINGS, make_trajectory
+from mesp_ref.golden.builder.write import write_case, write_manifest, write_tensors
+from mesp_ref.golden.builder.wrong import wrong_models, wrong_op
+from mesp_ref.golden.plain import Arrays
+from mesp_ref.golden.suite import SHIPPED, Case, Vectors, Wrong
+from mesp_ref.weights import new_directory
+
+COMPANIONS = ("README.md", "manifest.schema.json")
+WRONG = ("block/usual", "e2e/tied")  # the models that neg/ holds wrong answers to
+
+
+def model_cases(root: Path) -> Iterator[Made]:
+    """Blocks, whole models with their checkpoints under `root`, and trajectories of the first."""
+    yield from map(make_block, BLOCKS)
+    models = [make_model(shape, root) for shape in MODELS]
+    yield from models
+    model, adapter = draw_model(MODELS[0], generator(f"e2e/{MODELS[0].name}"))
+    for name in SETTINGS:
+        yield make_trajectory(name, model, adapter, models[0])
+
+
+def build(out: str | Path, log: Callable[[str], object], overwrite: bool = False) -> int:
+    """Write a suite into the directory `out`, whole or not at all; returns how many cases.
+
+    Raises MespRefError without mpmath, and when `out` is not empty
+    """
+    try:
+        from mesp_ref.golden.builder.ops import op_cases
+        from mesp_ref.golden.builder.quantised import quantised_cases
+    except ModuleNotFoundError as error:
+        raise MespRefError(
+            f"{error.name}: not installed, needed to build a suite; pip install {error.name}"
+        ) from None
+    cases: list[Case] = []
+    wrong: list[Wrong] = []
+    with new_directory(out, overwrite=overwrite) as root:
+
+        def put(case: Case, vectors: Vectors, answers: Iterable[tuple[Wrong, Arrays]] = ()) -> None:
+            log(case.name)
+            write_case(root, case, vectors)
+            cases.append(case)
+            for entry, arrays in answers:
+                write_tensors(root / entry.file, arrays)
+                wrong.append(entry)
+
+        for case, vectors in op_cases():
+            put(case, vectors, wrong_op(case, vectors))
+        for case, vectors in quantised_cases():
+            put(case, vectors)
+        for made in model_cases(root):
+            answers = wrong_models(made) if made.case.name in WRONG else ()
+            put(made.case, made.vectors, answers)
+        for name in COMPANIONS:
+            shutil.copyfile(SHIPPED / name, root / name)
+        write_manifest(root, cases, wrong)
+    return len(cases)

@@ -1,0 +1,231 @@
+"""Block cases and whole models: float64 values of the engine, held against a second writing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mesp_ref.block import Layer, block, block_bwd
+from mesp_ref.config import PROJECTIONS, Qwen2Config
+from mesp_ref.golden.builder.draw import generator, representable, stored
+from mesp_ref.golden.builder.emulate import gates
+from mesp_ref.golden.plain import Arrays, Plain, Setting
+from mesp_ref.golden.suite import DTYPES, Case, Tensor, Vectors
+from mesp_ref.gradients import trace
+from mesp_ref.lora import Adapter, adapter_shapes, save_adapter
+from mesp_ref.model import Model
+from mesp_ref.ops import IGNORED, Array, rope_tables
+from mesp_ref.weights import ArrayWeights, save_checkpoint
+
+SOURCE = (
+    "mesp_ref in float64, held against a second writing at build time and against torch float64 "
+    "and complex step in the tests"
+)
+AGREE = 1e-12  # of a tensor's largest entry; measured: 4e-15
+LAYER = "model.layers.0."
+
+
+class Shape(NamedTuple):
+    """The sizes of a case under the letters."""
+
+    name: str
+    note: str
+    n: int = 2
+    t: int = 6
+    heads: int = 4
+    groups: int = 2
+    layers: int = 1
+    tied: bool = True
+    rank: int = 4
+    alpha: float = 6.0
+
+
+BLOCKS = (
+    Shape("usual", "H = 4 on G = 2, batch of two"),
+    Shape("every_head_its_own", "H = G = 3", heads=3, groups=3, n=1),
+    Shape("one_kv_head", "G = 1, rank 1", heads=3, groups=1, n=1, rank=1, alpha=2.0),
+    Shape("one_token", "T = 1", n=1, t=1),
+)
+MODELS = (
+    Shape("tied", "two blocks, tied head, ignored labels, repeated tokens, a label 0",
+          t=7, layers=2),
+    Shape("untied", "two blocks, head of its own, one key/value head",
+          n=1, layers=2, groups=1, tied=False),
+)  # fmt: skip
+
+
+def config_of(shape: Shape) -> Qwen2Config:
+    """All axis lengths different; an eps and angles that matter."""
+    return Qwen2Config(
+        vocab_size=21, hidden_size=16, intermediate_size=20, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.groups, head_dim=6,
+        rms_norm_eps=0.03125, rope_theta=100.0, max_position_embeddings=64,
+        tie_word_embeddings=shape.tied,
+    )  # fmt: skip
+
+
+def draw_model(shape: Shape, rng: np.random.Generator) -> tuple[Model, Adapter]:
+    """Weights in which nothing is trivially 0 or 1, every number representable."""
+    config, arrays = config_of(shape), Arrays()
+    for name, size in config.weight_shapes().items():
+        noise = rng.standard_normal(size)
+        if name.endswith("norm.weight"):
+            array = 1 + 0.3 * noise
+        elif name.endswith(".bias"):
+            array = 0.4 * noise
+        else:
+            array = 0.5 * noise if "embed" in name else 0.6 * noise * size[1] ** -0.5
+        arrays[name] = representable(array)
+    adapter = Adapter(shape.rank, shape.alpha, tuple(PROJECTIONS))
+    for name, size in adapter_shapes(config, shape.rank, PROJECTIONS).items():
+        adapter.weights[name] = representable(0.8 * rng.standard_normal(size) * size[1] ** -0.5)
+    return Model(config, ArrayWeights(arrays)), adapter
+
+
+def setting_of(model: Model, adapter: Adapter, cos: Array, sin: Array) -> Setting:
+    """What Plain needs to know of a model."""
+    c = model.config
+    return Setting(
+        c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.rms_norm_eps,
+        adapter.rank, adapter.alpha, cos, sin,
+    )  # fmt: skip
+
+
+def layer_weights(model: Model, adapter: Adapter, number: int) -> Arrays:
+    """A block's arrays by the part of their name behind model.layers.N."""
+    prefix, found = f"model.layers.{number}.", Arrays()
+    for name in model.weights.names():
+        if name.startswith(prefix):
+            found[name.removeprefix(prefix)] = model.weights(name)
+    for name, array in adapter.weights.items():
+        if f".{prefix}" in name:
+            found[name.split(prefix)[1]] = array
+    return found
+
+
+def top_weights(model: Model) -> Arrays:
+    """The arrays outside the blocks; head is embed when the two are tied."""
+    embed = model.weights("model.embed_tokens.weight")
+    head = embed if model.config.tie_word_embeddings else model.weights("lm_head.weight")
+    return {"embed": embed, "head": head, "norm": model.weights("model.norm.weight")}
+
+
+def cast(arrays: Arrays, dtype: Any) -> Arrays:
+    """Arrays in a compute dtype, where `head is embed` stays true."""
+    seen: dict[int, Array] = {}
+    return {n: seen.setdefault(id(a), a.astype(dtype)) for n, a in arrays.items()}
+
+
+class Made(NamedTuple):
+    """A case with what is needed to compute it again, wrongly: run(plain) gives its trace."""
+
+    case: Case
+    vectors: Vectors
+    setting: Setting
+    run: Callable[[Plain], Arrays]
+
+
+def assert_agree(want: Arrays, again: Arrays, case: str) -> None:
+    """Two writings of a case; ArithmeticError where they differ."""
+    for name, value in want.items():
+        error = float(np.abs(again[name] - value).max())
+        if not error <= AGREE * max(1e-3, float(np.abs(value).max())):
+            raise ArithmeticError(f"{case}: {name}: two writings differ by {error:.2g}")
+
+
+def _tensor(name: str, value: Array, gate: dict[str, float], backward: bool) -> Tensor:
+    if ".lora_" in name or name in ("y", "dx", "loss"):
+        role = "result"
+    else:
+        role = "base" if name.endswith((".weight.grad", ".bias.grad")) else "inner"
+    return Tensor(
+        name, value.shape, role, "backward" if backward else "forward",
+        gates={dtype: float(f"{g:.3e}") for dtype, g in gate.items()},
+    )  # fmt: skip
+
+
+def make_block(shape: Shape) -> Made:
+    """One block with LoRA everywhere: inputs x, dy and its weights; every intermediate."""
+    rng = generator(f"block/{shape.name}")
+    model, adapter = draw_model(shape, rng)
+    cos, sin = map(representable, rope_tables(0, shape.t, 6, 100.0, np.dtype(np.float64)))
+    x, dy = (representable(rng.standard_normal((shape.n, shape.t, 16))) for _ in range(2))
+    want, res = Arrays(), dict[str, object]()
+
+    def tap(name: str, value: Array) -> None:
+        want["y" if name == LAYER[:-1] else name.removeprefix(LAYER)] = value
+
+    layer = Layer(0, model.config, model.weights, adapter, cos, sin)
+    block(x, layer, res=res, tap=tap)
+    dx, grads = block_bwd(dy, res, layer, params=True, tap=tap)
+    del want["grad"]  # the cotangent itself
+    want |= {name.split(LAYER)[1] + ".grad": grad for name, grad in grads.items()} | {"dx": dx}
+    given = {"x": x, "dy": dy} | layer_weights(model, adapter, 0)
+
+    def run(plain: Plain) -> Arrays:
+        w = cast(given, plain.dtype)
+        _, kept = plain.block(w, w["x"])
+        plain.block_bwd(w, w["dy"], kept)
+        return plain.trace
+
+    inputs = {name: stored(a) for name, a in (given | {"cos": cos, "sin": sin}).items()}
+    setting = setting_of(model, adapter, cos, sin)
+    return _made("block", shape, model, want, inputs, setting, run, rng)
+
+
+def _made(
+    kind: str,
+    shape: Shape,
+    model: Model,
+    want: Arrays,
+    inputs: Arrays,
+    setting: Setting,
+    run: Callable[[Plain], Arrays],
+    rng: np.random.Generator,
+) -> Made:
+    """The case around its values: agreement of two writings, gates, manifest entry."""
+    name = f"{kind}/{shape.name}"
+    assert_agree(want, run(Plain(setting)), name)
+    drift = gates(want, setting, run, rng)
+    tensors = tuple(
+        _tensor(key, np.asarray(value), drift[key], key.endswith(".grad") or key == "dx")
+        for key, value in want.items()
+    )
+    attributes = {
+        "config": model.config.to_dict(),
+        "rank": shape.rank,
+        "alpha": shape.alpha,
+        "s": setting.scale,
+    }
+    if kind == "e2e":
+        attributes |= {"model": f"{name}/model", "adapter": f"{name}/adapter"}
+    case = Case(name, kind, f"{name}.safetensors", shape.note, SOURCE, DTYPES, attributes, tensors)
+    return Made(case, Vectors(inputs, want, {}), setting, run)
+
+
+def make_model(shape: Shape, root: Path) -> Made:
+    """A whole model, also as Hugging Face and PEFT directories under `root`."""
+    rng = generator(f"e2e/{shape.name}")
+    model, adapter = draw_model(shape, rng)
+    ids = rng.integers(0, 12, (shape.n, shape.t))  # of 21: some repeat, some are never met
+    ids[0, 2] = 0
+    labels = ids.copy()
+    labels[0, 1] = labels[-1, -1] = IGNORED
+    want = trace(model, adapter, ids, labels)
+    arrays = {name: model.weights(name) for name in model.weights.names()}
+    save_checkpoint(model.config, arrays, root / f"e2e/{shape.name}/model")
+    single = adapter.astype(np.float32)
+    single.base_model_name_or_path = "model"
+    save_adapter(single, root / f"e2e/{shape.name}/adapter")
+    layers = [layer_weights(model, adapter, i) for i in range(shape.layers)]
+    top = top_weights(model)
+
+    def run(plain: Plain) -> Arrays:
+        blocks = [cast(w, plain.dtype) for w in layers]
+        return plain.model(blocks, cast(top, plain.dtype), ids, labels)
+
+    inputs = {"input_ids": stored(ids), "labels": stored(labels)}
+    cos, sin = rope_tables(0, shape.t, 6, 100.0, np.dtype(np.float64))
+    setting = setting_of(model, adapter, cos, sin)
+    return _made("e2e", shape, model, want, inputs, setting, run, rng)

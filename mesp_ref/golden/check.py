@@ -1,0 +1,188 @@
+"""Compare what a backend wrote with the suite, tensor by tensor."""
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mesp_ref.errors import MespRefError
+from mesp_ref.golden.explain import explain
+from mesp_ref.golden.suite import DTYPES, Case, Suite, Tensor, Vectors, read_tensors
+from mesp_ref.ops import Array
+
+ROLES = ("result", "inner", "base")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One tensor. `margin` is the error as a fraction of the tolerance where it is largest.
+
+    problem   "" where it passes; "differs", "missing", "unexpected", "shape", "dtype", "not finite"
+    """
+
+    tensor: str
+    direction: str
+    problem: str
+    margin: float
+    text: str
+    index: tuple[int, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return not self.problem
+
+
+@dataclass
+class CaseReport:
+    """The tensors of one case in execution order, and what the differences look like."""
+
+    case: str
+    dtype: str
+    verdicts: list[Verdict] = field(default_factory=list)
+    like: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return all(verdict.passed for verdict in self.verdicts)
+
+    def first(self, direction: str) -> Verdict | None:
+        """The first diverging tensor of the forward or backward in execution order."""
+        wrong = (v for v in self.verdicts if v.direction == direction and not v.passed)
+        return next(wrong, None)
+
+
+@dataclass
+class Report:
+    """All cases that were asked for, and which part of the suite that is."""
+
+    cases: list[CaseReport]
+    asked: int
+    total: int
+    uncovered: list[str]
+
+    @property
+    def passed(self) -> bool:
+        return all(case.passed for case in self.cases)
+
+
+def check(
+    actual: str | Path,
+    suite: Suite | None = None,
+    *,
+    dtype: str | None = None,
+    only: Sequence[str] = (),
+    roles: Sequence[str] = ROLES,
+) -> Report:
+    """Hold the files under `actual` against the suite.
+
+    dtype     precision that the backend computed in; by default the type its file is stored in
+    only      patterns of cases (ops/rmsnorm, block/*) or tensors (e2e/tied:*lora*); default all
+    roles     "result" outputs, loss and gradients of inputs and LoRA; "base" gradients of base
+              weights; "inner" intermediates
+    Raises    MespRefError for a directory without any file of the suite, unknown dtype, role or
+              pattern, and a dtype that covers nothing that was asked for
+    """
+    suite = suite or Suite()
+    for name, allowed in [(r, ROLES) for r in roles] + [(d, DTYPES) for d in [dtype] if d]:
+        if name not in allowed:
+            raise MespRefError(f"found {name!r}, expected one of {', '.join(allowed)}")
+    asked = select(suite, only, roles)
+    root = Path(actual)
+    if not any((root / case.file).is_file() for case, _ in asked):
+        raise MespRefError(
+            f"{root}: found none of the {len(asked)} files asked for, expected such as "
+            f"{asked[0][0].file}; write them with the names of the suite"
+        )
+    reports = [_check_case(suite, case, tensors, root, dtype) for case, tensors in asked]
+    covered = [report for report in reports if report is not None]
+    uncovered = [c.name for (c, _), r in zip(asked, reports, strict=True) if r is None]
+    if not covered:
+        raise MespRefError(f"{root}: {dtype}: found no case that covers it among those asked for")
+    return Report(covered, len(asked), len(suite.cases), uncovered)
+
+
+def select(
+    suite: Suite, only: Sequence[str], roles: Sequence[str]
+) -> list[tuple[Case, list[Tensor]]]:
+    """The cases asked for with their tensors; MespRefError for a pattern that matches nothing."""
+    found: dict[str, list[Tensor]] = {}
+    for pattern in only or ("*",):
+        cases, _, tensors = pattern.rstrip("/").partition(":")
+        hits = 0
+        for case in suite.cases.values():
+            if not _matches(case.name, cases):
+                continue
+            for tensor in case.tensors:
+                if tensor.role in roles and fnmatch.fnmatchcase(tensor.name, tensors or "*"):
+                    found.setdefault(case.name, [])
+                    if tensor not in found[case.name]:
+                        found[case.name].append(tensor)
+                    hits += 1
+        if not hits:
+            raise MespRefError(
+                f"only: {pattern!r} matches nothing, expected a case such as ops/rmsnorm, "
+                "block/usual or e2e/tied:*lora*"
+            )
+    ordered = (case for case in suite.cases.values() if case.name in found)
+    return [(case, [t for t in case.tensors if t in found[case.name]]) for case in ordered]
+
+
+def _matches(case: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(case, pattern) or fnmatch.fnmatchcase(case, f"{pattern}/*")
+
+
+def _check_case(
+    suite: Suite, case: Case, tensors: list[Tensor], root: Path, dtype: str | None
+) -> CaseReport | None:
+    """None where the case does not cover the dtype."""
+    file = root / case.file
+    got = read_tensors(file) if file.is_file() else {}
+    dtype = dtype or computed_in(got)
+    if dtype not in case.dtypes:
+        return None
+    vectors, report = suite.read(case), CaseReport(case.name, dtype)
+    for tensor in tensors:
+        report.verdicts.append(judge(tensor, got.get(tensor.name), vectors, dtype))
+    known = {tensor.name for tensor in case.tensors}
+    for name in sorted(set(got) - known):
+        report.verdicts.append(
+            Verdict(name, "backward", "unexpected", math.inf, "the suite has no such tensor")
+        )
+    failed = [t for t, v in zip(tensors, report.verdicts, strict=False) if not v.passed]
+    if failed:
+        report.like = explain(suite, case, vectors, got, dtype, failed)
+    return report
+
+
+def computed_in(arrays: dict[str, Array]) -> str:
+    """The narrowest floating type among the tensors of a file; float32 where there is none."""
+    found = {array.dtype.name for array in arrays.values()}
+    return next((name for name in reversed(DTYPES) if name in found), "float32")
+
+
+def judge(tensor: Tensor, got: Array | None, vectors: Vectors, dtype: str) -> Verdict:
+    """One tensor: there, of the right shape, finite, and within its tolerance everywhere."""
+
+    def failed(problem: str, text: str) -> Verdict:
+        return Verdict(tensor.name, tensor.direction, problem, math.inf, text)
+
+    if got is None:
+        return failed("missing", f"expected {list(tensor.shape)}")
+    if got.dtype.name not in DTYPES:
+        return failed("dtype", f"found {got.dtype}, expected one of {', '.join(DTYPES)}")
+    if got.shape != tensor.shape:
+        return failed("shape", f"found {list(got.shape)}, expected {list(tensor.shape)}")
+    value, want = got.astype(np.float64), vectors.want[tensor.name]
+    if not np.isfinite(value).all():
+        return failed("not finite", f"{int((~np.isfinite(value)).sum())} of {value.size} entries")
+    error, allowed = np.abs(value - want), tensor.tolerance(vectors, dtype)
+    ratio = np.divide(error, allowed, out=np.full(error.shape, np.inf), where=allowed > 0)
+    ratio[error == 0] = 0
+    at = np.unravel_index(int(ratio.argmax()), ratio.shape)
+    index, margin = tuple(int(i) for i in at), float(ratio.max())
+    text = f"got {value[index]:.9g}, want {want[index]:.9g}, tolerance {allowed[index]:.2g}"
+    problem = "" if margin <= 1 else "differs"
+    return Verdict(tensor.name, tensor.direction, problem, margin, text, index)

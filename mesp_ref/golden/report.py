@@ -1,0 +1,107 @@
+"""A report as text for people and as JSON for programs."""
+
+import math
+from collections import Counter
+from typing import Any
+
+from mesp_ref.golden.check import CaseReport, Report, Verdict
+
+
+def percent(margin: float) -> str:
+    """Error as a share of the tolerance: 37%, or 120× where it is far beyond."""
+    if not math.isfinite(margin):
+        return "—"
+    return f"{100 * margin:.3g}%" if margin < 10 else f"{float(f'{margin:.3g}'):,.0f}×"
+
+
+def line(verdict: Verdict) -> str:
+    """One failed tensor."""
+    at = f" at {list(verdict.index)}" if verdict.index else ""
+    size = f" {percent(verdict.margin)} of the tolerance" if math.isfinite(verdict.margin) else ""
+    return f"{verdict.tensor}: {verdict.problem}{size}{at}: {verdict.text}"
+
+
+def case_lines(case: CaseReport, limit: int = 5) -> list[str]:
+    """A case: one line when it passes, otherwise the first divergences, the rest counted."""
+    if case.passed:
+        worst = max(case.verdicts, key=lambda v: v.margin)
+        return [
+            f"ok    {case.case} ({case.dtype}): {len(case.verdicts)} tensors, worst "
+            f"{worst.tensor} {percent(worst.margin)} of its tolerance"
+        ]
+    wrong = [v for v in case.verdicts if not v.passed]
+    lines = [f"FAIL  {case.case} ({case.dtype}): {len(wrong)} of {len(case.verdicts)} tensors"]
+    for direction in ("forward", "backward"):
+        first = case.first(direction)
+        if first is not None:
+            lines.append(f"        first in the {direction}: {line(first)}")
+    firsts = {id(case.first(d)) for d in ("forward", "backward")}
+    others = [v for v in wrong if id(v) not in firsts]
+    lines += [f"        {line(v)}" for v in others[:limit]]
+    if len(others) > limit:
+        lines.append(f"        and {len(others) - limit} more")
+    return lines + [f"        looks {text}" if text.startswith("like") else f"        {text}"
+                    for text in case.like]  # fmt: skip
+
+
+def summary(report: Report) -> list[str]:
+    """Coverage and verdict."""
+    tensors = [v for case in report.cases for v in case.verdicts]
+    passed = sum(v.passed for v in tensors)
+    lines = [
+        f"{sum(c.passed for c in report.cases)} of {len(report.cases)} cases and {passed} of "
+        f"{len(tensors)} tensors agree; {len(report.cases)} of the suite's {report.total} cases "
+        "were checked"
+    ]
+    if report.uncovered:
+        lines.append(f"not covered in this precision: {', '.join(report.uncovered)}")
+    likes = Counter(text for case in report.cases for text in case.like)
+    lines += [f"in {n} cases: {text}" for text, n in likes.most_common(5) if n > 1]
+    return lines
+
+
+def as_text(report: Report) -> str:
+    """The whole report."""
+    return "\n".join([x for case in report.cases for x in case_lines(case)] + summary(report))
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The whole report; margin is null where there is no number to compare."""
+    cases = []
+    for case in report.cases:
+        firsts = {d: case.first(d) for d in ("forward", "backward")}
+        cases.append(
+            {
+                "case": case.case,
+                "dtype": case.dtype,
+                "passed": case.passed,
+                "first": {d: v.tensor if v else None for d, v in firsts.items()},
+                "like": case.like,
+                "tensors": [
+                    {
+                        "name": v.tensor,
+                        "direction": v.direction,
+                        "passed": v.passed,
+                        "problem": v.problem,
+                        "margin": _number(v.margin),
+                        "index": list(v.index),
+                        "text": v.text,
+                    }
+                    for v in case.verdicts
+                ],
+            }
+        )
+    return {
+        "passed": report.passed,
+        "coverage": {
+            "checked": len(report.cases),
+            "asked": report.asked,
+            "suite": report.total,
+            "uncovered": report.uncovered,
+        },
+        "cases": cases,
+    }

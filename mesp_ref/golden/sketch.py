@@ -1,0 +1,128 @@
+"""A sketch of a real model's gradients: small enough for a pull request, sharp enough to check.
+
+For a batch it holds the loss and, of every LoRA gradient g, the norm and 64 projections ⟨g, r⟩ on
+random signs r = ±1. The projections of another backend's g' differ by ⟨g' − g, r⟩, whose mean square
+is ‖g' − g‖²: so 64 numbers measure the relative error of a tensor of any size to about 9 %.
+Source    Achlioptas 2003, random projections with signs
+"""
+
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mesp_ref.errors import MespRefError
+from mesp_ref.golden.suite import read_tensors
+from mesp_ref.golden.tolerance import UNITS
+from mesp_ref.gradients import loss_and_grads
+from mesp_ref.loading import load_model
+from mesp_ref.lora import load_adapter
+from mesp_ref.ops import Array
+from mesp_ref.weights import write_aside
+
+FORMAT, PROJECTIONS, MARGIN = "mesp-ref gradient sketch 1", 64, 4.0
+_PIECE = 1 << 20
+
+
+def project(name: str, g: Array) -> list[float]:
+    """⟨g, r⟩ for the signs that belong to a tensor's name."""
+    flat, sums = g.reshape(-1), np.zeros(PROJECTIONS)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE].astype(np.float64)
+        for j in range(PROJECTIONS):
+            signs = rng.integers(0, 2, piece.size, dtype=np.int8)
+            sums[j] += 2 * float(piece[signs == 1].sum()) - float(piece.sum())
+    return [float(s) for s in sums]
+
+
+def _relative(a: Array, b: Array) -> float:
+    size = float(np.linalg.norm(b))
+    return float(np.linalg.norm(a - b)) / size if size else float(np.any(a))
+
+
+def make_sketch(model: str, adapter: str, input_ids: Any, labels: Any) -> dict[str, Any]:
+    """The sketch of a batch: values in float64, and how far our own float32 is from them.
+
+    Raises MespRefError as load_model, load_adapter and loss_and_grads do
+    """
+    runs = []
+    for dtype in ("float64", "float32"):
+        opened = load_model(model, dtype=dtype)
+        lora = load_adapter(adapter, dtype=dtype, config=opened.config)
+        runs.append(loss_and_grads(opened, lora, input_ids, labels))
+    (loss, grads), (narrow_loss, narrow) = runs
+    return {
+        "format": FORMAT,
+        "config": opened.config.to_dict(),
+        "lora": {"rank": lora.rank, "alpha": lora.alpha, "use_rslora": lora.use_rslora},
+        "input_ids": np.asarray(input_ids).tolist(),
+        "labels": np.asarray(labels).tolist(),
+        "loss": loss,
+        "loss_drift": abs(narrow_loss - loss),
+        "tensors": {
+            name: {
+                "shape": list(g.shape),
+                "norm": float(np.linalg.norm(g)),
+                "drift": _relative(narrow[name].astype(np.float64), g),
+                "projections": project(name, g),
+            }
+            for name, g in grads.items()
+        },
+    }
+
+
+def save_sketch(sketch: dict[str, Any], path: str | Path) -> None:
+    """Write the JSON file, whole or not at all."""
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(sketch, indent=1) + "\n", encoding="utf-8")
+
+
+def load_sketch(path: str | Path) -> dict[str, Any]:
+    """Read a sketch; MespRefError for what is none."""
+    try:
+        sketch = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = sketch["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise MespRefError(f"{path}: not readable, expected a gradient sketch") from None
+    if found != FORMAT:
+        raise MespRefError(f"{path}: format: found {found!r}, expected {FORMAT!r}")
+    return dict(sketch)
+
+
+def check_sketch(
+    sketch: dict[str, Any], gradients: str | Path, dtype: str = "float32"
+) -> list[dict[str, Any]]:
+    """Per tensor of the sketch: estimated relative error of a safetensors file of gradients.
+
+    Names are PEFT's, with or without .grad behind. Gate: four times our own float32's error, scaled
+    to the roundings of `dtype`; floor of one rounding, for tensors whose drift happens to be small.
+    """
+    found = {n.removesuffix(".grad"): a for n, a in read_tensors(Path(gradients)).items()}
+    if not set(found) & set(sketch["tensors"]):
+        raise MespRefError(f"{gradients}: found none of the sketch's tensors, such as "
+                           f"{next(iter(sketch['tensors']))}")  # fmt: skip
+    return [_compare(name, entry, found.get(name), dtype) for name, entry in
+            sketch["tensors"].items()]  # fmt: skip
+
+
+def _compare(name: str, entry: dict[str, Any], got: Array | None, dtype: str) -> dict[str, Any]:
+    unit, narrow = UNITS[dtype].store, UNITS["float32"].store
+    gate = MARGIN * max(entry["drift"] * unit / narrow, unit)
+    problem, error, ratio = "", math.inf, math.nan
+    if got is None:
+        problem = "missing"
+    elif list(got.shape) != entry["shape"]:
+        problem = f"shape: found {list(got.shape)}, expected {entry['shape']}"
+    elif got.dtype.kind not in "fV" or not np.isfinite(got.astype(np.float64)).all():
+        problem = "not finite"
+    else:
+        wide = got.astype(np.float64)
+        off = np.array(project(name, wide)) - entry["projections"]
+        size = entry["norm"] or 1.0
+        error, ratio = float(np.sqrt((off**2).mean())) / size, float(np.linalg.norm(wide)) / size
+        problem = "" if error <= gate else "differs"
+    return {"name": name, "problem": problem, "error": error, "gate": gate, "norm_ratio": ratio}

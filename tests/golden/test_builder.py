@@ -1,0 +1,48 @@
+"""The builder makes the shipped values again, and refuses what it must not ship."""
+
+import numpy as np
+import pytest
+
+from mesp_ref.errors import MespRefError
+from mesp_ref.golden import Suite
+from mesp_ref.golden.builder.draw import representable
+from mesp_ref.golden.builder.models import BLOCKS, make_block
+from mesp_ref.golden.builder.op_cases import OP_CASES
+from mesp_ref.golden.builder.ops import make_op
+from mesp_ref.golden.builder.quantised import CASES, make_quantised
+
+QUICK = [c for c in OP_CASES if c.name == "one_token" or (c.op, c.name) == ("rmsnorm", "usual")]
+
+
+@pytest.mark.parametrize("op_case", QUICK, ids=lambda c: f"{c.op}/{c.name}")
+def test_op_values_are_reproduced_bit_for_bit(op_case: object, suite: Suite) -> None:
+    case, vectors = make_op(op_case)  # type: ignore[arg-type]
+    assert case == suite.cases[case.name]
+    shipped = suite.read(case)
+    for name, value in vectors.want.items():
+        assert np.array_equal(value, shipped.want[name]), name
+    for name, value in vectors.inputs.items():
+        assert np.array_equal(value, shipped.inputs[name]), name
+
+
+def test_quantised_values_are_reproduced_bit_for_bit(suite: Suite) -> None:
+    case, vectors = make_quantised(CASES[1])
+    shipped = suite.read(case)
+    assert np.array_equal(vectors.want["w"], shipped.want["w"])
+    assert np.array_equal(vectors.inputs["packed"], shipped.inputs["packed"])
+
+
+def test_block_values_are_reproduced_to_rounding(suite: Suite) -> None:
+    made = make_block(BLOCKS[0])
+    shipped = suite.read(suite.cases[made.case.name])
+    for name, value in made.vectors.want.items():
+        assert np.abs(value - shipped.want[name]).max() <= 1e-13 * np.abs(value).max(), name
+
+
+def test_representable_numbers() -> None:
+    x = np.array([1.0, 1 / 3, 3e-6, 1e4, -0.1, 1.999])
+    once = representable(x)
+    assert np.array_equal(once, representable(once))
+    assert np.abs(once / x - 1).max() < 0.07
+    with pytest.raises(MespRefError, match="float16"):
+        representable(np.array([1e5]))
