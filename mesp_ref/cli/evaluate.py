@@ -1,0 +1,63 @@
+"""mesp-ref eval: loss, perplexity and token accuracy of a model on a data file."""
+
+import argparse
+from typing import Any
+
+from mesp_ref.cli.options import (
+    add_command,
+    add_data,
+    add_json,
+    add_model,
+    at_least,
+    open_adapter,
+    print_json,
+)
+from mesp_ref.loading import load_model
+from mesp_ref.train.defaults import data_file
+from mesp_ref.train.directory import finite
+from mesp_ref.train.opening import open_stream
+from mesp_ref.train.trainer import evaluate, perplexity
+
+_HELP = """\
+Mean loss per token, perplexity, and the share of tokens that are the model's first choice, on a
+whole data file (or its first --rows sequences), in the order of the file. Text and JSONL as for
+finetune. Without --data it is 200 conversations about stories that finetune never trains on.
+
+examples:
+  mesp-ref eval --rows 8
+  mesp-ref eval --adapter runs/001/adapter --rows 8 --json
+  mesp-ref eval --model Qwen2.5-0.5B --data notes.txt --seq-len 64
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "eval", run, "loss and perplexity on a data file", _HELP)
+    add_model(parser)
+    add_data(parser)
+    for name, default, text in (
+        ("seq-len", 256, "tokens per sequence (default: 256)"),
+        ("batch-size", 1, "sequences per batch (default: 1)"),
+        ("rows", None, "number of sequences (default: all)"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    at_least(args, seq_len=2, batch_size=1, rows=1)
+    model = load_model(args.model, dtype=args.dtype)
+    adapter = open_adapter(args.adapter, model)
+    with data_file(args.data, count=200, seed=1) as data:
+        stream = open_stream(
+            model, data, seq_len=args.seq_len, form=args.form, packing=args.packing
+        )
+        value, tokens, accuracy = evaluate(model, adapter, stream.once(args.rows), args.batch_size)
+    if args.json:
+        found = {"loss": finite(value), "perplexity": finite(perplexity(value))}
+        print_json(found | {"accuracy": accuracy, "tokens": tokens})
+    else:
+        print(
+            f"loss {value:.4f}, perplexity {perplexity(value):.2f}, "
+            f"{accuracy:.1%} of {tokens} tokens are the model's first choice"
+        )
+    return 0

@@ -1,0 +1,108 @@
+"""mesp-ref generate: let a model write."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mesp_ref.cli.options import (
+    add_command,
+    add_json,
+    add_model,
+    at_least,
+    open_adapter,
+    print_json,
+)
+from mesp_ref.errors import MespRefError
+from mesp_ref.generate import generate
+from mesp_ref.loading import load_model
+from mesp_ref.train.chat import load_chat_template
+from mesp_ref.weights import load_tokenizer
+
+_HELP = """\
+Continue a prompt, or with --chat answer it through the model's own chat template. The text goes
+to standard output, without the prompt. Greedy unless a --temperature is given.
+
+examples:
+  mesp-ref generate --prompt "Once upon a time"
+  mesp-ref generate --chat --prompt "Tell me a story about Ivy." --temperature 0.8 --top-p 0.9 --json
+  mesp-ref generate --model Qwen2.5-0.5B --adapter runs/notes/adapter --prompt "I" --max-new-tokens 5
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "generate", run, "let a model write", _HELP)
+    add_model(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT", help="what to continue; - for standard input")
+    source.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file")
+    parser.add_argument("--chat", action="store_true", help="answer the prompt as a user's message")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="X", help="0 is greedy (default: 0)"
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest mass P")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the drawing (default: %(default)s)"
+    )
+    add_json(parser)
+
+
+def _prompt(args: argparse.Namespace, directory: Path) -> str:
+    """The prompt as the model reads it."""
+    if args.prompt_file is not None:
+        try:
+            text = Path(args.prompt_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise MespRefError(f"{args.prompt_file}: --prompt-file: {reason}") from None
+    else:
+        text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if args.system is not None and not args.chat:
+        raise MespRefError("--system: found without --chat, expected both")
+    if not args.chat:
+        return str(text)
+    template = load_chat_template(directory)
+    if template is None:
+        raise MespRefError(
+            f"{directory}: --chat: found no chat template, expected chat_template in "
+            "tokenizer_config.json; leave --chat out"
+        )
+    messages = [{"role": "user", "content": text}]
+    if args.system is not None:
+        messages.insert(0, {"role": "system", "content": args.system})
+    return template.render(messages, add_generation_prompt=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    at_least(args, seed=0)
+    model = load_model(args.model, dtype=args.dtype)
+    assert model.path is not None
+    adapter, tokenizer = open_adapter(args.adapter, model), load_tokenizer(model.path)
+    prompt = _prompt(args, model.path)
+    ids = tokenizer.encode(prompt, add_special_tokens=not args.chat).ids
+    if not ids:
+        raise MespRefError("--prompt: found no text, expected some to continue")
+    begin = time.perf_counter()
+    [new] = generate(
+        model,
+        [ids],
+        adapter,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    seconds = time.perf_counter() - begin
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    if args.json:
+        print_json({"prompt": prompt, "text": text, "token_ids": new, "seconds": seconds})
+    else:
+        print(text)
+    return 0

@@ -1,0 +1,83 @@
+"""mesp-ref info: what a checkpoint is, and what LoRA would add to it."""
+
+import argparse
+import math
+from typing import Any
+
+from mesp_ref.cli.options import add_command, add_json, at_least, print_json
+from mesp_ref.loading import load_model
+from mesp_ref.lora import adapter_shapes, parse_targets
+
+_HELP = """\
+Configuration, number of parameters and size of a checkpoint directory, and how many parameters
+a LoRA adapter of a given rank would add. Every tensor's name and shape is checked on the way.
+
+examples:
+  mesp-ref info
+  mesp-ref info Qwen2.5-0.5B --rank 16 --targets q_proj,v_proj --json
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "info", run, "what a checkpoint is, what LoRA adds", _HELP)
+    parser.add_argument(
+        "model", metavar="DIR", nargs="?",
+        help="checkpoint directory (default: the story model of this package)",
+    )  # fmt: skip
+    parser.add_argument("--rank", type=int, default=8, metavar="R", help="default: %(default)s")
+    parser.add_argument("--targets", default="all", metavar="NAMES", help="as for finetune")
+    add_json(parser)
+
+
+def _facts(args: argparse.Namespace) -> dict[str, Any]:
+    at_least(args, rank=1)
+    targets = parse_targets(args.targets)
+    model = load_model(args.model)
+    assert model.path is not None
+    config = model.config.to_dict()
+    shapes = model.config.weight_shapes()
+    added = adapter_shapes(model.config, args.rank, targets)
+    lora = sum(math.prod(shape) for shape in added.values())
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    files = sorted(model.path.glob("*.safetensors"))
+    return {
+        "model": str(model.path),
+        "config": config,
+        "tensors": len(shapes),
+        "parameters": parameters,
+        "bytes": sum(file.stat().st_size for file in files),
+        "lora": {
+            "rank": args.rank,
+            "targets": list(targets),
+            "parameters": lora,
+            "float32_bytes": 4 * lora,
+            "share": lora / parameters,
+        },
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    facts = _facts(args)
+    if args.json:
+        print_json(facts)
+        return 0
+    config, lora = facts["config"], facts["lora"]
+    rows = {
+        "blocks": f"{config['num_hidden_layers']}",
+        "hidden size": f"{config['hidden_size']}, intermediate {config['intermediate_size']}",
+        "attention": f"{config['num_attention_heads']} query heads, "
+        f"{config['num_key_value_heads']} key/value heads of {config['head_dim']}",
+        "vocabulary": f"{config['vocab_size']}, head "
+        + ("tied" if config["tie_word_embeddings"] else "of its own"),
+        "RoPE theta": f"{config['rope_theta']:g}, norm eps {config['rms_norm_eps']:g}",
+        "end tokens": f"{config['eos_token_id']}",
+        "parameters": f"{facts['parameters']:,} in {facts['tensors']} tensors, "
+        f"{facts['bytes'] / 1e6:.1f} MB on disk",
+        f"LoRA rank {lora['rank']}": f"{lora['parameters']:,} parameters on "
+        f"{len(lora['targets'])} projections, {lora['float32_bytes'] / 1e6:.1f} MB in float32, "
+        f"{lora['share']:.2%} of the model",
+    }
+    print(facts["model"])
+    for name, value in rows.items():
+        print(f"  {name:<14} {value}")
+    return 0

@@ -1,0 +1,33 @@
+"""mesp-ref mutants: can the checks fail?"""
+
+import argparse
+from typing import Any
+
+from mesp_ref.cli.options import add_command
+from mesp_ref.errors import MespRefError
+
+_HELP = """\
+Plant every seeded bug, and every automatic mutant of every backward, and see which oracle rejects
+it; beside them, whether a falling training loss would have. A table in Markdown. Takes some
+minutes; needs mpmath and hypothesis: pip install 'mesp-ref[test]'.
+Exit code 0: every wrong gradient was found; 1: one survived; 2: misuse.
+
+examples:
+  mesp-ref mutants
+  mesp-ref mutants --seeded
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "mutants", run, "can the checks fail? the kill table", _HELP)
+    parser.add_argument("--seeded", action="store_true", help="only the seeded bugs")
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        from mesp_ref.verify import mutants
+    except ModuleNotFoundError as error:
+        raise MespRefError(
+            f"{error.name}: not installed, expected for mutants; pip install 'mesp-ref[test]'"
+        ) from None
+    return mutants.main(automatic=not args.seeded)

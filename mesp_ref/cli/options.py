@@ -1,0 +1,121 @@
+"""What the commands share: a parser that fails in one line, common options, JSON output."""
+
+import argparse
+import json
+import sys
+from typing import Any, NoReturn
+
+from mesp_ref.errors import MespRefError
+from mesp_ref.lora import Adapter, load_adapter
+from mesp_ref.model import Model
+from mesp_ref.train.rows import PACKINGS
+
+DTYPES = ("float32", "float64")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are MespRefErrors and whose examples keep their lines."""
+
+    def __init__(self, **settings: Any):
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise MespRefError(f"{message}; see {self.prog} --help")
+
+
+def add_command(commands: Any, name: str, module: Any, summary: str, text: str) -> Parser:
+    """A command whose help is `text`, description first, examples from the line "examples:" on."""
+    description, _, examples = text.partition("examples:\n")
+    parser: Parser = commands.add_parser(
+        name, help=summary, description=description.strip(), epilog="examples:\n" + examples
+    )
+    parser.set_defaults(run=module)
+    return parser
+
+
+def add_model(parser: Any) -> None:
+    """--model, --adapter and --dtype."""
+    add_model_only(parser)
+    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter directory")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: %(default)s)"
+    )
+
+
+def add_model_only(parser: Any) -> None:
+    """--model."""
+    parser.add_argument(
+        "--model", metavar="DIR",
+        help="Hugging Face checkpoint directory (Qwen2); default: the small story model that comes "
+        "with this package",
+    )  # fmt: skip
+
+
+def add_data(parser: Any) -> None:
+    """--data, --format and --packing."""
+    parser.add_argument(
+        "--data", metavar="FILE",
+        help="text or JSONL; default: conversations about stories that come with this package",
+    )  # fmt: skip
+    parser.add_argument(
+        "--format", choices=("auto", "text", "jsonl"), default="auto", dest="form",
+        help="default: jsonl for .jsonl, .ndjson and .json, else text",
+    )  # fmt: skip
+    parser.add_argument(
+        "--packing", choices=PACKINGS, default="auto",
+        help="pack: documents one after another, cut into sequences; pad: one document per "
+        "sequence (default: pad for messages, else pack)",
+    )  # fmt: skip
+
+
+def add_lora(parser: Any) -> None:
+    """--rank, --alpha and --targets."""
+    parser.add_argument("--rank", type=int, metavar="R", help="LoRA rank (default: 8)")
+    parser.add_argument(
+        "--alpha", type=float, metavar="X", help="LoRA alpha; the scale is alpha/R (default: 16)"
+    )
+    parser.add_argument(
+        "--targets", metavar="NAMES",
+        help="all (default), or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+    )  # fmt: skip
+
+
+def at_least(args: argparse.Namespace, **least: int) -> None:
+    """Refuse numbers that are too small, by the name of their option."""
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            option = name.replace("_", "-")
+            raise MespRefError(f"--{option}: found {value}, expected {low} or more")
+
+
+def lora_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said about a new adapter: arguments of init_lora."""
+    said = {name: getattr(args, name) for name in ("rank", "alpha", "targets")}
+    found = {name: value for name, value in said.items() if value is not None}
+    if found and getattr(args, "adapter", None) is not None:
+        raise MespRefError(
+            f"--{next(iter(found))}: found beside --adapter, expected one of the two; "
+            f"{args.adapter} has its own"
+        )
+    return found
+
+
+def add_json(parser: Any) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on standard output"
+    )
+
+
+def open_adapter(path: str | None, model: Model) -> Adapter | None:
+    """The adapter named on the command line, held against its model."""
+    if path is None:
+        return None
+    return load_adapter(path, dtype=model.dtype, config=model.config)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object, on a line of its own."""
+    json.dump(value, sys.stdout, ensure_ascii=False)
+    sys.stdout.write("\n")
