@@ -1,0 +1,98 @@
+"""A real pretrained model: SmolLM2-135M-Instruct, converted by benchmarks/convert_smollm2.py.
+
+The converted directory (540 MB) is kept in $MESP_REF_CACHE, by default ~/.cache/mesp_ref.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch_oracle
+from torch_oracle import TOLERANCE, assert_all_close
+
+import mesp_ref as mr
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "convert_smollm2.py"
+TEXT = "The ferry leaves at 7:45, and the harbour (built in 1862) wakes slowly.\n\nThe capital of"
+
+
+def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SCRIPT, *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    cache = Path(os.environ.get("MESP_REF_CACHE") or Path.home() / ".cache" / "mesp_ref")
+    path = cache / "smollm2-135m-instruct"
+    if not path.exists():
+        done = convert(path)
+        if "pip cannot fetch" in done.stderr:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.mark.slow
+def test_logits_in_float32(smollm2: Path) -> None:
+    """Logit by logit to 1e-4, absolute below 1 and relative above.
+
+    Measured among logits up to 35: 6e-5 to 1.1e-4 from transformers, by text and BLAS kernel, with
+    both sides 4e-5 to 1.3e-4 from float64.
+    """
+    ids = [mr.load_tokenizer(smollm2).encode(TEXT).ids]
+    want = torch_oracle.logits(torch_oracle.load(smollm2, torch.float32), np.array(ids))
+    got = mr.logits(mr.load_model(smollm2), ids)
+    assert got.dtype == np.float32
+    assert np.isfinite(got).all()
+    assert (np.abs(got - want) <= 1e-4 * np.maximum(1, np.abs(want))).all()
+
+
+@pytest.mark.slow
+def test_every_lora_gradient_in_float64(smollm2: Path) -> None:
+    """30 layers deep, on real weights: loss and LoRA gradients to 1e-10 of the largest entry."""
+    ids = np.array([mr.load_tokenizer(smollm2).encode(TEXT).ids])
+    model = mr.load_model(smollm2, dtype="float64")
+    adapter = mr.init_lora(model.config, rank=2, alpha=3.0, b_std=0.02, dtype="float64")
+    wrapped = torch_oracle.with_adapter(torch_oracle.load(smollm2), adapter)
+    want_loss, want = torch_oracle.loss_and_grads(wrapped, ids, ids)
+    loss, grads = mr.loss_and_grads(model, adapter, ids, ids, method="mesp")
+    assert abs(loss - want_loss) <= TOLERANCE * want_loss
+    assert_all_close(grads, {name: want[name] for name in grads}, TOLERANCE)
+
+
+@pytest.mark.slow
+def test_the_capital_of_france_is_paris(smollm2: Path) -> None:
+    tokenizer = mr.load_tokenizer(smollm2)
+    prompt = tokenizer.encode("The capital of France is").ids
+    [new] = mr.generate(mr.load_model(smollm2), [prompt], max_new_tokens=8)
+    assert tokenizer.decode(new).startswith(" Paris")
+    oracle = torch_oracle.load(smollm2, torch.float32)
+    want = oracle.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=8)
+    assert new == want[0, len(prompt) :].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [TEXT, "In 1984, it's über 12345.67!", "日本語 🙂 <|im_end|>\n"])
+def test_tokenizer_returns_its_text(smollm2: Path, text: str) -> None:
+    tokenizer = mr.load_tokenizer(smollm2)
+    ids = tokenizer.encode(text).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert all(len(tokenizer.decode([i])) == 1 for i in ids if "0" <= tokenizer.decode([i]) <= "9")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not GGUF at all", b"GGUF" + bytes(60)], ids=repr)
+def test_conversion_refuses_other_files(tmp_path: Path, content: bytes | None) -> None:
+    """One line that names the file, exit code 2, nothing left behind."""
+    file = tmp_path / "model.gguf"
+    if content is not None:
+        file.write_bytes(content)
+    done = convert(tmp_path / "out", "--gguf", file)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {file}: ")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [file.name] * (content is not None)
