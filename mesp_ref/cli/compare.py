@@ -8,6 +8,7 @@ from mesp_ref.cli.options import (
     DTYPES,
     add_command,
     add_data,
+    add_integers,
     add_json,
     add_lora,
     add_model_only,
@@ -40,15 +41,13 @@ def add(commands: Any) -> None:
     add_model_only(parser)
     add_data(parser)
     add_lora(parser)
-    for name, default, text in (
+    add_integers(
+        parser,
         ("steps", 20, "optimiser steps"),
         ("batch-size", 4, "sequences per batch"),
         ("seq-len", 256, "tokens per sequence, at most"),
         ("seed", 0, "of the adapter, the data's order and MeZO's noise"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
-        )
+    )
     parser.add_argument(
         "--lr", type=float, metavar="X",
         help=f"of AdamW (default: {DEFAULT_LR['adamw']:g}; {RECIPE['lr']:g} without --model)",

@@ -7,6 +7,7 @@ from typing import Any
 from mesp_ref.cli.options import (
     add_command,
     add_data,
+    add_integers,
     add_json,
     add_lora,
     add_model_only,
@@ -51,16 +52,14 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--method", choices=tuple(METHODS), default="mesp", help="default: %(default)s"
     )
-    for name, default, text in (
+    add_integers(
+        parser,
         ("seq-len", 192, "tokens per sequence, at most"),
         ("batch-size", 1, "sequences in the batch"),
         ("directions", 2, "random directions in all tensors together"),
         ("entries", 1, "single entries per tensor"),
         ("seed", 0, "of directions, entries and a new adapter"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
-        )
+    )
     parser.add_argument(
         "--tensors", type=int, metavar="N", help="check N drawn tensors (default: all)"
     )

@@ -102,6 +102,14 @@ def lora_settings(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def add_integers(parser: Any, *rows: tuple[str, int, str]) -> None:
+    """Options that take an integer: name, default and what it is."""
+    for name, default, text in rows:
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
+        )
+
+
 def add_json(parser: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on standard output"

@@ -75,9 +75,8 @@ class Ledger:
         self._started = not tracemalloc.is_tracing()
         if self._started:
             tracemalloc.start()
-        self._own = tracemalloc.get_traced_memory()[
-            0
-        ]  # what is not the step's: before it, and ours
+        # What is not the step's: what was there before it, and our own notes.
+        self._own = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
         sys.setprofile(self._listen)
         return self

@@ -26,7 +26,14 @@ from mesp_ref.train.opening import open_encoder
 from mesp_ref.train.process import PeakMemory, StopRequest
 from mesp_ref.train.rows import Encoder, Row, RowStream
 from mesp_ref.train.state import environment, model_fingerprint, save_state
-from mesp_ref.train.trainer import NonFinite, TrainConfig, Trainer, evaluate, perplexity
+from mesp_ref.train.trainer import (
+    NonFinite,
+    TrainConfig,
+    Trainer,
+    evaluate,
+    perplexity,
+    require_least,
+)
 
 Report = Callable[[Event], object]
 
@@ -62,10 +69,7 @@ class FinetuneOptions:
     inexact: bool = False
 
     def __post_init__(self) -> None:
-        least = {"eval_rows": 0, "eval_every": 0, "save_every": 1, "sample_tokens": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise MespRefError(f"{name}: found {getattr(self, name)}, expected at least {low}")
+        require_least(self, eval_rows=0, eval_every=0, save_every=1, sample_tokens=0)
 
 
 class Interrupted(KeyboardInterrupt):

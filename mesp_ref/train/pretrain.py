@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mesp_ref.config import Qwen2Config
-from mesp_ref.errors import MespRefError
 from mesp_ref.loading import random_model
 from mesp_ref.model import Model
 from mesp_ref.stories.tales import TALES
@@ -18,7 +17,7 @@ from mesp_ref.train.process import PeakMemory
 from mesp_ref.train.rows import RowStream
 from mesp_ref.train.state import environment
 from mesp_ref.train.storyteller import StoryRows, heldout_loss, openings, tell
-from mesp_ref.train.trainer import TrainConfig, Trainer
+from mesp_ref.train.trainer import TrainConfig, Trainer, require_least
 from mesp_ref.weights import new_directory, save_checkpoint, write_aside
 
 if TYPE_CHECKING:
@@ -54,9 +53,7 @@ class PretrainOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("heldout", "samples"):
-            if getattr(self, name) < 1:
-                raise MespRefError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        require_least(self, heldout=1, samples=1)
         self.train_config()
 
     def command(self) -> str:

@@ -34,6 +34,13 @@ from mesp_ref.weights import ArrayWeights
 DEFAULT_LR = {"adamw": 2e-4, "sgd": 1e-1, "mezo": 1e-4}
 
 
+def require_least(options: object, **least: int) -> None:
+    """Raise MespRefError for the first of the named fields that lies below its least value."""
+    for name, low in least.items():
+        if getattr(options, name) < low:
+            raise MespRefError(f"{name}: found {getattr(options, name)}, expected at least {low}")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Two runs of one config on the same model, data and machine give the same bits.
@@ -76,10 +83,7 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 found = getattr(self, name)
                 raise MespRefError(f"{name}: found {found!r}, expected one of {', '.join(allowed)}")
-        least = {"steps": 1, "batch_size": 1, "accumulate": 1, "seq_len": 2, "seed": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise MespRefError(f"{name}: found {getattr(self, name)}, expected at least {low}")
+        require_least(self, steps=1, batch_size=1, accumulate=1, seq_len=2, seed=0)
         if not (0 < self.base_lr < math.inf):
             raise MespRefError(f"lr: found {self.lr}, expected a positive number")
         if not (0 < self.eps < math.inf):
