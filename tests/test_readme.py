@@ -1,0 +1,68 @@
+"""README: its Python prints what it shows, its tables are today's, its links and targets exist."""
+
+import contextlib
+import io
+import re
+import runpy
+
+import numpy as np
+import pytest
+from readme_tables import READING, README, ROOT, lines, renewed
+from scipy.special import ndtr
+
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXT = README.read_text(encoding="utf-8")
+
+
+def test_the_python_prints_what_the_readme_shows():
+    [(code, shown)] = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", TEXT, re.DOTALL)
+    assert code.count("\n") <= 16
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    assert printed.getvalue() == shown
+
+
+def test_the_check_of_an_own_op_runs_as_written(tmp_path):
+    """The README's gelu, which is the reader's: a right one passes, a wrong backward does not."""
+    file = tmp_path / "test_my_op.py"
+    [code] = re.findall(r"```python\n(from hypothesis.*?)```", TEXT, re.DOTALL)
+    file.write_text(code, encoding="utf-8")
+
+    def gelu(x):
+        return x * ndtr(x)
+
+    def gelu_bwd(dy, x):
+        return dy * (ndtr(x) + x * np.exp(-(x**2) / 2) * (2 * np.pi) ** -0.5)
+
+    def wrong_bwd(dy, x):
+        return dy * ndtr(x)
+
+    for backward, right in ((gelu_bwd, True), (wrong_bwd, False)):
+        names = runpy.run_path(str(file), {"gelu": gelu, "gelu_bwd": backward})
+        with contextlib.nullcontext() if right else pytest.raises(AssertionError):
+            names["test_my_op"]()
+
+
+def test_the_tables_are_of_todays_code():
+    assert renewed(TEXT) == TEXT, "python tests/readme_tables.py writes them anew"
+
+
+def test_the_reading_order_is_the_whole_reading_path():
+    path = {f"ops/{f.name}" for f in (ROOT / "mesp_ref" / "ops").glob("*.py") if f.name[0] != "_"}
+    assert set(READING) == path | {"block.py", "model.py", "methods.py"}
+    assert sum(len(lines(file)) for file in READING) <= 1200
+
+
+def test_every_make_target_named_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for document in DOCUMENTS:
+        for target in re.findall(r"^make ([a-z-]+)", document.read_text("utf-8"), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), (document.name, target)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), target
