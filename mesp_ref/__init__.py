@@ -9,7 +9,7 @@ loss, grads = mr.loss_and_grads(model, adapter, input_ids, labels, method="mesp"
 from mesp_ref.config import Qwen2Config
 from mesp_ref.errors import MespRefError
 from mesp_ref.generate import generate
-from mesp_ref.gradients import loss_and_grads, trace
+from mesp_ref.gradients import choose_schedule, loss_and_grads, trace
 from mesp_ref.loading import load_model, random_model, read_into_memory
 from mesp_ref.lora import Adapter, init_lora, load_adapter, save_adapter
 from mesp_ref.merge import merge
@@ -25,6 +25,7 @@ __all__ = [
     "MespRefError",
     "Model",
     "Qwen2Config",
+    "choose_schedule",
     "generate",
     "init_lora",
     "load_adapter",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.errors import MespRefError
+from mesp_ref.inputs import finite
 from mesp_ref.lora import Adapter, check_adapter
 from mesp_ref.model import Model, check_ids, hidden_states
 from mesp_ref.ops import Array, linear
@@ -114,7 +115,11 @@ def _choose(
     top_k: int | None,
     top_p: float | None,
 ) -> int:
-    """The next token: the likeliest at temperature 0, otherwise a draw."""
+    """The next token: the likeliest at temperature 0, otherwise a draw.
+
+    Raises MespRefError when a score is not finite: no choice among NaN means anything.
+    """
+    finite("generate: logits", 0.0 if np.isfinite(logits).all() else np.nan)
     if temperature == 0:
         return int(logits.argmax())
     p = _probabilities(logits, temperature, top_k, top_p)

@@ -1,11 +1,15 @@
 """The front door: the gradients of a batch by any method, and a trace of every intermediate."""
 
+import math
 from typing import Any
+
+import numpy as np
 
 from mesp_ref.checkpoints import Checkpoints, open_checkpoints
 from mesp_ref.errors import MespRefError
 from mesp_ref.inputs import check_batch
 from mesp_ref.lora import Adapter, check_adapter
+from mesp_ref.memory import Base, Choice, Shapes, choose, parse_size
 from mesp_ref.methods import METHODS, Gradients, OnGradients, Step, store_all
 from mesp_ref.model import EMBEDDING, Model, layers
 from mesp_ref.ops import Array
@@ -23,6 +27,7 @@ def loss_and_grads(
     eps: float = 1e-3,
     on_gradients: OnGradients | None = None,
     checkpoints: str = "ram",
+    perturbations: int = 1,
 ) -> tuple[float, Gradients]:
     """Loss of one batch and its gradients: the one front door to every method.
 
@@ -30,8 +35,9 @@ def loss_and_grads(
     Shapes    input_ids, labels [N, T] integers; right padding through labels of −100
     Returns   the loss and {name: gradient}: PEFT names, and with trainable="all" also the Hugging
               Face name of every base weight, each gradient of its tensor's shape and dtype
-    method    "store_all", "mebp" and "mesp" are exact and agree bit for bit; "mezo" estimates from
-              `seed` and `eps`
+    method    "store_all", "mebp" and "mesp" are exact and agree bit for bit, "mesp_tiled" up to the
+              order of sums; "mezo" estimates from `seed` and `eps`, as a mean over `perturbations`
+              seeds (`perturbation_seeds`) and 2·perturbations forwards: see `expected_cosine`
     on_gradients(layer, grads) receives each block's gradients once dx has been formed from the old
               parameters, so it may update them in place; the returned dict is then empty. Layer −1
               is the embedding, num_hidden_layers the final norm and head.
@@ -49,6 +55,7 @@ def loss_and_grads(
         check_adapter(adapter, model.config)
     if not eps > 0:
         raise MespRefError(f"eps: found {eps!r}, expected a positive number")
+    check_perturbations(perturbations, method)
     grads: Gradients = {}
     with open_checkpoints(checkpoints) as stack:
         step = new_step(
@@ -57,9 +64,76 @@ def loss_and_grads(
             params=trainable == "all",
         )  # fmt: skip
         if method == "mezo":
-            step = step._replace(parameters=_parameters(step), seed=seed, eps=eps)
+            seeds = perturbation_seeds(seed, perturbations)
+            step = step._replace(parameters=_parameters(step), seeds=seeds, eps=eps)
         loss = METHODS[method](step)
     return loss.item(), grads
+
+
+def check_perturbations(perturbations: int, method: str) -> None:
+    """Raise MespRefError for fewer perturbations than one, or for several without mezo."""
+    if perturbations < 1:
+        raise MespRefError(f"perturbations: found {perturbations}, expected at least 1")
+    if perturbations > 1 and method != "mezo":
+        raise MespRefError(
+            f"perturbations: found {perturbations} with {method}, expected 1: only mezo averages"
+        )
+
+
+def perturbation_seeds(seed: int, perturbations: int) -> tuple[int, ...]:
+    """The seeds that mezo averages over: `seed` itself, then 64-bit words drawn from it.
+
+    More perturbations keep the seeds of fewer. Not seed + 1, seed + 2, …: a caller who counts
+    `seed` up from step to step would meet the same noise again.
+    """
+    more = np.random.SeedSequence(seed).generate_state(perturbations - 1, np.uint64)
+    return seed, *map(int, more)
+
+
+def expected_cosine(parameters: int, perturbations: int = 1) -> float:
+    """E cos(ĝ, ∇L) of mezo's estimate, as eps → 0, with d parameters and n perturbations.
+
+    Estimate  ĝ = Z·Zᵀ·∇L/n with Z [d,n] of N(0, 1). Split Z along u = ∇L/|∇L| and across it: with
+              a = Zᵀu [n], ĝ is |a|²·u plus a vector across u that given a is |a|·N(0, I_{d−1}). So
+              cos = sqrt(p/(p + q)) with p = χ²_n and q = χ²_{d−1} independent: never negative,
+              and cos² is Beta(n/2, (d−1)/2) distributed, whatever the model
+    Mean      E cos² = n/(n + d − 1);  E cos = Γ((n+1)/2)·Γ((n+d−1)/2) / (Γ(n/2)·Γ((n+d)/2)), for
+              n ≪ d sqrt(2/(π·d)) at n = 1 and about sqrt(n/d) from a few on
+    Source    ĝ is the n-SPSA of Malladi et al. 2023, arXiv 2305.17333, definition 1; a Gaussian has
+              no preferred direction, hence the rest
+    """
+    n, d, ln = perturbations, parameters, math.lgamma
+    return math.exp(ln((n + 1) / 2) - ln(n / 2) + ln((n + d - 1) / 2) - ln((n + d) / 2))
+
+
+def step_shapes(model: Model, adapter: Adapter, batch: int, tokens: int) -> Shapes:
+    """What the closed form of memory knows of a step on [batch, tokens] ids."""
+    return Shapes(
+        model.config, batch, tokens, adapter.rank, adapter.targets,
+        itemsize=model.dtype.itemsize, base=Base.of(model.weights, model.head),
+    )  # fmt: skip
+
+
+def choose_schedule(
+    model: Model,
+    adapter: Adapter,
+    shape: tuple[int, int],
+    limit: int | str,
+    *,
+    hold_gradients: bool = False,
+    name: str = "memory_limit",
+) -> Choice:
+    """The fastest exact method, and place for its checkpoints, whose step keeps a memory limit.
+
+    Shapes    `shape` is that of input_ids, [N, T]
+    limit     bytes above weights, LoRA parameters and optimiser state: 64_000_000, "64MB", "64MiB"
+    hold_gradients   whether all LoRA gradients live until the step's end, as without on_gradients
+    Use       method, checkpoints = choose_schedule(...).schedule, both for loss_and_grads
+
+    Raises MespRefError for a malformed limit, and for one that nothing keeps: what would fit
+    """
+    shapes = step_shapes(model, adapter, *shape)
+    return choose(shapes, parse_size(limit, name), hold_gradients=hold_gradients, name=name)
 
 
 def new_step(

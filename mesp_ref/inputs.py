@@ -1,5 +1,6 @@
 """Token ids and labels, checked before any arithmetic."""
 
+import cmath
 from typing import Any
 
 import numpy as np
@@ -43,3 +44,13 @@ def check_batch(config: Qwen2Config, input_ids: Any, labels: Any) -> tuple[Array
             f"{list(ids.shape)}; labels are shifted inside"
         )
     return ids, targets
+
+
+def finite(what: str, value: float) -> float:
+    """The value itself, complex ones too; MespRefError where it is NaN or infinite."""
+    if not cmath.isfinite(value):
+        raise MespRefError(
+            f"{what}: found {value}, expected a finite number; weights or adapter hold NaN or "
+            "infinity, or are so large that the dtype overflows"
+        )
+    return value

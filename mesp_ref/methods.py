@@ -4,13 +4,13 @@
     mebp        one checkpoint per block; re-runs a block, keeps it all  exact
     mesp        the same checkpoints; re-runs a block, keeps eight       exact
     mesp_tiled  block inputs; half a block at a time, its ops in tiles   exact
-    mezo        nothing; two forwards on seeded noise                    an estimate
+    mezo        nothing; two forwards for each seed of noise             an estimate
 
 The first three call the same op pairs in the same order, so their gradients agree bit for bit;
 those of mesp_tiled agree up to the order of summation.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -20,10 +20,10 @@ from mesp_ref import ops
 from mesp_ref.block import MESP, Layer, Tap, block, block_bwd, untapped
 from mesp_ref.checkpoints import Checkpoints
 from mesp_ref.lora import Adapter
-from mesp_ref.model import EMBEDDING, NORM, Model, embed, shift
+from mesp_ref.model import EMBEDDING, NORM, Model, embed, head_matrix, shift
 from mesp_ref.model import loss as forward_loss
-from mesp_ref.ops import Array, tiled
-from mesp_ref.tiled import NamedMatrix, attention_half, attention_half_bwd, mlp_half, mlp_half_bwd
+from mesp_ref.ops import Array
+from mesp_ref.tiled import attention_half, attention_half_bwd, mlp_half, mlp_half_bwd
 
 Gradients = dict[str, Array]
 OnGradients = Callable[[int, Gradients], object]
@@ -41,7 +41,7 @@ class Step(NamedTuple):
     emit: OnGradients  # called once a block, when its gradients are complete
     checkpoints: Checkpoints
     parameters: Mapping[int, Gradients] = MappingProxyType({})  # mezo: what it perturbs, by block
-    seed: int = 0  # mezo
+    seeds: tuple[int, ...] = (0,)  # mezo: one for each perturbation
     eps: float = 1e-3  # mezo
     tap: Tap = untapped
 
@@ -56,7 +56,7 @@ def store_all(step: Step) -> Array:
         res: dict[str, Any] = {}
         x = block(x, layer, res=res, tap=step.tap)
         kept.append(res)
-    loss, dx, head = _head(step, x, step.model.weights(step.model.head))
+    loss, dx, head = _head(step, x)
     del x
     for layer in reversed(step.layers):
         dx, grads = block_bwd(dx, kept.pop(), layer, params=step.params, tap=step.tap)
@@ -115,7 +115,7 @@ def mesp_tiled(step: Step) -> Array:
         if halves:
             step.checkpoints.push(x)
         x = mlp_half(x, layer)
-    loss, dx, head = _head(step, x, NamedMatrix(step.model.weights, step.model.head), tiled)
+    loss, dx, head = _head(step, x)
     for layer in reversed(step.layers):
         x = step.checkpoints.pop()
         a = x if halves else attention_half(x, layer)
@@ -130,25 +130,22 @@ def mesp_tiled(step: Step) -> Array:
 
 
 def mezo(step: Step) -> Array:
-    """Zeroth-order estimate from two forwards; no backward, nothing kept.
+    """Zeroth-order estimate: two forwards for each of n seeds, whose z ~ N(0, 1) is never stored.
 
-    Estimate  g = (L(θ + eps·z) − L(θ − eps·z)) / (2·eps);  gradient ≈ g·z, z ~ N(0, 1) from `seed`
-    Returns   the mean of the two losses; the estimate goes to `emit`, block by block
-    Restores  θ, perturbed in place, within 4u·(|θ| + eps·|z|), u the unit roundoff
-    Source    Malladi et al. 2023, arXiv 2305.17333, algorithm 1
+    Estimate  g = (L(θ + eps·z) − L(θ − eps·z)) / (2·eps);  gradient ≈ the mean of g·z
+    Returns   the mean of the 2n losses; the estimate goes to `emit`, block by block
+    Restores  θ, perturbed in place, within 4u·(|θ| + eps·|z|) a seed, u the unit roundoff
+    Source    Malladi et al. 2023, arXiv 2305.17333, algorithms 1 and 2
     """
-    at, losses = 0.0, []
-    try:
-        for side in (step.eps, -step.eps):
-            _perturb(step, side - at)
-            at = side
-            losses.append(forward_loss(step.model, step.adapter, step.ids, step.labels))
-    finally:  # an interrupted step leaves the parameters as they were, too
-        _perturb(step, -at)
-    g = (losses[0] - losses[1]) / (2 * step.eps)
-    for number, noise in _noise(step):
-        step.emit(number, {name: g * z for name, z in noise.items()})
-    return np.asarray((losses[0] + losses[1]) / 2)
+    losses = [_two_sides(step, seed) for seed in step.seeds]
+    noise = [np.random.default_rng(seed) for seed in step.seeds]
+    for number, parameters in step.parameters.items():
+        grads = {name: np.zeros_like(array) for name, array in parameters.items()}
+        for (up, down), rng in zip(losses, noise, strict=True):
+            _add_noise(grads, rng, (up - down) / (2 * step.eps) / len(losses))
+        step.emit(number, grads)
+        del grads  # handed over
+    return np.asarray(np.mean(losses))
 
 
 METHODS: dict[str, Callable[[Step], Array]] = {
@@ -162,28 +159,27 @@ def _checkpointed_forward(step: Step) -> tuple[Array, Array, Array | None]:
     for layer in step.layers:
         step.checkpoints.push(x)
         x = block(x, layer)
-    return _head(step, x, step.model.weights(step.model.head))
+    return _head(step, x)
 
 
-def _head(step: Step, x: Array, w: Any, lm: Any = ops) -> tuple[Array, Array, Array | None]:
+def _head(step: Step, x: Array) -> tuple[Array, Array, Array | None]:
     """Final norm, head and loss, forward and backward: the loss, dx, and the tied table's gradient.
-
-    `w` is the head's weight and `lm` whose lm_loss it is given to, plain ops' or tiled ops'.
 
     An untied head's gradient and the norm's go to `emit` as block number num_hidden_layers.
     """
     model, labels = step.model, shift(step.labels)
-    w_norm, eps = model.weights(NORM), model.config.rms_norm_eps
+    w, w_norm = head_matrix(model), model.weights(NORM)
+    eps = model.config.rms_norm_eps
     n, r_norm = ops.rmsnorm(x, w_norm, eps=eps)
     step.tap("model.norm", n)
-    loss, r_loss = lm.lm_loss(n, w, labels)
+    loss, r_loss = ops.lm_loss(n, w, labels)
     if step.tap is not untapped:
-        _tap_logits(step, n, w, labels)
-    dn = lm.lm_loss_bwd(1.0, r_loss, w)
+        _tap_logits(step, n, labels)
+    dn = ops.lm_loss_bwd(1.0, r_loss, w)
     step.tap("model.norm.grad", dn)
     dx, tied = ops.rmsnorm_bwd(dn, r_norm, w_norm, eps=eps), None  # before `emit` may update w
     if step.params:
-        dw = lm.lm_loss_bwd_params(1.0, r_loss, w)
+        dw = ops.lm_loss_bwd_params(1.0, r_loss, w)
         grads = {NORM: ops.rmsnorm_bwd_params(dn, r_norm, w_norm, eps=eps)}
         if model.config.tie_word_embeddings:
             tied = dw
@@ -193,9 +189,9 @@ def _head(step: Step, x: Array, w: Any, lm: Any = ops) -> tuple[Array, Array, Ar
     return loss, dx, tied
 
 
-def _tap_logits(step: Step, n: Array, w: Array, labels: Array) -> None:
+def _tap_logits(step: Step, n: Array, labels: Array) -> None:
     """Show the logits, the loss and their gradient, which lm_loss never holds whole."""
-    z, _ = ops.linear(n, w)
+    z, _ = ops.linear(n, step.model.weights(step.model.head))
     loss, res = ops.cross_entropy(ops.rows(z), labels.reshape(-1))
     step.tap("lm_head", z)
     step.tap("loss", loss)
@@ -212,19 +208,27 @@ def _embed_bwd(step: Step, dx: Array, tied: Array | None) -> None:
         step.emit(-1, {EMBEDDING: dw if tied is None else dw + tied})
 
 
-def _noise(step: Step) -> Iterator[tuple[int, Gradients]]:
-    """z ~ N(0, 1) for every parameter, block by block: the same numbers for the same seed."""
-    rng = np.random.default_rng(step.seed)
-    for number, parameters in step.parameters.items():
-        noise = {
-            name: rng.standard_normal(array.shape, dtype=array.dtype)
-            for name, array in parameters.items()
-        }
-        yield number, noise
+def _two_sides(step: Step, seed: int) -> list[float]:
+    """L(θ + eps·z) and L(θ − eps·z)."""
+    at, losses = 0.0, []
+    try:
+        for side in (step.eps, -step.eps):
+            _perturb(step, seed, side - at)
+            at = side
+            losses.append(forward_loss(step.model, step.adapter, step.ids, step.labels))
+    finally:  # an interrupted step leaves the parameters as they were, too
+        _perturb(step, seed, -at)
+    return losses
 
 
-def _perturb(step: Step, by: float) -> None:
-    """θ += by·z, in place."""
-    for number, noise in _noise(step):
-        for name, z in noise.items():
-            step.parameters[number][name] += by * z
+def _perturb(step: Step, seed: int, by: float) -> None:
+    """θ += by·z, in place: the same z for the same seed."""
+    rng = np.random.default_rng(seed)
+    for parameters in step.parameters.values():
+        _add_noise(parameters, rng, by)
+
+
+def _add_noise(arrays: Gradients, rng: np.random.Generator, by: float) -> None:
+    """w += by·z for every w, in place, z ~ N(0, 1) drawn tensor by tensor."""
+    for w in arrays.values():
+        w += by * rng.standard_normal(w.shape, dtype=w.dtype)

@@ -8,9 +8,10 @@ import numpy as np
 
 from mesp_ref.block import KeyValueStore, Layer, Tap, block, untapped
 from mesp_ref.config import Qwen2Config
-from mesp_ref.inputs import check_batch, check_ids
+from mesp_ref.inputs import check_batch, check_ids, finite
 from mesp_ref.lora import Adapter
 from mesp_ref.ops import IGNORED, Array, embedding, linear, lm_loss, rmsnorm, rope_tables
+from mesp_ref.tiled import NamedMatrix
 from mesp_ref.weights import Weights
 
 EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
@@ -33,6 +34,11 @@ class Model:
     def head(self) -> str:
         """Name of the head's weight: the embedding table itself when the two are tied."""
         return EMBEDDING if self.config.tie_word_embeddings else "lm_head.weight"
+
+
+def head_matrix(model: Model) -> NamedMatrix:
+    """The head's weight [V, C] as lm_loss takes it: one tile at a time."""
+    return NamedMatrix(model.weights, model.head)
 
 
 def shift(labels: Array) -> Array:
@@ -95,9 +101,10 @@ def loss(model: Model, adapter: Adapter | None, input_ids: Any, labels: Any) -> 
     """Mean cross entropy of the next token over labels ≠ −100, forward only.
 
     Shapes    input_ids, labels [N, T]; labels are shifted inside, as in Hugging Face
-    Raises    MespRefError as `logits` does, and for labels of another shape
+    Raises    MespRefError as `logits` does, for labels of another shape, and for a loss that is not
+              finite
     """
     ids, targets = check_batch(model.config, input_ids, labels)
     n = hidden_states(model, ids, adapter)
-    value, _ = lm_loss(n, model.weights(model.head), shift(targets), drop=frozenset({"dx"}))
-    return value.item()
+    value, _ = lm_loss(n, head_matrix(model), shift(targets), drop=frozenset({"dx"}))
+    return finite("loss", value.item())

@@ -222,7 +222,8 @@ _ROWS = (
     OpSpec(
         "lm_loss", ops.lm_loss, _lm_loss, lambda z: max(z.v, z.n * z.t) + z.c, "lm_loss",
         ops.lm_loss_bwd, ops.lm_loss_bwd_params,
-        activations=("x",), parameters=("w",), constants=("labels",), droppable=("dx",),
+        activations=("x",), parameters=("w",), constants=("labels",), attributes=("width",),
+        droppable=("dx",),
     ),
     OpSpec(
         "tiled_attention", tiled.attention,
@@ -231,11 +232,12 @@ _ROWS = (
         activations=("q", "k", "v"), attributes=("tile",),
     ),
     OpSpec(
-        "tiled_lm_loss", tiled.lm_loss,
+        "tiled_lm_loss", ops.lm_loss,  # in several tiles
         lambda rng, z, dtype: _lm_loss(rng, z, dtype) | {"width": 2},
         lambda z: max(z.v, z.n * z.t) + z.c, "lm_loss",
-        tiled.lm_loss_bwd, tiled.lm_loss_bwd_params,
+        ops.lm_loss_bwd, ops.lm_loss_bwd_params,
         activations=("x",), parameters=("w",), constants=("labels",), attributes=("width",),
+        droppable=("dx",),
     ),
     OpSpec(
         "tiled_mlp", tiled.mlp, _tiled_mlp,

@@ -12,6 +12,7 @@ import mesp_ref as mr
 from mesp_ref import block as blocks
 from mesp_ref import methods
 from mesp_ref.block import MESP, block
+from mesp_ref.gradients import expected_cosine, perturbation_seeds
 from mesp_ref.model import embed, layers
 from mesp_ref.ops import Array
 from mesp_ref.verify.planted import planted
@@ -218,6 +219,103 @@ def test_mezo_is_seeded() -> None:
     for name, grad in first.items():
         assert not np.array_equal(grad, other[name])
         np.testing.assert_allclose(same[name], grad, rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_perturbation_is_the_published_algorithm_to_the_bit(dtype: str) -> None:
+    """θ + eps·z, θ − 2·eps·z, θ + eps·z with z from the seed itself; then g·z."""
+    model, adapter, ids, labels = given = case(dtype)
+    copy, eps = adapter.astype(dtype), 1e-2
+    loss, grads = mr.loss_and_grads(*given, method="mezo", seed=11, eps=eps)
+    losses = []
+    for by in (eps, -2 * eps, eps):
+        rng = np.random.default_rng(11)
+        for array in copy.weights.values():
+            array += by * rng.standard_normal(array.shape, dtype=array.dtype)
+        losses.append(mr.loss(model, copy, ids, labels))
+    g, rng = (losses[0] - losses[1]) / (2 * eps), np.random.default_rng(11)
+    assert loss == (losses[0] + losses[1]) / 2
+    for name, grad in grads.items():
+        want = g * rng.standard_normal(grad.shape, dtype=grad.dtype)
+        np.testing.assert_array_equal(grad, want, err_msg=name)
+        np.testing.assert_array_equal(adapter.weights[name], copy.weights[name], err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("trainable", ["lora", "all"])
+def test_perturbations_are_averaged(dtype: str, trainable: str) -> None:
+    """The mean of n estimates from the derived seeds, one after another on the same parameters.
+
+    Bound: g·z of each is rounded once or twice on either side and the mean n times: u·(n + 4) of
+    the mean of |g·z|. Both sides find the parameters with the same rounding of earlier restoring.
+    """
+    n, options = 5, {"method": "mezo", "trainable": trainable, "eps": 1e-2}
+    alone, given = [], case(dtype)
+    for seed in perturbation_seeds(3, n):
+        alone.append(mr.loss_and_grads(*given, seed=seed, **options))
+    loss, grads = mr.loss_and_grads(*case(dtype), seed=3, perturbations=n, **options)
+    assert loss == pytest.approx(np.mean([value for value, _ in alone]), rel=1e-15 * n)
+    u = np.finfo(dtype).eps / 2
+    for name, grad in grads.items():
+        each = np.stack([found[name] for _, found in alone]).astype(np.float64)
+        bound = (n + 4) * u * np.abs(each).mean(axis=0)
+        assert (np.abs(grad - each.mean(axis=0)) <= bound).all(), name
+        assert grad.dtype == dtype
+        assert np.abs(grad - each[0]).max() > 1e3 * bound.max(), name
+
+
+def test_seeds_of_perturbations() -> None:
+    """The first is the seed itself; fewer are a part of more; neighbours share none."""
+    assert perturbation_seeds(7, 1) == (7,)
+    assert perturbation_seeds(7, 9)[:4] == perturbation_seeds(7, 4)
+    drawn = [seed for start in range(200) for seed in perturbation_seeds(start, 8)]
+    assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize(("method", "count"), [("mezo", 0), ("mezo", -3), ("mesp", 2)])
+def test_impossible_perturbations_are_refused(method: str, count: int) -> None:
+    with pytest.raises(mr.MespRefError, match=f"^perturbations: found {count}"):
+        mr.loss_and_grads(*case(), method=method, perturbations=count)
+
+
+def cosine(a: dict[str, Array], b: dict[str, Array]) -> float:
+    x, y = (np.concatenate([g[name].ravel() for name in a]) for g in (a, b))
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+
+@pytest.mark.parametrize(("n", "draws"), [(1, 120), (4, 30), (16, 10)])
+def test_cosine_with_the_true_gradient_rises_as_the_theory_says(n: int, draws: int) -> None:
+    """Mean over independent seeds within 4 standard errors of `expected_cosine`.
+
+    cos² is Beta(n/2, (d−1)/2): Var cos = n/(n + d − 1) − (E cos)². eps is small, so that the third
+    derivative plays no part; in float64 the difference of losses still has 8 digits.
+    """
+    rng = np.random.default_rng(3)
+    config = small_config()
+    model = sample_model(rng, config)
+    adapter = sample_adapter(rng, config, targets="q_proj,down_proj")
+    given = (model, adapter, *sample_batch(rng, config))
+    _, true = mr.loss_and_grads(*given)
+    d = sum(g.size for g in true.values())
+    found = [
+        cosine(mr.loss_and_grads(*given, method="mezo", seed=1000 * n + i, eps=1e-4,
+                                 perturbations=n)[1], true)
+        for i in range(draws)
+    ]  # fmt: skip
+    want = expected_cosine(d, n)
+    error = np.sqrt((n / (n + d - 1) - want**2) / draws)
+    assert np.mean(found) == pytest.approx(want, abs=4 * error)
+    assert min(found) > 0
+    assert 4 * error < 0.3 * want  # narrow enough to tell n from 2n, whose cosine is 1.4 times
+
+
+def test_expected_cosine_in_the_limits() -> None:
+    """d = 2, n = 1: the mean of |cos φ| over a circle, 2/π. Then n ≪ d, and n ≫ d."""
+    assert expected_cosine(1) == pytest.approx(1)
+    assert expected_cosine(2) == pytest.approx(2 / np.pi)
+    assert expected_cosine(10**6) == pytest.approx(np.sqrt(2 / np.pi / 10**6), rel=1e-6)
+    assert expected_cosine(10**6, 400) == pytest.approx(np.sqrt(400 / 10**6), rel=1e-3)
+    assert expected_cosine(10, 10**6) == pytest.approx(1, abs=1e-5)
 
 
 def test_mezo_on_every_weight_needs_arrays_in_memory() -> None:

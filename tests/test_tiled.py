@@ -30,18 +30,18 @@ def test_attention_does_not_depend_on_its_tiles(tile: int) -> None:
 def test_head_does_not_depend_on_its_tiles(width: int) -> None:
     given = OPS["lm_loss"].sample(np.random.default_rng(0), SIZES, np.float64)
     w = given["w"]
-    (loss, res), (expected, plain) = tiled.lm_loss(**given, width=width), ops.lm_loss(**given)
+    (loss, res), (expected, plain) = ops.lm_loss(**given, width=width), ops.lm_loss(**given)
     assert abs(loss - expected) <= 1e-14
     np.testing.assert_allclose(
-        tiled.lm_loss_bwd(0.7, res, w), ops.lm_loss_bwd(0.7, plain, w), rtol=0, atol=1e-14
+        ops.lm_loss_bwd(0.7, res, w), ops.lm_loss_bwd(0.7, plain, w), rtol=0, atol=1e-14
     )
-    dw = tiled.lm_loss_bwd_params(0.7, res, w, width=width)
+    dw = ops.lm_loss_bwd_params(0.7, res, w, width=width)
     np.testing.assert_allclose(dw, ops.lm_loss_bwd_params(0.7, plain, w), rtol=0, atol=1e-14)
 
 
 def test_head_of_a_batch_without_labels_is_zero() -> None:
     x, w = np.ones((1, 3, 4)), np.ones((5, 4))
-    loss, res = tiled.lm_loss(x, w, np.full((1, 3), -100))
+    loss, res = ops.lm_loss(x, w, np.full((1, 3), -100))
     assert loss == 0
     assert not res.dx.any()
 
@@ -49,7 +49,7 @@ def test_head_of_a_batch_without_labels_is_zero() -> None:
 def test_head_survives_huge_logits() -> None:
     """The running maximum is subtracted, whichever tile it stands in."""
     x, w = np.array([[1.0], [-1.0]]), np.linspace(-3000, 3000, 7)[:, None]
-    loss, res = tiled.lm_loss(x, w, np.array([6, 0]), width=2)
+    loss, res = ops.lm_loss(x, w, np.array([6, 0]), width=2)
     assert loss == 0
     assert np.isfinite(res.dx).all()
 

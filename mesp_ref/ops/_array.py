@@ -34,3 +34,14 @@ def sigmoid(x: Array) -> Array:
     b += a
     a /= b
     return a
+
+
+def sigmoids(x: Array, plus: Array, minus: Array, total: Array) -> None:
+    """plus = σ(x) and minus = σ(−x) from the two exponentials of `sigmoid`: a/(a + b), b/(a + b)."""
+    np.minimum(x, 0, out=plus)
+    np.subtract(plus, x, out=minus)
+    np.exp(plus, out=plus)
+    np.exp(minus, out=minus)
+    np.add(plus, minus, out=total)
+    plus /= total
+    minus /= total

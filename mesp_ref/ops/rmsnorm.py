@@ -16,7 +16,18 @@ class RmsNormRes(NamedTuple):
 def _inverse_rms(x: Array, eps: float) -> Array:
     """1/n with n = sqrt(mean(x²) + eps), one number per row: [..., 1]."""
     mean_square = np.einsum("...c,...c->...", x, x)[..., None] / x.shape[-1]
-    return 1 / np.sqrt(mean_square + eps)
+    r = 1 / np.sqrt(mean_square + eps)
+    far = ~np.isfinite(mean_square[..., 0].real)
+    if far.any():
+        r[far] = _inverse_rms_of_far(x[far])
+    return r
+
+
+def _inverse_rms_of_far(x: Array) -> Array:
+    """1/n of rows whose x² overflows (float32: |x| > 1.8e19): of x/2^k, where eps is nothing."""
+    unit = x.dtype.type(2.0 ** (-5 * np.finfo(x.dtype).maxexp // 8))
+    near = x * unit
+    return unit / np.sqrt(np.einsum("mc,mc->m", near, near)[:, None] / x.shape[-1])
 
 
 def rmsnorm(x: Array, w: Array, *, eps: float) -> tuple[Array, RmsNormRes]:
@@ -41,9 +52,9 @@ def rmsnorm_bwd(dy: Array, res: RmsNormRes, w: Array, *, eps: float) -> Array:
     """
     x, r = res.x, _inverse_rms(res.x, eps)
     dx = dy * w
-    along_x = np.einsum("...c,...c->...", dx, x)[..., None] / x.shape[-1] * r**3
-    dx *= r
+    along_x = np.einsum("...c,...c->...", dx, x)[..., None] / x.shape[-1] * r * r
     dx -= x * along_x
+    dx *= r  # last: r³ alone would underflow where x is large
     return dx
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mesp_ref.ops._array import NOTHING, Array, sigmoid
+from mesp_ref.ops._array import NOTHING, Array, sigmoid, sigmoids
 
 
 class SwigluRes(NamedTuple):
@@ -38,11 +38,11 @@ def swiglu_bwd(dz: Array, res: SwigluRes) -> tuple[Array, Array]:
               digits where σ is close to 1
     Shapes    dz [..., F] -> dgate, dup [..., F]
     """
-    sig = sigmoid(res.gate)
-    silu = res.gate * sig if res.silu is None else res.silu
-    dgate = sigmoid(-res.gate)
+    sig, dgate, spare = (np.empty_like(res.gate) for _ in range(3))
+    sigmoids(res.gate, sig, dgate, spare)
+    silu = np.multiply(res.gate, sig, out=spare) if res.silu is None else res.silu
     dgate *= silu
     dgate += sig
     dgate *= res.up
     dgate *= dz
-    return dgate, dz * silu
+    return dgate, np.multiply(dz, silu, out=sig)

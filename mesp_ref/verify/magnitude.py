@@ -196,17 +196,23 @@ def _cross_entropy(dloss: Any, res: Any) -> Array:
     return abs(dloss) * _dlogits(res.logits, res.labels)
 
 
+def _whole(w: Any) -> Array:
+    """A weight, or a Matrix that gives it in tiles, as one array."""
+    return w if isinstance(w, np.ndarray) else np.asarray(w.rows(0, w.shape[0]))
+
+
 def _head(res: Any, w: Array) -> Array:
     mag = _rows(res.x) @ np.abs(w).T
     return _dlogits(res.x.reshape(-1, res.x.shape[-1]) @ w.T, res.labels.reshape(-1), mag)
 
 
-def _lm_loss(dloss: Any, res: Any, w: Array) -> Array:
+def _lm_loss(dloss: Any, res: Any, w: Any) -> Array:
+    w = _whole(w)
     return (abs(dloss) * _head(res, w) @ np.abs(w)).reshape(res.x.shape)
 
 
-def _lm_loss_params(dloss: Any, res: Any, w: Array) -> Array:
-    return abs(dloss) * _head(res, w).T @ _rows(res.x)
+def _lm_loss_params(dloss: Any, res: Any, w: Any) -> Array:
+    return abs(dloss) * _head(res, _whole(w)).T @ _rows(res.x)
 
 
 # By the name of the backward, so that they can stand in for the ops of a whole model.

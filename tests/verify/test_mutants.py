@@ -51,7 +51,7 @@ def test_a_training_curve_hardly_notices() -> None:
     assert loss_goes_down()
     with planted(BUGS["block: dk not rotated back"].functions()):
         assert loss_goes_down()
-    with planted(BUGS["loss: one-hot added"].functions()):
+    with planted(BUGS["head: one-hot missing"].functions()):
         assert not loss_goes_down()
 
 

@@ -71,7 +71,7 @@ def make_op(case: OpCase) -> tuple[Case, Vectors]:
     arrays = {name: stored(v) for name, v in args.items() if isinstance(v, np.ndarray)}
     vectors = Vectors(arrays | {"dy": stored(dy)}, want, {name: mag[name] for name in want})
     name = f"ops/{case.op}/{case.name}"
-    attributes = {name: args[name] for name in spec.attributes} | {"op": case.op}
+    attributes = {name: args[name] for name in spec.attributes if name in args} | {"op": case.op}
     made = Case(
         name,
         "op",

@@ -1,8 +1,9 @@
 """The ops that hold the large arrays of a step, once more in tiles: same equations, less memory.
 
-A tiled op agrees with its plain one up to the order of summation. It fills a few scratch arrays,
-made once per call, again for every tile, and takes a weight as a `Matrix`, of which it asks one
-tile at a time, or as a plain array.
+The head's lm_loss exists in tiles only and belongs to all methods. A tiled op agrees with its
+plain one up to the order of summation. It fills a few scratch arrays, made once per call, again for
+every tile, and takes a weight as a `Matrix`, of which it asks one tile at a time, or as a plain
+array.
 """
 
 from mesp_ref.ops.tiled._tiles import (
@@ -14,5 +15,4 @@ from mesp_ref.ops.tiled._tiles import (
     widest,
 )
 from mesp_ref.ops.tiled.attention import AttentionRes, attention, attention_bwd
-from mesp_ref.ops.tiled.lm_loss import LmLossRes, lm_loss, lm_loss_bwd, lm_loss_bwd_params
 from mesp_ref.ops.tiled.mlp import MlpRes, mlp, mlp_bwd, mlp_bwd_params

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mesp_ref.ops._array import Array
+from mesp_ref.ops._array import Array, sigmoids
 from mesp_ref.ops.tiled._tiles import Matrix, tiles, view, widest
 
 
@@ -29,17 +29,6 @@ def product(x: Array, w: Array, h: Array, B: Array, out: Array, spare: Array) ->
     np.matmul(x, w, out=out)
     out += np.matmul(h, B, out=view(spare, *out.shape))
     return out
-
-
-def sigmoids(x: Array, plus: Array, minus: Array, spare: Array) -> None:
-    """plus = σ(x) and minus = σ(−x), from the two exponentials of ops' sigmoid: a/(a+b), b/(a+b)."""
-    np.minimum(x, 0, out=plus)
-    np.subtract(plus, x, out=minus)
-    np.exp(plus, out=plus)
-    np.exp(minus, out=minus)
-    total = np.add(plus, minus, out=view(spare, *x.shape))
-    plus /= total
-    minus /= total
 
 
 def silu(x: Array, a: Array, b: Array) -> None:
@@ -70,7 +59,7 @@ def backward_tiles(
         product(dy, wd.cols(a, b), dhd, Ad[:, a:b], dz, spare)
         product(x, (tile_g := wg.rows(a, b)).T, hg, Bg[a:b].T, gate, spare)
         product(x, (tile_u := wu.rows(a, b)).T, hu, Bu[a:b].T, up, spare)
-        sigmoids(gate, z, slope, spare)
+        sigmoids(gate, z, slope, view(spare, *gate.shape))
         gate *= z  # silu
         slope *= gate
         slope += z  # silu′

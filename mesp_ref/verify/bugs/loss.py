@@ -4,7 +4,7 @@ from mesp_ref.verify.bugs.bug import bug, one
 
 BUGS = [
     *one(
-        "ops.cross_entropy:softmax_minus_onehot", "backward", "cross_entropy lm_loss model",
+        "ops.cross_entropy:softmax_minus_onehot", "backward", "cross_entropy",
         ("loss: one-hot missing", "logits[at_label] -= 1", "pass"),
         ("loss: one-hot added", "logits[at_label] -= 1", "logits[at_label] += 1"),
     ),
@@ -21,24 +21,36 @@ BUGS = [
         ("ops.cross_entropy:cross_entropy_bwd", "max(1, len(rows))", "len(res.labels)"),
     ),
     *one(
-        "ops.lm_loss:_chunks", "forward", "lm_loss model",
-        ("head: token id 0 ignored", "labels != IGNORED", "(labels != IGNORED) & (labels != 0)"),
-        ("head: divided by all tokens", "losses / len(counted)",
-         "losses / len(labels)"),
+        "ops.tiled.lm_loss:lm_loss", "forward", "lm_loss model",
+        ("head: token id 0 ignored", "labels_flat != IGNORED",
+         "(labels_flat != IGNORED) & (labels_flat != 0)"),
+        ("head: divided by all tokens", "1 / max(1, len(counted))", "1 / len(labels_flat)"),
     ),
     *one(
-        "ops.lm_loss:_chunks", "backward", "lm_loss model",
-        ("head: gradient not divided", "logits *= 1 / len(counted)", "pass"),
-        ("head: gradient over all tokens", "logits *= 1 / len(counted)", "logits *= 1 / len(labels)"),
+        "ops.tiled.lm_loss:lm_loss", "backward", "lm_loss model",
+        ("head: gradient not divided", "dx *= mean", "pass"),
+        ("head: gradient over all tokens", "dx *= mean", "dx *= 1 / len(labels_flat)"),
     ),
     *one(
-        "ops.lm_loss:lm_loss_bwd", "backward", "lm_loss",
+        "ops.tiled.lm_loss:_one_pass", "backward", "lm_loss model",
+        ("head: one-hot missing", "np.subtract(mix, product, out=mix)", "mix"),
+    ),
+    *one(
+        "ops.tiled.lm_loss:_one_pass", "backward", "tiled_lm_loss",
+        ("head: mix of earlier tiles not rescaled", "mix *= rescale[:, None]", "pass"),
+    ),
+    *one(
+        "ops.tiled.lm_loss:_one_pass", "forward", "tiled_lm_loss",
+        ("head: sum of earlier tiles not rescaled", "total *= rescale", "pass"),
+    ),
+    *one(
+        "ops.tiled.lm_loss:lm_loss_bwd", "backward", "lm_loss",
         ("head: cotangent forgotten in dx", "np.multiply(dx, dloss, dtype=dx.dtype)", "dx.copy()"),
     ),
     *one(
-        "ops.lm_loss:lm_loss_bwd_params", "backward", "lm_loss",
-        ("head: cotangent forgotten in dw", "dw *= dloss", "pass"),
-        ("head: dw of the last chunk only", "dw += ", "dw[...] = "),
+        "ops.tiled.lm_loss:lm_loss_bwd_params", "backward", "lm_loss",
+        ("head: cotangent forgotten in dw", "dw *= dloss /", "dw /="),
+        ("head: dw without one-hot", "z[here, labels[here] - a] -= 1", "pass"),
     ),
     *one(
         "model:shift", "forward", "model",

@@ -16,12 +16,13 @@ BUGS = [
         ("swiglu: second term without gate", "dgate *= silu", "dgate *= sig"),
         ("swiglu: first term missing", "dgate += sig", "pass"),
         ("swiglu: up missing", "dgate *= res.up", "pass"),
-        ("swiglu: σ for silu in dup", "dz * silu", "dz * sig"),
-        ("swiglu: gradients exchanged", "return dgate, dz * silu", "return dz * silu, dgate"),
-        ("swiglu: 1 − σ as σ", "sigmoid(-res.gate)", "sigmoid(res.gate)"),
+        ("swiglu: σ for silu in dup", "(dz, silu, out=sig)", "(dz, sig, out=sig)"),
+        ("swiglu: gradients exchanged", "return dgate, np.multiply(dz, silu, out=sig)",
+         "return np.multiply(dz, silu, out=sig), dgate"),
+        ("swiglu: 1 − σ as σ", "dgate *= silu", "dgate = sig * silu"),
     ),
     *one(
         "ops.swiglu:swiglu_bwd", "backward", "model",
-        ("swiglu: rebuilt without gate", "res.gate * sig if", "sig if"),
+        ("swiglu: rebuilt without gate", "np.multiply(res.gate, sig, out=spare) if", "sig if"),
     ),
 ]  # fmt: skip

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mesp_ref.gradients import loss_and_grads
+from mesp_ref.gradients import loss_and_grads, perturbation_seeds
 from mesp_ref.lora import Adapter
-from mesp_ref.methods import Step
 from mesp_ref.model import Model
 from mesp_ref.ops import Array
 from mesp_ref.verify.planted import original, planted
@@ -54,16 +53,27 @@ def mezo_is_even_in_its_noise(rng: np.random.Generator) -> Iterator[Finding]:
     """z → −z changes nothing: the two forwards change places, and g its sign."""
     case = _case(rng)
     g, _, loss = _estimate(case, 3, 1e-3)
-    noise = original("methods:_noise")
+    add = original("methods:_add_noise")
 
-    def negated(step: Step) -> Iterator[tuple[int, dict[str, Array]]]:
-        for number, z in noise(step):
-            yield number, {name: -array for name, array in z.items()}
+    def negated(arrays: dict[str, Array], rng: np.random.Generator, by: float) -> None:
+        add(arrays, rng, -by)
 
-    with planted({"methods:_noise": negated}):
+    with planted({"methods:_add_noise": negated}):
         mirrored, _, same = _estimate(case, 3, 1e-3)
     yield agree("mezo", "estimate", mirrored, g, np.abs(g).max(), 1e-9)
     yield agree("mezo", "loss", same, loss, abs(loss), 1e-12)
+
+
+@holds("mezo")
+def mezo_averages_its_seeds(rng: np.random.Generator) -> Iterator[Finding]:
+    """Three perturbations are the mean of three estimates, each with a g of its own."""
+    case = _case(rng)
+    alone = [_estimate(case, seed, 1e-3) for seed in perturbation_seeds(3, 3)]
+    loss, found = loss_and_grads(*case, method="mezo", seed=3, eps=1e-3, perturbations=3)
+    got = np.concatenate([g.ravel() for g in found.values()])
+    mean = sum(g for g, _, _ in alone) / 3
+    yield agree("mezo", "mean of three", got, mean, np.abs(mean).max(), 1e-9)
+    yield agree("mezo", "mean loss", loss, sum(value for *_, value in alone) / 3, loss, 1e-12)
 
 
 @holds("mezo")
