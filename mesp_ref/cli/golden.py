@@ -18,8 +18,8 @@ outputs and gradients, with tolerances that are derived. The format is described
 README.md; a backend needs no Python to use it.
 
 examples:
+  mesp-ref golden export suite
   mesp-ref golden check my_outputs --only ops/rmsnorm
-  mesp-ref golden run torch --out torch_outputs
 """
 _CHECK = """\
 Compare the files that a backend wrote with the suite: DIR/ops/rmsnorm/usual.safetensors holds its
@@ -35,7 +35,8 @@ _RUN = """\
 Run a backend over the suite and write its outputs, as golden check reads them.
 
 examples:
-  mesp-ref golden run torch --out torch_outputs --dtype bfloat16
+  mesp-ref golden run engine --out outputs --only 'ops/*'
+  mesp-ref golden run torch --out torch_outputs --only 'ops/*' --dtype bfloat16
 """
 _BUILD = """\
 Build the suite anew from the equations, in arbitrary precision (a minute or two; needs mpmath).

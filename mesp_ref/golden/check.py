@@ -12,6 +12,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.golden.explain import explain
 from mesp_ref.golden.suite import DTYPES, Case, Suite, Tensor, Vectors, read_tensors
 from mesp_ref.ops import Array
+from mesp_ref.reading import inside
 
 ROLES = ("result", "inner", "base")
 
@@ -91,7 +92,7 @@ def check(
             raise MespRefError(f"found {name!r}, expected one of {', '.join(allowed)}")
     asked = select(suite, only, roles)
     root = Path(actual)
-    if not any((root / case.file).is_file() for case, _ in asked):
+    if not any(inside(root, case.file).is_file() for case, _ in asked):
         raise MespRefError(
             f"{root}: found none of the {len(asked)} files asked for, expected such as "
             f"{asked[0][0].file}; write them with the names of the suite"
@@ -138,7 +139,7 @@ def _check_case(
     suite: Suite, case: Case, tensors: list[Tensor], root: Path, dtype: str | None
 ) -> CaseReport | None:
     """None where the case does not cover the dtype."""
-    file = root / case.file
+    file = inside(root, case.file)
     got = read_tensors(file) if file.is_file() else {}
     dtype = dtype or computed_in(got)
     if dtype not in case.dtypes:

@@ -118,6 +118,8 @@ def _scaled(answer: Answer, failed: Sequence[Tensor]) -> Iterator[Candidate]:
         weight = 1 / np.square(answer.allowed[name]).mean()
         above += weight * float((answer.got[name] * answer.want[name]).sum())
         below += weight * float(np.square(answer.want[name]).sum())
+    if not below:  # so small that its square is 0
+        return
     factor = above / below
     predicted = {name: factor * answer.want[name] for name in names}
     yield Candidate(

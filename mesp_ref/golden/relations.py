@@ -84,6 +84,7 @@ def constants(case: Case, factor: float) -> str:
     if config:
         heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
         values |= {"√D": config["head_dim"] ** 0.5, "H/G": heads / groups}
+    if config and "rank" in attributes:
         values |= {"√rank": attributes["rank"] ** 0.5}
     for name, value in values.items():
         known |= {name: value, f"1/{name}": 1 / value}

@@ -21,6 +21,7 @@ from mesp_ref.gradients import loss_and_grads
 from mesp_ref.loading import load_model
 from mesp_ref.lora import load_adapter
 from mesp_ref.ops import Array
+from mesp_ref.reading import read_object, shown
 from mesp_ref.weights import write_aside
 
 FORMAT, PROJECTIONS, MARGIN = "mesp-ref gradient sketch 1", 64, 4.0
@@ -83,14 +84,35 @@ def save_sketch(sketch: dict[str, Any], path: str | Path) -> None:
 
 def load_sketch(path: str | Path) -> dict[str, Any]:
     """Read a sketch; MespRefError for what is none."""
-    try:
-        sketch = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = sketch["format"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise MespRefError(f"{path}: not readable, expected a gradient sketch") from None
-    if found != FORMAT:
-        raise MespRefError(f"{path}: format: found {found!r}, expected {FORMAT!r}")
-    return dict(sketch)
+    sketch = read_object(Path(path), "a gradient sketch")
+    if sketch.get("format") != FORMAT:
+        found = shown(sketch.get("format"))
+        raise MespRefError(f"{path}: format: found {found}, expected {FORMAT!r}")
+    tensors = sketch.get("tensors")
+    numbers = _numbers([sketch.get("loss"), sketch.get("loss_drift")])
+    if not numbers or not isinstance(tensors, dict) or not tensors:
+        raise MespRefError(f"{path}: loss, loss_drift, tensors: expected numbers and an object")
+    for name, entry in tensors.items():
+        if not _is_entry(entry):
+            raise MespRefError(
+                f"{path}: {shown(name)}: found {shown(entry)}, expected shape, norm, drift and "
+                f"{PROJECTIONS} projections"
+            )
+    return sketch
+
+
+def _numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) in (int, float) for v in values)
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and _numbers([entry.get("norm"), entry.get("drift")])
+        and _numbers(entry.get("shape"))
+        and _numbers(entry.get("projections"))
+        and len(entry["projections"]) == PROJECTIONS
+    )
 
 
 def check_sketch(

@@ -6,7 +6,6 @@ tensors are called <name>.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 from mesp_ref.errors import MespRefError
 from mesp_ref.golden.tolerance import bound
 from mesp_ref.ops import Array
+from mesp_ref.reading import inside, open_regular, read_bytes, read_object, shown
 from mesp_ref.weights import MappedFile
 
 FORMAT, VERSION = "mesp-ref golden suite", 1
@@ -88,14 +88,21 @@ class Suite:
         self.root = Path(root)
         self._sums = self._read_sums()
         manifest = self._read_manifest()
-        self.conventions: dict[str, str] = manifest["conventions"]
-        self.cases = {c["name"]: _case(c) for c in manifest["cases"]}
-        self.wrong = [Wrong(**w | {"dtypes": tuple(w["dtypes"])}) for w in manifest["wrong"]]
+        try:
+            self.conventions: dict[str, str] = dict(manifest["conventions"])
+            self.cases = {c["name"]: _case(c) for c in manifest["cases"]}
+            self.wrong = [_wrong(w) for w in manifest["wrong"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = shown(" ".join(str(error).split()))
+            raise MespRefError(
+                f"{self.root / 'manifest.json'}: found an entry that manifest.schema.json does "
+                f"not allow ({reason})"
+            ) from None
 
     def _read_sums(self) -> dict[str, str]:
-        file = self.root / "SHA256SUMS"
+        file = inside(self.root, "SHA256SUMS")
         try:
-            lines = file.read_text(encoding="ascii").splitlines()
+            lines = read_bytes(file).decode("ascii").splitlines()
             return {path: digest for digest, path in (line.split("  ", 1) for line in lines)}
         except (OSError, ValueError):
             raise MespRefError(
@@ -103,25 +110,23 @@ class Suite:
             ) from None
 
     def _read_manifest(self) -> dict[str, Any]:
-        file = self.root / "manifest.json"
-        try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-            found = manifest["format"], manifest["version"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise MespRefError(f"{file}: not readable, expected a golden suite") from None
+        file = inside(self.root, "manifest.json")
+        manifest = read_object(file, "a golden suite")
+        found = manifest.get("format"), manifest.get("version")
         if found != (FORMAT, VERSION):
             raise MespRefError(
-                f"{file}: found {found[0]!r} version {found[1]!r}, expected {FORMAT!r} version "
-                f"{VERSION}; use the mesp-ref that made it"
+                f"{file}: found {shown(found[0])} version {shown(found[1])}, expected {FORMAT!r} "
+                f"version {VERSION}; use the mesp-ref that made it"
             )
         self.verify("manifest.json")
-        return dict(manifest)
+        return manifest
 
     def verify(self, path: str) -> Path:
         """The file, once its SHA-256 agrees with SHA256SUMS; MespRefError otherwise."""
-        file = self.root / path
+        file = inside(self.root, path)
         try:
-            found = hashlib.sha256(file.read_bytes()).hexdigest()
+            with open_regular(file) as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
         except OSError:
             raise MespRefError(f"{file}: missing, but listed in SHA256SUMS") from None
         if self._sums.get(path) != found:
@@ -140,14 +145,39 @@ class Suite:
     def read(self, case: Case) -> Vectors:
         """Inputs, expected values and magnitudes of a case."""
         groups: dict[str, dict[str, Array]] = {"in": {}, "want": {}, "mag": {}}
-        for key, array in read_tensors(self.verify(case.file)).items():
+        file = self.verify(case.file)
+        for key, array in read_tensors(file).items():
             group, _, name = key.partition("/")
+            if group not in groups:
+                raise MespRefError(f"{file}: {shown(key)}: found, expected in/, want/ or mag/")
             groups[group][name] = array
+        for tensor in case.tensors:
+            for group in ("want",) if tensor.gates else ("want", "mag"):
+                _require_numbers(file, group, groups[group].get(tensor.name), tensor)
         return Vectors(groups["in"], groups["want"], groups["mag"])
 
     def read_wrong(self, wrong: Wrong) -> dict[str, Array]:
         """The tensors that a wrong answer gives, by name."""
-        return read_tensors(self.verify(wrong.file))
+        file = self.verify(wrong.file)
+        arrays = read_tensors(file)
+        for tensor in self.cases[wrong.of].tensors if wrong.of in self.cases else ():
+            if tensor.name in arrays:
+                _require_numbers(file, "", arrays[tensor.name], tensor)
+        return arrays
+
+
+def _require_numbers(file: Path, group: str, array: Array | None, tensor: Tensor) -> None:
+    """Raise MespRefError unless an array of the suite is the finite one that the manifest promises."""
+    found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+    if array is None or array.shape != tensor.shape or not _is_finite(array):
+        raise MespRefError(
+            f"{file}: {group}/{tensor.name}: found {found}, expected finite numbers "
+            f"{list(tensor.shape)} as manifest.json says"
+        )
+
+
+def _is_finite(array: Array) -> bool:
+    return array.dtype.name in DTYPES and bool(np.isfinite(array.astype(np.float64)).all())
 
 
 def read_tensors(file: Path) -> dict[str, Array]:
@@ -157,5 +187,57 @@ def read_tensors(file: Path) -> dict[str, Array]:
 
 
 def _case(entry: dict[str, Any]) -> Case:
-    tensors = tuple(Tensor(**t | {"shape": tuple(t["shape"])}) for t in entry["tensors"])
-    return Case(**entry | {"dtypes": tuple(entry["dtypes"]), "tensors": tensors})
+    case = Case(
+        **entry | {"dtypes": _dtypes(entry), "tensors": tuple(map(_tensor, entry["tensors"]))}
+    )
+    _require_texts(case.name, case.kind, case.file, case.note, case.source)
+    if not _sane(case.attributes) or not case.tensors:
+        raise ValueError(f"{case.name}: attributes or tensors")
+    if any(t.gates and not set(case.dtypes) <= set(t.gates) for t in case.tensors):
+        raise ValueError(f"{case.name}: gates")
+    return case
+
+
+def _sane(attributes: object) -> bool:
+    """Whether what `explain` computes with are positive numbers."""
+    if not isinstance(attributes, dict):
+        return False
+    config, names = attributes.get("config"), ("rank", "alpha", "s")
+    used = [attributes[name] for name in names if name in attributes]
+    if config is not None:
+        if not isinstance(config, dict):
+            return False
+        sizes = ("head_dim", "num_attention_heads", "num_key_value_heads")
+        used += [config.get(name) for name in sizes]
+        if not all(type(config.get(name)) is int for name in sizes):
+            return False
+    return all(type(value) in (int, float) and 1e-9 < value < 1e9 for value in used)
+
+
+def _tensor(entry: dict[str, Any]) -> Tensor:
+    tensor = Tensor(**entry | {"shape": tuple(entry["shape"])})
+    _require_texts(tensor.name, tensor.role, tensor.direction)
+    sizes = [(tensor.k, 0), (tensor.s, 0), *((n, 1) for n in tensor.shape)]
+    if not all(type(n) is int and least <= n < 2**31 for n, least in sizes):
+        raise ValueError(f"{tensor.name}: shape, k or s")
+    gates = tensor.gates.values() if isinstance(tensor.gates, dict) else [tensor.gates]
+    if not all(type(gate) in (int, float) and gate >= 0 for gate in gates):
+        raise ValueError(f"{tensor.name}: gates")
+    return tensor
+
+
+def _wrong(entry: dict[str, Any]) -> Wrong:
+    wrong = Wrong(**entry | {"dtypes": _dtypes(entry)})
+    _require_texts(wrong.name, wrong.of, wrong.bug, wrong.file)
+    return wrong
+
+
+def _dtypes(entry: dict[str, Any]) -> tuple[str, ...]:
+    if not entry["dtypes"] or not set(entry["dtypes"]) <= set(DTYPES):
+        raise ValueError("dtypes")
+    return tuple(entry["dtypes"])
+
+
+def _require_texts(*values: object) -> None:
+    if not all(isinstance(value, str) and value for value in values):
+        raise ValueError("a name or a text")

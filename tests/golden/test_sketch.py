@@ -87,7 +87,7 @@ def test_bad_input_is_one_line(
         ([str(sketch), str(foreign)], "found none of the sketch's tensors"),
         ([str(sketch), str(tmp_path / "none")], "not found"),
         ([str(other), str(foreign)], "format: found 'other'"),
-        ([str(foreign), str(foreign)], "expected a gradient sketch"),
+        ([str(foreign), str(foreign)], "not readable as JSON"),
     ):
         assert main(["golden", "compare", *arguments]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]

@@ -129,7 +129,7 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
         (lambda m: m | {"version": 2}, "version 2, expected 'mesp-ref golden suite' version 1"),
         (lambda m: m | {"format": "other"}, "found 'other'"),
         (lambda m: m | {"cases": []}, "manifest.json: SHA-256"),
-        (lambda m: [], "expected a golden suite"),
+        (lambda m: [], "found list, expected a JSON object"),
     ],
 )
 def test_a_foreign_manifest_is_refused(change: object, message: str, tmp_path: Path) -> None:

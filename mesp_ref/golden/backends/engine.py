@@ -1,5 +1,6 @@
-"""engine: mesp_ref itself as a client, in float32 or float64. Trajectories are not covered."""
+"""engine: mesp_ref itself as a client, in float32 or float64."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from mesp_ref.block import Layer, block, block_bwd
 from mesp_ref.config import Qwen2Config
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.suite import Case
-from mesp_ref.gradients import trace
+from mesp_ref.gradients import loss_and_grads, trace
 from mesp_ref.loading import load_model
 from mesp_ref.lora import Adapter, load_adapter, tensor_name
+from mesp_ref.model import Model, loss
 from mesp_ref.ops import Array, linear, linear_bwd
 from mesp_ref.registry import OPS
+from mesp_ref.train.optim import SGD, AdamW
 from mesp_ref.weights import ArrayWeights
 from mesp_ref.weights.quantized import Quantized
 
@@ -24,7 +27,9 @@ LAYER = "model.layers.0."
 
 def compute_op(case: Case, given: Arrays) -> Arrays:
     spec = OPS[case.attributes["op"]]
-    attributes = {name: case.attributes[name] for name in spec.attributes}
+    attributes = {
+        name: case.attributes[name] for name in spec.attributes if name in case.attributes
+    }
     args: dict[str, Any] = dict.fromkeys(spec.optional) | given | attributes
     dy = args.pop("dy")
     y, res = spec.forward(**args)
@@ -52,10 +57,48 @@ def compute_block(case: Case, given: Arrays) -> Arrays:
     return found | {f"{n.split(LAYER)[1]}.grad": grad for n, grad in grads.items()} | {"dx": dx}
 
 
-def compute_model(case: Case, given: Arrays, root: Path, dtype: str) -> Arrays:
+def load(case: Case, root: Path, dtype: str) -> tuple[Model, Adapter]:
     model = load_model(root / case.attributes["model"], dtype=dtype)
     adapter = load_adapter(root / case.attributes["adapter"], dtype=dtype, config=model.config)
-    return trace(model, adapter, given["input_ids"], given["labels"])
+    return model, adapter
+
+
+def compute_model(case: Case, given: Arrays, root: Path, dtype: str) -> Arrays:
+    return trace(*load(case, root, dtype), given["input_ids"], given["labels"])
+
+
+def mezo_step(
+    model: Model, adapter: Adapter, batch: tuple[Array, Array], z: Arrays, at: Any
+) -> float:
+    """Two forwards at w ± eps·z, then w −= lr·g·z in place; returns the mean of the two losses."""
+    sides = []
+    for move in (at["eps"], -at["eps"]):
+        moved = {name: w + w.dtype.type(move) * z[name] for name, w in adapter.weights.items()}
+        sides.append(loss(model, dataclasses.replace(adapter, weights=moved), *batch))
+    g = (sides[0] - sides[1]) / (2 * at["eps"])
+    for name, w in adapter.weights.items():
+        w -= w.dtype.type(at["lr"] * g) * z[name]
+    return (sides[0] + sides[1]) / 2
+
+
+def compute_trajectory(case: Case, given: Arrays, root: Path, dtype: str) -> Arrays:
+    """Steps of the trainer's optimisers, or of MeZO with the z of the case."""
+    (model, adapter), at = load(case, root, dtype), case.attributes
+    batch, losses, found = (given["input_ids"], given["labels"]), [], Arrays()
+    sgd = SGD(at.get("weight_decay", 0.0), at.get("momentum", 0.0))
+    adam = at["optimizer"] == "adamw"
+    optimizer = AdamW((at["beta1"], at["beta2"]), at["eps"], at["weight_decay"]) if adam else sgd
+    for number in range(at["steps"]):
+        if at["optimizer"] == "mezo":
+            z = {name: given[f"z/{name}"][number] for name in adapter.weights}
+            losses.append(mezo_step(model, adapter, batch, z, at))
+        else:
+            value, grads = loss_and_grads(model, adapter, *batch)
+            optimizer.step(adapter.weights, grads, at["lr"])
+            losses.append(value)
+        found |= {f"{n}.step_{number + 1}": w.copy() for n, w in adapter.weights.items()}
+    wanted = {tensor.name for tensor in case.tensors}
+    return {"loss": np.array(losses, dtype)} | {n: w for n, w in found.items() if n in wanted}
 
 
 def compute_quantised(case: Case, given: Arrays, dtype: str) -> Arrays:
@@ -81,6 +124,8 @@ def compute(case: Case, inputs: Arrays, root: Path, dtype: str) -> Arrays:
         return compute_block(case, given)
     if case.kind == "e2e":
         return compute_model(case, given, root, dtype)
+    if case.kind == "traj":
+        return compute_trajectory(case, given, root, dtype)
     if case.kind == "quant":
         return compute_quantised(case, given, dtype)
     raise NotCovered
