@@ -1,13 +1,12 @@
 """The shape of a Qwen2 model, read from and written to Hugging Face's config.json."""
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mesp_ref.errors import MespRefError
+from mesp_ref.reading import inside, read_object, shown
 
 # The seven linear layers of a block that LoRA can adapt, by their path inside the block.
 PROJECTIONS = {
@@ -27,6 +26,11 @@ _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (False, None),
     "attention_dropout": (0, 0.0, None),
 }
+
+# Beyond these no model exists, and what is counted or tabulated from them would not fit.
+_MOST = {"num_hidden_layers": 10_000, "head_dim": 65_536}
+# Between these, float32 neither loses eps³ (RMSNorm's backward of a zero row) nor overflows an angle.
+_RANGES = {"rms_norm_eps": (1e-30, 1e6), "rope_theta": (1.0, 1e30)}
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,22 @@ class Qwen2Config:
             "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
         ):  # fmt: skip
             value: object = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                self._refuse(field, value, "a positive integer")
-        for field in ("rms_norm_eps", "rope_theta"):
+            if not _is_integer(value) or not 1 <= value <= _MOST.get(field, 2**31 - 1):
+                self._refuse(
+                    field, value, f"a positive integer up to {_MOST.get(field, 2**31 - 1)}"
+                )
+        for field, (least, most) in _RANGES.items():
             number: object = getattr(self, field)
-            if not isinstance(number, (int, float)) or not math.isfinite(number) or number <= 0:
-                self._refuse(field, number, "a positive number")
+            if (
+                not (_is_integer(number) or isinstance(number, float))
+                or not least <= number <= most
+            ):
+                self._refuse(field, number, f"a positive number from {least:g} to {most:g}")
+        for field in ("bos_token_id", "eos_token_id"):
+            given: object = getattr(self, field)
+            for token in given if isinstance(given, tuple) else (given,):
+                if token is not None and not (_is_integer(token) and 0 <= token < 2**31):
+                    self._refuse(field, token, "a token id")
         tied: object = self.tie_word_embeddings
         if not isinstance(tied, bool):
             self._refuse("tie_word_embeddings", tied, "true or false")
@@ -76,7 +90,7 @@ class Qwen2Config:
             self._refuse("head_dim", self.head_dim, "an even number (RoPE turns pairs)")
 
     def _refuse(self, field: str, found: object, expected: str) -> None:
-        raise MespRefError(f"{self.source}: {field}: found {found!r}, expected {expected}")
+        raise MespRefError(f"{self.source}: {field}: found {shown(found)}, expected {expected}")
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -89,17 +103,8 @@ class Qwen2Config:
     def load(cls, path: str | Path) -> "Qwen2Config":
         """Read config.json, or the one inside a checkpoint directory."""
         file = Path(path)
-        file = file / "config.json" if file.is_dir() else file
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise MespRefError(
-                f"{file}: not found, expected a Hugging Face checkpoint directory with config.json"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise MespRefError(f"{file}: not readable as JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise MespRefError(f"{file}: found {type(values).__name__}, expected a JSON object")
+        file = inside(file, "config.json") if file.is_dir() else file
+        values = read_object(file, "a Hugging Face checkpoint directory with config.json")
         return cls.from_dict(values, source=str(file))
 
     @classmethod
@@ -112,13 +117,14 @@ class Qwen2Config:
         for field, allowed in _REQUIRED_VALUES.items():
             if values.get(field) not in allowed:
                 raise MespRefError(
-                    f"{source}: {field}: found {values.get(field)!r}, expected {allowed[0]!r}; "
+                    f"{source}: {field}: found {shown(values.get(field))}, expected {allowed[0]!r}; "
                     "the engine computes plain Qwen2 only"
                 )
-        for kind in values.get("layer_types") or ():
+        kinds = values.get("layer_types") or ()
+        for kind in kinds if isinstance(kinds, list | tuple) else (kinds,):
             if kind != "full_attention":
                 raise MespRefError(
-                    f"{source}: layer_types: found {kind!r}, expected 'full_attention' everywhere"
+                    f"{source}: layer_types: found {shown(kind)}, expected 'full_attention' everywhere"
                 )
         try:
             heads = values["num_attention_heads"]
@@ -197,6 +203,10 @@ class Qwen2Config:
         return shapes
 
 
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _head_dim(values: Mapping[str, Any], source: str) -> Any:
     """head_dim as stated, or hidden_size / num_attention_heads as Qwen2 defines it."""
     stated = values.get("head_dim")
@@ -205,8 +215,8 @@ def _head_dim(values: Mapping[str, Any], source: str) -> Any:
     hidden, heads = values["hidden_size"], values["num_attention_heads"]
     if not (isinstance(hidden, int) and isinstance(heads, int) and heads > 0) or hidden % heads:
         raise MespRefError(
-            f"{source}: num_attention_heads: found {heads!r}, expected a divisor of "
-            f"hidden_size = {hidden!r}"
+            f"{source}: num_attention_heads: found {shown(heads)}, expected a divisor of "
+            f"hidden_size = {shown(hidden)}"
         )
     return hidden // heads
 
@@ -217,11 +227,13 @@ def _rope_theta(values: Mapping[str, Any], source: str) -> Any:
     for field in ("rope_scaling", "rope_parameters"):
         given = values.get(field) or {}
         if not isinstance(given, Mapping):
-            raise MespRefError(f"{source}: {field}: found {given!r}, expected an object or null")
+            raise MespRefError(
+                f"{source}: {field}: found {shown(given)}, expected an object or null"
+            )
         kind = given.get("rope_type", given.get("type", "default"))
         if kind != "default":
             raise MespRefError(
-                f"{source}: {field}.rope_type: found {kind!r}, expected 'default'; "
+                f"{source}: {field}.rope_type: found {shown(kind)}, expected 'default'; "
                 "scaled RoPE is not computed"
             )
         rope |= given

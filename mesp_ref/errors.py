@@ -1,9 +1,16 @@
 """The one exception a user of mesp_ref can cause."""
 
+_LONGEST = 1000  # characters; a name in a file may have millions
+
 
 class MespRefError(ValueError):
     """A mistake in what the user gave: a file, a field, a tensor, an argument.
 
     The message is one line that names where, what was found, what was expected and what to do.
-    The command line prints that line and exits with code 2.
+    The command line prints that line and exits with code 2. Names and texts of a stranger's file
+    may stand in it: what cannot be printed, line ends and terminal codes too, is shown escaped.
     """
+
+    def __init__(self, message: str):
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:_LONGEST])
+        super().__init__(shown if len(message) <= _LONGEST else f"{shown}…")

@@ -14,9 +14,10 @@ from safetensors.numpy import save_file
 from mesp_ref.config import PROJECTIONS, Qwen2Config
 from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array
+from mesp_ref.reading import inside, read_object, shown
 from mesp_ref.weights import MappedFile, compute_dtype, write_aside
 
-_TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(.+)\.lora_(A|B)\.weight")
+_TENSOR = re.compile(r"base_model\.model\.model\.layers\.([0-9]{1,6})\.(.+)\.lora_(A|B)\.weight")
 
 
 @dataclass
@@ -94,9 +95,9 @@ def parse_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
 
 def check_rank(rank: object, alpha: object, where: str) -> None:
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise MespRefError(f"{where}: found {rank!r}, expected a rank of 1 or more")
+        raise MespRefError(f"{where}: found {shown(rank)}, expected a rank of 1 or more")
     if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise MespRefError(f"{where}: alpha: found {alpha!r}, expected a finite number")
+        raise MespRefError(f"{where}: alpha: found {shown(alpha)}, expected a finite number")
 
 
 def init_lora(
@@ -158,10 +159,11 @@ def save_adapter(adapter: Adapter, path: str | Path) -> None:
         "alpha_pattern": {},
         "revision": None,
     }
-    with write_aside(directory / "adapter_model.safetensors") as aside:
-        save_file(tensors, aside, metadata={"format": "pt"})
     with write_aside(directory / "adapter_config.json") as aside:
         aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # The weights last: a save of the same run that fails leaves the adapter of the save before.
+    with write_aside(directory / "adapter_model.safetensors") as aside:
+        save_file(tensors, aside, metadata={"format": "pt"})
 
 
 # Features of PEFT that change the mathematics, and the values that mean "not used".
@@ -184,19 +186,15 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
 
 def _read_adapter_config(file: Path) -> dict[str, Any]:
     """adapter_config.json, refused by field where it asks for what the engine does not compute."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MespRefError(f"{file}: not found, expected a PEFT adapter directory") from None
-    except (OSError, ValueError) as error:
-        raise MespRefError(f"{file}: not readable as JSON: {error}") from None
-    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-        found = values.get("peft_type") if isinstance(values, dict) else values
-        raise MespRefError(f"{file}: peft_type: found {found!r}, expected 'LORA'")
+    values = read_object(file, "a PEFT adapter directory")
+    if values.get("peft_type") != "LORA":
+        raise MespRefError(
+            f"{file}: peft_type: found {shown(values.get('peft_type'))}, expected 'LORA'"
+        )
     for name, unused in _UNUSED.items():
         if values.get(name) not in unused:
             raise MespRefError(
-                f"{file}: {name}: found {values[name]!r}, expected {unused[0]!r}; "
+                f"{file}: {name}: found {shown(values[name])}, expected {unused[0]!r}; "
                 "the engine computes plain LoRA only"
             )
     check_rank(values.get("r"), values.get("lora_alpha"), f"{file}: r")
@@ -214,8 +212,8 @@ def load_adapter(
     Raises MespRefError naming the file and the field or tensor.
     """
     directory, wanted = Path(path), compute_dtype(dtype)
-    values = _read_adapter_config(directory / "adapter_config.json")
-    file = MappedFile(directory / "adapter_model.safetensors")
+    values = _read_adapter_config(inside(directory, "adapter_config.json"))
+    file = MappedFile(inside(directory, "adapter_model.safetensors"))
     weights = {}
     for name in file:
         match = _TENSOR.fullmatch(name)
@@ -224,16 +222,28 @@ def load_adapter(
                 f"{file.path}: {name}: found, expected "
                 "base_model.model.model.layers.N.<projection>.lora_A|lora_B.weight"
             )
-        weights[name] = file.raw(name).astype(wanted)  # a writable copy
+        weights[name] = read_matrix(file, name).astype(wanted)  # a writable copy
     targets = [t for t, p in PROJECTIONS.items() if any(f".{p}.lora_" in name for name in weights)]
+    base = values.get("base_model_name_or_path")
     adapter = Adapter(
         values["r"], float(values["lora_alpha"]), parse_targets(targets),
-        bool(values.get("use_rslora")), weights, values.get("base_model_name_or_path"),
+        bool(values.get("use_rslora")), weights, base if isinstance(base, str) else None,
     )  # fmt: skip
     check_pairs(adapter, file.path)
     if config is not None:
         check_adapter(adapter, config, str(file.path))
     return adapter
+
+
+def read_matrix(file: MappedFile, name: str) -> Array:
+    """A tensor as stored; MespRefError for one that is no matrix of a floating type."""
+    raw = file.raw(name)
+    if raw.ndim != 2 or raw.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise MespRefError(
+            f"{file.path}: {name}: found {raw.dtype} {list(raw.shape)}, expected a matrix of a "
+            "floating type"
+        )
+    return raw
 
 
 def check_pairs(adapter: Adapter, file: Path) -> None:

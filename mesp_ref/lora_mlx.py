@@ -20,11 +20,13 @@ from mesp_ref.lora import (
     check_pairs,
     check_rank,
     parse_targets,
+    read_matrix,
     tensor_name,
 )
+from mesp_ref.reading import inside, read_object, shown
 from mesp_ref.weights import MappedFile, compute_dtype, write_aside
 
-_TENSOR = re.compile(r"(model\.layers\.(\d+)\.(.+))\.lora_(a|b)")
+_TENSOR = re.compile(r"(model\.layers\.([0-9]{1,6})\.(.+))\.lora_(a|b)")
 
 
 def save_mlx_adapter(adapter: Adapter, path: str | Path) -> None:
@@ -65,17 +67,19 @@ def load_mlx_adapter(
               layers than the seven projections, an adapter of another model when `config` is given
     """
     directory, wanted = Path(path), compute_dtype(dtype)
-    rank, scale, model = _read_config(directory / "adapter_config.json")
-    file, weights = MappedFile(directory / "adapters.safetensors"), {}
+    rank, scale, model = _read_config(inside(directory, "adapter_config.json"))
+    file, weights = MappedFile(inside(directory, "adapters.safetensors")), {}
     for name in file:
         match = _TENSOR.fullmatch(name)
-        if match is None or match[3] not in PROJECTIONS.values() or file.raw(name).ndim != 2:
+        if match is None or match[3] not in PROJECTIONS.values():
             raise MespRefError(
                 f"{file.path}: {name}: found, expected matrices "
                 "model.layers.N.<projection>.lora_a|lora_b"
             )
         peft = tensor_name(match[1], match[4].upper())
-        weights[peft] = np.array(file.raw(name).T, dtype=wanted, order="C")  # a writable copy
+        weights[peft] = np.array(
+            read_matrix(file, name).T, dtype=wanted, order="C"
+        )  # a writable copy
     targets = [t for t, p in PROJECTIONS.items() if any(f".{p}.lora_" in name for name in weights)]
     adapter = Adapter(
         rank, scale * rank, parse_targets(targets), weights=weights, base_model_name_or_path=model
@@ -88,18 +92,15 @@ def load_mlx_adapter(
 
 def _read_config(file: Path) -> tuple[int, float, str | None]:
     """Rank, scale and base model from adapter_config.json."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MespRefError(f"{file}: not found, expected an mlx-lm adapter directory") from None
-    except (OSError, ValueError) as error:
-        raise MespRefError(f"{file}: not readable as JSON: {error}") from None
-    kind = values.get("fine_tune_type", "lora") if isinstance(values, dict) else values
+    values = read_object(file, "an mlx-lm adapter directory")
+    kind = values.get("fine_tune_type", "lora")
     if kind != "lora":
-        raise MespRefError(f"{file}: fine_tune_type: found {kind!r:.80}, expected 'lora'")
+        raise MespRefError(f"{file}: fine_tune_type: found {shown(kind)}, expected 'lora'")
     given = values.get("lora_parameters")
     if not isinstance(given, dict):
-        raise MespRefError(f"{file}: lora_parameters: found {given!r:.80}, expected rank and scale")
+        raise MespRefError(
+            f"{file}: lora_parameters: found {shown(given)}, expected rank and scale"
+        )
     rank, scale, model = given.get("rank"), given.get("scale"), values.get("model")
     check_rank(rank, scale, f"{file}: lora_parameters.rank")
     return int(rank or 0), float(scale or 0), model if isinstance(model, str) else None

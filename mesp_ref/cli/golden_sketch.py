@@ -1,7 +1,6 @@
 """mesp-ref golden sketch and compare: gradients of a user's own model in a small file."""
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.golden.sketch import check_sketch, load_sketch, make_sketch, save_sketch
 from mesp_ref.golden.suite import DTYPES
 from mesp_ref.golden.tolerance import UNITS
+from mesp_ref.reading import read_object
 from mesp_ref.weights import load_tokenizer
 
 _SKETCH = """\
@@ -54,9 +54,9 @@ def _batch(args: argparse.Namespace) -> tuple[Any, Any]:
         ids = [load_tokenizer(args.model).encode(args.text).ids]
         return ids, ids
     try:
-        values = json.loads(Path(args.batch).read_text(encoding="utf-8"))
+        values = read_object(Path(args.batch), "a batch of tokens")
         return values["input_ids"], values["labels"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except KeyError:
         raise MespRefError(
             f"{args.batch}: not readable, expected JSON with input_ids and labels"
         ) from None

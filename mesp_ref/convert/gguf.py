@@ -5,14 +5,17 @@ stores the rows of q and k in the order of interleaved RoPE. Needs the `gguf` pa
 """
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mesp_ref.config import PROJECTIONS, Qwen2Config
+from mesp_ref.convert.layout import check_layout
 from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array
+from mesp_ref.reading import open_regular, shown
 
 ARCHITECTURES = ("llama", "qwen2")
 TYPES = ("F32", "F16", "Q8_0", "Q4_1")
@@ -64,9 +67,9 @@ class Gguf:
         field = self._reader.get_field(key)
         try:
             return default if field is None else field.contents()
-        except (ValueError, IndexError, TypeError) as error:
+        except Exception as error:  # the package trusts the file
             raise MespRefError(
-                f"{self.path}: {key}: not readable ({error}); damaged, fetch the file again"
+                f"{self.path}: {key}: not readable ({shown(str(error))}); damaged, fetch the file again"
             ) from None
 
     def __getitem__(self, key: str) -> Any:
@@ -79,7 +82,16 @@ class Gguf:
         found: str = self[key]
         if found not in allowed:
             expected = " or ".join(map(repr, allowed))
-            raise MespRefError(f"{self.path}: {key}: found {found!r}, expected {expected}")
+            raise MespRefError(f"{self.path}: {key}: found {shown(found)}, expected {expected}")
+        return found
+
+    def list_of(self, key: str, kind: type) -> list[Any]:
+        """The list at `key`, all of whose elements are of one type."""
+        found = self[key]
+        if not isinstance(found, list) or not all(type(item) is kind for item in found):
+            raise MespRefError(
+                f"{self.path}: {key}: found {shown(found)}, expected a list of {kind.__name__}"
+            )
         return found
 
     def config(self) -> Qwen2Config:
@@ -92,7 +104,7 @@ class Gguf:
             value = self[f"{self.architecture}.{key}"]
             if not isinstance(value, (int, float)) or not 0 < value <= most:
                 raise MespRefError(
-                    f"{self.path}: {self.architecture}.{key}: found {value!r:.80}, expected a "
+                    f"{self.path}: {self.architecture}.{key}: found {shown(value)}, expected a "
                     f"number between 0 and {most}"
                 )
             return value
@@ -100,14 +112,16 @@ class Gguf:
         scaling = self.get(f"{self.architecture}.rope.scaling.type", "none")
         if scaling != "none":
             raise MespRefError(
-                f"{self.path}: {self.architecture}.rope.scaling.type: found {scaling!r}, expected "
+                f"{self.path}: {self.architecture}.rope.scaling.type: found {shown(scaling)}, expected "
                 "'none'; scaled RoPE is not computed"
             )
         hidden, heads = read("embedding_length"), read("attention.head_count")
         head_dim = self.get(f"{self.architecture}.attention.key_length", hidden // heads)
         theta = self.get(f"{self.architecture}.rope.freq_base", 10_000.0)
+        if isinstance(theta, int):
+            theta = float(theta)
         return Qwen2Config(
-            vocab_size=len(self["tokenizer.ggml.tokens"]),
+            vocab_size=len(self.list_of("tokenizer.ggml.tokens", str)),
             hidden_size=hidden,
             intermediate_size=read("feed_forward_length"),
             num_hidden_layers=read("block_count", len(self._reader.tensors)),
@@ -116,7 +130,7 @@ class Gguf:
             head_dim=head_dim,
             # stored in float32: take the shortest decimal that rounds to it (1e-05)
             rms_norm_eps=float(str(np.float32(read("attention.layer_norm_rms_epsilon")))),
-            rope_theta=float(theta),
+            rope_theta=theta,
             max_position_embeddings=read("context_length"),
             tie_word_embeddings=all(t.name != "output.weight" for t in self._reader.tensors),
             bos_token_id=self.get("tokenizer.ggml.bos_token_id"),
@@ -165,15 +179,17 @@ def _open(path: Path) -> Any:
         ) from None
     if not path.is_file():
         raise MespRefError(f"{path}: not found, expected a GGUF file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         magic = file.read(4)
     if magic != b"GGUF":
         raise MespRefError(f"{path}: starts with {magic!r}, expected a GGUF file (b'GGUF')")
+    check_layout(path)
     try:
-        return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        with warnings.catch_warnings(action="ignore"):  # sizes that overflow are refused by name
+            return GGUFReader(path)
+    except Exception as error:  # the package trusts the file
         raise MespRefError(
-            f"{path}: not readable as GGUF ({error}); truncated or damaged, fetch it again"
+            f"{path}: not readable as GGUF ({shown(str(error))}); truncated or damaged, fetch it again"
         ) from None
 
 

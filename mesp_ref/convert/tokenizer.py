@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from mesp_ref.convert.gguf import Gguf
 from mesp_ref.errors import MespRefError
+from mesp_ref.reading import shown
+from mesp_ref.weights.tokenizer import reasons
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,13 +33,16 @@ def build_tokenizer(file: Gguf) -> "Tokenizer":
 
     file.expect("tokenizer.ggml.model", "gpt2")
     cut = file.expect("tokenizer.ggml.pre", "smollm", "qwen2")
-    tokens: list[str] = file["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in file["tokenizer.ggml.merges"]]
+    tokens: list[str] = file.list_of("tokenizer.ggml.tokens", str)
+    merges = [tuple(merge.split(" ")) for merge in file.list_of("tokenizer.ggml.merges", str)]
+    types = file.list_of("tokenizer.ggml.token_type", int)
+    if len(types) != len(tokens):
+        raise MespRefError(
+            f"{file.path}: tokenizer.ggml.token_type: found {len(types)}, expected {len(tokens)}"
+        )
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    try:
+    with reasons(f"{file.path}: tokenizer.ggml.merges"):
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # the package raises bare Exception
-        raise MespRefError(f"{file.path}: tokenizer.ggml.merges: {error}") from None
     if cut == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
         split = pre.Split(Regex(_QWEN2), behavior="isolated")
@@ -46,23 +51,29 @@ def build_tokenizer(file: Gguf) -> "Tokenizer":
         steps = [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = list(zip(tokens, file["tokenizer.ggml.token_type"], strict=True))
+    kinds = list(zip(tokens, types, strict=True))
     special = [AddedToken(t, special=True, normalized=False) for t, k in kinds if k == _CONTROL]
     plain = [AddedToken(t, special=False, normalized=False) for t, k in kinds if k == _USER_DEFINED]
-    tokenizer.add_special_tokens(special)
-    tokenizer.add_tokens(plain)
+    with reasons(f"{file.path}: tokenizer.ggml.tokens"):
+        tokenizer.add_special_tokens(special)
+        tokenizer.add_tokens(plain)
     return tokenizer
 
 
 def tokenizer_config(file: Gguf) -> dict[str, Any]:
     """tokenizer_config.json: special tokens and the chat template, as far as the file has them."""
-    tokens = file["tokenizer.ggml.tokens"]
+    tokens = file.list_of("tokenizer.ggml.tokens", str)
     # PreTrainedTokenizerFast takes tokenizer.json as it is; AutoTokenizer of transformers 5 prefers
     # Qwen2Tokenizer for every qwen2 directory, whose own regex splits numbers otherwise.
     values: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         index = file.get(f"tokenizer.ggml.{key}_token_id")
         if index is not None:
+            if type(index) is not int or not 0 <= index < len(tokens):
+                raise MespRefError(
+                    f"{file.path}: tokenizer.ggml.{key}_token_id: found {shown(index)}, expected "
+                    f"below {len(tokens)}"
+                )
             values[f"{name}_token"] = tokens[index]
     values["model_max_length"] = file[f"{file.architecture}.context_length"]
     values["clean_up_tokenization_spaces"] = False

@@ -11,6 +11,7 @@ from mesp_ref.weights.default import default_checkpoint
 from mesp_ref.weights.files import copy_companions, new_directory, write_aside
 from mesp_ref.weights.quantize import pack, quantize_checkpoint
 from mesp_ref.weights.quantized import Quantized
+from mesp_ref.weights.random import write_random_checkpoint
 from mesp_ref.weights.safetensors import MappedFile, Stored
 from mesp_ref.weights.source import ArrayWeights, Weights, compute_dtype, random_arrays
 from mesp_ref.weights.tokenizer import load_tokenizer
@@ -38,4 +39,5 @@ __all__ = [
     "storage_dtype",
     "write_aside",
     "write_config",
+    "write_random_checkpoint",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 
 from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array
+from mesp_ref.reading import shown
 from mesp_ref.weights.quantized import Quantized
 from mesp_ref.weights.safetensors import MappedFile
 from mesp_ref.weights.writer import Spec, Writer
@@ -33,7 +34,7 @@ class Affine:
             found = getattr(self, name)
             if type(found) is not int or found not in allowed:
                 raise MespRefError(
-                    f"{self.source}: {name}: found {found!r}, expected one of "
+                    f"{self.source}: {name}: found {shown(found)}, expected one of "
                     f"{', '.join(map(str, allowed))}"
                 )
 
@@ -67,10 +68,11 @@ class Quantization:
 
     def __init__(self, config: Mapping[str, Any], source: str):
         self._source, self._given = source, config.get("quantization")
-        other = config.get("quantization_config") or {}
-        if self._given is None and "quant_method" in other:
+        other = config.get("quantization_config")
+        if self._given is None and isinstance(other, Mapping) and "quant_method" in other:
+            found = shown(other["quant_method"])
             raise MespRefError(
-                f"{source}: quantization_config: found {other['quant_method']!r}, expected MLX "
+                f"{source}: quantization_config: found {found}, expected MLX "
                 "affine (field quantization) or dense weights"
             )
 
@@ -85,7 +87,7 @@ class Quantization:
         if not isinstance(given, Mapping) or given.get("mode", "affine") != "affine":
             found = given.get("mode") if isinstance(given, Mapping) else given
             raise MespRefError(
-                f"{where}: found {found!r}, expected group_size, bits and mode affine for {name}, "
+                f"{where}: found {shown(found)}, expected group_size, bits and mode affine for {name}, "
                 "which is packed"
             )
         return Affine(given.get("bits", 4), given.get("group_size", 64), where)
@@ -133,7 +135,13 @@ def open_quantized(
             f"{parts['biases'].dtype}, expected one type"
         )
     packed, scales, biases = parts["weight"], parts["scales"], parts["biases"]
-    return Quantized(packed, scales, biases, affine.bits, np.dtype(dtype))
+    files = {id(held[full]): held[full] for full in part_names(name).values()}.values()
+
+    def guard() -> None:
+        for file in files:
+            file.check_unchanged()
+
+    return Quantized(packed, scales, biases, affine.bits, np.dtype(dtype), guard)
 
 
 def layout(

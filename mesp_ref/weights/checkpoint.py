@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from mesp_ref.config import Qwen2Config
 from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array
+from mesp_ref.reading import inside, read_object, shown
 from mesp_ref.weights.affine import Quantization, is_packed, open_quantized, part_names
 from mesp_ref.weights.files import write_aside
 from mesp_ref.weights.quantized import Quantized
@@ -31,25 +32,27 @@ def storage_dtype(dtype: Any) -> np.dtype:
 
 def _shards(directory: Path) -> dict[str, MappedFile]:
     """Tensor name -> the mapped file that holds it, for one file or for an index of shards."""
-    index = directory / "model.safetensors.index.json"
+    index = inside(directory, "model.safetensors.index.json")
     if not index.is_file():
-        file = MappedFile(directory / "model.safetensors")
+        file = MappedFile(inside(directory, "model.safetensors"))
         return dict.fromkeys(file, file)
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise MespRefError(f"{index}: weight_map: expected tensor names to file names") from None
-    for name in names:
-        inside = isinstance(name, str) and PurePosixPath(name).name == name and "\\" not in name
-        if not inside or name in ("", ".", ".."):
-            raise MespRefError(
-                f"{index}: weight_map: found {name!r}, expected a file name inside the folder"
-            )
-    files = {name: MappedFile(directory / name) for name in names}
+    weight_map = read_object(index, "an index of shards").get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise MespRefError(f"{index}: weight_map: expected tensor names to file names")
+    files: dict[str, MappedFile] = {}
     for tensor, name in weight_map.items():
+        if not isinstance(name, str) or "/" in name or "\\" in name:
+            raise MespRefError(
+                f"{index}: weight_map: found {shown(name)}, expected a file name inside the folder"
+            )
+        if name not in files:
+            files[name] = MappedFile(inside(directory, name))
         if tensor not in files[name]:
             raise MespRefError(f"{directory / name}: {tensor}: missing, expected by {index.name}")
+    for name, file in files.items():
+        for tensor in file:
+            if weight_map.get(tensor) != name:
+                raise MespRefError(f"{file.path}: {tensor}: found, but not by {index.name}")
     return {tensor: files[name] for tensor, name in weight_map.items()}
 
 
@@ -69,7 +72,7 @@ def _stored(name: str, shape: tuple[int, ...], file: MappedFile, dtype: np.dtype
         )
     if raw.dtype.name not in _FLOATS:
         raise MespRefError(f"{where}: dtype: found {raw.dtype}, expected a floating type")
-    return Stored(raw, dtype)
+    return Stored(raw, dtype, file.check_unchanged)
 
 
 def open_checkpoint(path: str | Path, dtype: Any = "float32") -> tuple[Qwen2Config, LazyWeights]:
@@ -83,15 +86,15 @@ def open_checkpoint(path: str | Path, dtype: Any = "float32") -> tuple[Qwen2Conf
     """
     directory, wanted = Path(path), compute_dtype(dtype)
     config = Qwen2Config.load(directory)
-    file = directory / "config.json"
-    quantization = Quantization(json.loads(file.read_text(encoding="utf-8")), str(file))
+    source = directory / "config.json"
+    quantization = Quantization(read_object(source, "a checkpoint directory"), str(source))
     held = _shards(directory)
     tables: dict[str, Stored | Quantized] = {}
     expected: set[str] = set()
     for name, shape in config.weight_shapes().items():
         if name not in held:
             raise MespRefError(f"{directory}: {name}: missing, expected {list(shape)}")
-        if is_packed(name, held):
+        if len(shape) == 2 and is_packed(name, held):
             tables[name] = open_quantized(name, shape, quantization.of(name), held, wanted)
             expected.update(part_names(name).values())
         else:

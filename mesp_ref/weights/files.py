@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from mesp_ref.errors import MespRefError
+from mesp_ref.reading import inside
 
 # What lies beside the weights of a checkpoint and belongs to the model, not to the weights.
 _COMPANIONS = (
@@ -43,6 +46,8 @@ def write_aside(path: str | Path) -> Iterator[Path]:
         aside.replace(path)
     except OSError as error:
         raise MespRefError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except SafetensorError as error:  # how the package tells of a full disk
+        raise MespRefError(f"{path}: cannot be written: {error}") from None
     finally:
         aside.unlink(missing_ok=True)
 
@@ -79,7 +84,11 @@ def new_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy tokenizer, chat template and generation settings of one checkpoint to another."""
+    """Copy tokenizer, chat template and generation settings of one checkpoint to another.
+
+    Raises MespRefError for a link that leads out of `source`: the copy may be published.
+    """
     for pattern in _COMPANIONS:
         for file in source.glob(pattern):
-            shutil.copyfile(file, target / file.name)
+            if inside(source, file.name).is_file():
+                shutil.copyfile(file, target / file.name)

@@ -1,5 +1,6 @@
 """MLX affine 4-bit and 8-bit tensors: stored packed, decoded at use, bit for bit as MLX does."""
 
+from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Any
 
@@ -32,8 +33,11 @@ class Quantized:
     Source    mlx 0.32, ops quantize and dequantize, mode "affine"
     """
 
-    def __init__(self, packed: Array, scales: Array, biases: Array, bits: int, dtype: np.dtype):
-        self.packed, self.scales, self.biases = packed, scales, biases
+    def __init__(
+        self, packed: Array, scales: Array, biases: Array, bits: int, dtype: np.dtype,
+        guard: Callable[[], None] = lambda: None,
+    ):  # fmt: skip
+        self.packed, self.scales, self.biases, self._guard = packed, scales, biases, guard
         self.bits, self.dtype = bits, dtype
         self.shape = (len(packed), packed.shape[1] * 32 // bits)
         self.group_size = self.shape[1] // scales.shape[1]
@@ -42,6 +46,7 @@ class Quantized:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Array:
+        self._guard()
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))
         start, stop, _ = columns.indices(self.shape[1])
         first, last = start // self.group_size, -(-stop // self.group_size)

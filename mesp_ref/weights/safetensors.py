@@ -6,10 +6,11 @@ Format: header length in 8 little-endian bytes; the header, a JSON object {name:
 data_offsets}}; the data.
 """
 
-import json
+import contextlib
 import math
 import mmap
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import numpy as np
 
 from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array
+from mesp_ref.reading import open_regular, parse_json, shown
 
-_HEADER_LIMIT = 100_000_000  # bytes; the limit of the format's own library
+_HEADER_LIMIT = 1 << 25  # bytes; a model of a hundred thousand tensors has a third of it
+_AXES = 8
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -36,38 +39,51 @@ class Stored:
     """A tensor as it lies in the file; indexing decodes just the part asked for.
 
     `stored[index]` has the compute dtype. When that is the stored dtype it is a view of the map,
-    otherwise a fresh array that dies with its last user.
+    otherwise a fresh array that dies with its last user. `guard` is called before the map is touched.
     """
 
-    def __init__(self, raw: Array, dtype: np.dtype):
-        self.raw, self.dtype, self.shape = raw, dtype, raw.shape
+    def __init__(self, raw: Array, dtype: np.dtype, guard: Callable[[], None] = lambda: None):
+        self.raw, self.dtype, self.shape, self._guard = raw, dtype, raw.shape, guard
 
     def __getitem__(self, index: Any) -> Array:
+        self._guard()
         return self.raw[index].astype(self.dtype, copy=False)
 
     def __len__(self) -> int:
         return len(self.raw)
 
 
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is replaced, resized or written to."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class MappedFile:
     """One safetensors file, mapped read-only and checked before anything is trusted.
 
     Raises MespRefError for a missing or truncated file, a header that is not JSON, lies about its
-    length or places a tensor outside the file, and for element types the engine cannot decode.
+    length or places a tensor outside the file or over another one, and for element types the engine
+    cannot decode.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
+                self._identity = _identity(os.fstat(file.fileno()))
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise MespRefError(f"{path}: not found, expected a safetensors file") from None
         except (OSError, ValueError) as error:
             raise MespRefError(f"{path}: cannot be mapped: {error}") from None
+        self._place = os.path.abspath(self.path)  # noqa: PTH100  # stays when the process moves
         header, self._data = self._read_header()
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        if not isinstance(self.metadata, dict):
+            found = shown(self.metadata)
+            raise MespRefError(f"{self.path}: __metadata__: found {found}, expected an object")
         self._tensors = {name: self._check(name, entry) for name, entry in header.items()}
+        self._check_overlap()
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
         size = len(self._map)
@@ -78,7 +94,7 @@ class MappedFile:
                 f"bytes in a file of {size}; truncated or not a safetensors file"
             )
         try:
-            header = json.loads(self._map[8 : 8 + length])
+            header = parse_json(self._map[8 : 8 + length])
         except ValueError as error:
             raise MespRefError(f"{self.path}: header: not JSON: {error}") from None
         if not isinstance(header, dict):
@@ -90,18 +106,19 @@ class MappedFile:
         try:
             code, shape = entry["dtype"], tuple(entry["shape"])
             start, stop = entry["data_offsets"]
-            sane = isinstance(code, str) and all(
-                type(n) is int and n >= 0 for n in (*shape, start, stop)
-            )
+            sane = isinstance(code, str) and len(shape) <= _AXES
+            sane = sane and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+            # An empty tensor can have any shape that NumPy can address; another is held by the file.
+            sane = sane and (0 not in shape or math.prod(max(n, 1) for n in shape) < 2**56)
         except (TypeError, KeyError, ValueError):
             sane = False
         if not sane:
             raise MespRefError(
-                f"{self.path}: {name}: expected dtype, shape and data_offsets, found {entry!r:.80}"
+                f"{self.path}: {name}: expected dtype, shape and data_offsets, found {shown(entry)}"
             )
         if code not in DTYPES:
             raise MespRefError(
-                f"{self.path}: {name}: dtype: found {code!r}, expected one of {', '.join(DTYPES)}"
+                f"{self.path}: {name}: dtype: found {shown(code)}, expected one of {', '.join(DTYPES)}"
             )
         dtype, held = DTYPES[code], len(self._map) - self._data
         if stop > held:
@@ -115,6 +132,36 @@ class MappedFile:
                 f"{math.prod(shape) * dtype.itemsize} for {code} {list(shape)}"
             )
         return dtype, shape, self._data + start
+
+    def _check_overlap(self) -> None:
+        """No byte belongs to two tensors: sorted by their first byte, each begins after the last."""
+        end, last = self._data, ""
+        for name, (dtype, shape, start) in sorted(
+            self._tensors.items(), key=lambda item: item[1][2]
+        ):
+            if size := math.prod(shape) * dtype.itemsize:
+                if start < end:
+                    raise MespRefError(
+                        f"{self.path}: {name}: begins at data byte {start - self._data}, expected "
+                        f"after {end - self._data}, the end of {last}; the file is damaged"
+                    )
+                end, last = start + size, name
+
+    def check_unchanged(self) -> None:
+        """Stop before a map is touched whose file is no longer the one that was opened.
+
+        A map of a file that was truncated kills the process where it is touched; one that was
+        written over gives other numbers. A `stat` costs microseconds.
+        Raises    MespRefError naming the file, when it is gone, replaced, resized or written to
+        """
+        now: object = "nothing"
+        with contextlib.suppress(OSError):
+            now = _identity(os.stat(self._place))  # noqa: PTH116  # a third of Path.stat's time
+        if now != self._identity:
+            raise MespRefError(
+                f"{self.path}: changed while in use (found inode, size and time {now}, expected "
+                f"{self._identity}); nothing was computed from it, restore the file and start again"
+            )
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors

@@ -1,12 +1,17 @@
 """The tokenizer of a checkpoint directory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesp_ref.errors import MespRefError
+from mesp_ref.reading import inside, read_bytes, shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+_LIMIT = 1 << 28  # bytes; Qwen2.5's has 7 MB
 
 
 def load_tokenizer(path: str | Path) -> "Tokenizer":
@@ -16,15 +21,27 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
     """
     from tokenizers import Tokenizer
 
-    file = Path(path) / "tokenizer.json"
+    file = inside(path, "tokenizer.json")
     if not file.is_file():
         raise MespRefError(
             f"{file}: not found, expected the model's tokenizer; copy it beside config.json"
         )
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises bare Exception for whatever it cannot parse
-        raise MespRefError(f"{file}: not a tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    with reasons(f"{file}: not a tokenizer"):
+        tokenizer = Tokenizer.from_buffer(read_bytes(file, _LIMIT))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
     return tokenizer
+
+
+@contextmanager
+def reasons(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside the tokenizers package, as a MespRefError that begins with `what`.
+
+    The package raises bare Exception for what it cannot parse, and its panics are no Exception.
+    """
+    try:
+        yield
+    except (MespRefError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise MespRefError(f"{what}: {shown(' '.join(str(error).split()))}") from None

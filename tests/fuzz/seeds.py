@@ -1,0 +1,198 @@
+"""Valid inputs, one or a few per reader, made by the writers of the package itself."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from helpers import CHATML, STOP, byte_level_tokenizer, words
+from mutate import SEPARATOR
+
+import mesp_ref as mr
+from mesp_ref.golden.suite import FORMAT, VERSION
+from mesp_ref.lora_mlx import save_mlx_adapter
+from mesp_ref.train.directory import write_json
+from mesp_ref.train.state import environment, save_state
+from mesp_ref.train.trainer import TrainConfig, Trainer
+from mesp_ref.verify.samples import small_config
+from mesp_ref.weights import quantize_checkpoint, random_arrays, save_checkpoint
+
+CONFIG = small_config(num_hidden_layers=1)
+
+
+def _join(folder: Path, names: Iterable[str]) -> bytes:
+    parts = (folder / name for name in names)
+    return SEPARATOR.join(p.read_bytes() if p.is_file() else b"" for p in parts)
+
+
+def _made(make: Callable[[Path], list[bytes]]) -> Callable[[], list[bytes]]:
+    """The seeds that `make` builds in a folder of its own."""
+
+    def seeds() -> list[bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            return make(Path(folder))
+
+    return seeds
+
+
+def _config(folder: Path) -> list[bytes]:
+    values = mr.Qwen2Config(32, 16, 24, 2, 4, 2, 4, eos_token_id=(1, 2)).to_dict()
+    old = {k: v for k, v in values.items() if k not in ("rope_parameters", "head_dim")}
+    return [json.dumps(values).encode(), json.dumps(old | {"rope_scaling": None}).encode()]
+
+
+def _tensors(folder: Path, **arrays: Any) -> bytes:
+    save_state(folder / "t", {k: np.asarray(v) for k, v in arrays.items()}, {"step": 1})
+    return (folder / "t").read_bytes()
+
+
+def _safetensors(folder: Path) -> list[bytes]:
+    two = _tensors(folder, a=np.ones((2, 3), "f4"), b=np.arange(4, dtype="i4"), c=np.zeros((0, 5)))
+    return [two, _tensors(folder, x=np.float64(1))]
+
+
+def _checkpoint(folder: Path) -> list[bytes]:
+    save_checkpoint(CONFIG, random_arrays(CONFIG), folder, "bfloat16")
+    names = ("config.json", "model.safetensors", "model.safetensors.index.json", "b.safetensors")
+    dense = _join(folder, names)
+    index = {"weight_map": dict.fromkeys(CONFIG.weight_shapes(), "model.safetensors")}
+    (folder / names[2]).write_text(json.dumps(index))
+    sharded = _join(folder, names)
+    (folder / names[2]).unlink()
+    wide = small_config(num_hidden_layers=1, hidden_size=32, intermediate_size=32, vocab_size=8)
+    save_checkpoint(wide, random_arrays(wide), folder)
+    quantize_checkpoint(folder, folder / "q", group_size=32, dtype="float16")
+    return [dense, sharded, _join(folder / "q", names)]
+
+
+def _adapter(folder: Path) -> list[bytes]:
+    mr.save_adapter(mr.init_lora(CONFIG, rank=1, b_std=1.0, targets="q_proj,up_proj"), folder)
+    return [_join(folder, ("adapter_config.json", "adapter_model.safetensors"))]
+
+
+def _mlx_adapter(folder: Path) -> list[bytes]:
+    save_mlx_adapter(mr.init_lora(CONFIG, rank=1, b_std=1.0, targets="q_proj,up_proj"), folder)
+    return [_join(folder, ("adapter_config.json", "adapters.safetensors"))]
+
+
+def _tokenizer(folder: Path) -> list[bytes]:
+    return [json.dumps(json.loads(byte_level_tokenizer().to_str())).encode()]
+
+
+def _text(folder: Path) -> list[bytes]:
+    return [words(200).encode(), ("Ünïcödé, 漢字 and 🙂. " * 20).encode(), b"\xef\xbb\xbfbom " * 9]
+
+
+def _jsonl(folder: Path) -> list[bytes]:
+    settings = json.dumps(
+        {"chat_template": CHATML, "eos_token": STOP, "bos_token": {"content": "x"}}
+    )
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Nobody knew."}]
+    chats = json.dumps({"messages": turns}) + "\n" + json.dumps({"messages": turns, "tools": [{}]})
+    others = json.dumps({"text": words(30)}) + "\n\n" + json.dumps({"tokens": [1, 2, 3] * 9})
+    named = json.dumps({"chat_template": [{"name": "default", "template": CHATML}]})
+    own = "{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}"
+    files = ((settings, chats, ""), (named, others, ""), ("{}", chats, own))
+    return [
+        SEPARATOR.join(part.encode() for part in parts[: 2 + bool(parts[2])]) for parts in files
+    ]
+
+
+def _golden(folder: Path) -> list[bytes]:
+    tensor = {"name": "y", "shape": [2], "role": "result", "direction": "forward"}
+    attributes = {"eps": 1.0, "rank": 2, "alpha": 4.0, "s": 2.0}
+    case = {"name": "ops/x/a", "kind": "op", "file": "case.safetensors", "note": "n", "source": "s",
+            "dtypes": ["float32", "float16"], "attributes": attributes,
+            "tensors": [tensor | {"k": 3, "s": 1}]}  # fmt: skip
+    model = case | {"tensors": [tensor | {"gates": {"float32": 0.1, "float16": 0.2}}]}
+    wrong = {"name": "w", "of": "ops/x/a", "bug": "b", "file": "wrong.safetensors",
+             "dtypes": ["float32"]}  # fmt: skip
+    vectors = _tensors(
+        folder, **{"in/x": np.ones(2), "want/y": np.ones(2), "mag/y": np.ones(2, "f4")}
+    )
+    answers = [_tensors(folder, y=np.array(v, "f4")) for v in ([1.0, 1.0], [1.0, 2.0])]
+    seeds = []
+    for entry, answer in ((case, answers[0]), (case, answers[1]), (model, answers[1])):
+        manifest = {"format": FORMAT, "version": VERSION, "conventions": {"a": "b"}, "units": {},
+                    "cases": [entry], "wrong": [wrong]}  # fmt: skip
+        seeds.append(SEPARATOR.join((json.dumps(manifest).encode(), vectors, answer, answers[1])))
+    return seeds
+
+
+def _sketch(folder: Path) -> list[bytes]:
+    from mesp_ref.golden.sketch import FORMAT as SKETCH
+    from mesp_ref.golden.sketch import project
+
+    g = np.ones((2, 3), "f4")
+    entry = {"shape": [2, 3], "norm": 6**0.5, "drift": 1e-7, "projections": project("g", g)}
+    sketch = {"format": SKETCH, "loss": 1.0, "loss_drift": 1e-7, "tensors": {"g": entry}}
+    return [json.dumps(sketch).encode() + SEPARATOR + _tensors(folder, g=g)]
+
+
+def _resume(folder: Path) -> list[bytes]:
+    adapter = mr.init_lora(CONFIG, rank=1, targets="q_proj")
+
+    class Rows:
+        cursor = (0, 0, 0)
+
+    config = TrainConfig(accumulate=1, batch_size=1)
+    trainer = Trainer(mr.random_model(CONFIG), adapter, Rows(), config)  # type: ignore[arg-type]
+    zeros = {name: np.zeros_like(w) for name, w in trainer.params.items()}
+    trainer.optimizer.step(trainer.params, zeros, 0.0)
+    arrays, facts = trainer.state()
+    facts |= {
+        "identity": {"lr": 1.0},
+        "environment": environment(),
+        "started": "2026-01-01T00:00:00",
+    }
+    save_state(folder / "state.safetensors", arrays, facts)
+    write_json(folder / "run.json", {})
+    events = (
+        {"event": "step", "step": 1, "loss": 1.0},
+        {"event": "eval", "step": 1, "loss": 1.0, "accuracy": 0.5, "perplexity": None},
+        {"event": "sample", "step": 1, "prompt": "a", "text": "b"},
+    )
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    return [_join(folder, ("run.json", "state.safetensors", "metrics.jsonl"))]
+
+
+def _gguf(folder: Path) -> list[bytes]:
+    import gguf
+
+    writer = gguf.GGUFWriter(folder / "a.gguf", "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(8)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(8)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["a", "b", "ab", "<|x|>"])
+    writer.add_token_types([1, 1, 1, 3])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(3)
+    shapes = {"token_embd": (4, 8), "output_norm": (8,), "blk.0.attn_norm": (8,),
+              "blk.0.attn_q": (8, 8), "blk.0.attn_k": (4, 8), "blk.0.attn_v": (4, 8),
+              "blk.0.attn_output": (8, 8), "blk.0.ffn_norm": (8,), "blk.0.ffn_gate": (8, 8),
+              "blk.0.ffn_up": (8, 8), "blk.0.ffn_down": (8, 8)}  # fmt: skip
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return [(folder / "a.gguf").read_bytes()]
+
+
+SEEDS: dict[str, Callable[[], list[bytes]]] = {
+    name: _made(make)
+    for name, make in {
+        "config": _config, "safetensors": _safetensors, "checkpoint": _checkpoint,
+        "adapter": _adapter, "mlx_adapter": _mlx_adapter, "tokenizer": _tokenizer, "text": _text,
+        "jsonl": _jsonl, "golden": _golden, "sketch": _sketch, "resume": _resume, "gguf": _gguf,
+    }.items()
+}  # fmt: skip
