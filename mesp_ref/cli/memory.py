@@ -7,30 +7,48 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.cli.options import add_command, add_json, print_json
+from mesp_ref.cli.options import add_command, add_json, at_least, print_json
 from mesp_ref.config import Qwen2Config
 from mesp_ref.errors import MespRefError
 from mesp_ref.gradients import loss_and_grads
-from mesp_ref.loading import load_model
+from mesp_ref.loading import SHAPES, load_model, named_shape, random_checkpoint
 from mesp_ref.lora import Adapter, init_lora, parse_targets
-from mesp_ref.memory import PEAKS, Ledger, Shapes, measure, peak, plot_timeline
+from mesp_ref.memory import (
+    PEAKS,
+    SCHEDULES,
+    Base,
+    Choice,
+    Ledger,
+    PeakResident,
+    Shapes,
+    choose,
+    measure,
+    megabytes,
+    parse_size,
+    peak,
+    plot_timelines,
+)
 from mesp_ref.model import Model
-from mesp_ref.weights import ArrayWeights
+from mesp_ref.ops import Array
+from mesp_ref.weights import Affine
 
-SHAPES = {
-    "qwen2.5-0.5b": Qwen2Config(151936, 896, 4864, 24, 14, 2, 64),
-    "qwen2.5-1.5b": Qwen2Config(151936, 1536, 8960, 28, 12, 2, 128),
-    "qwen2.5-3b": Qwen2Config(151936, 2048, 11008, 36, 16, 2, 128),
-}
+_DTYPES = ("float32", "bfloat16", "float16")
 
-_HELP = """\
+_HELP = f"""\
 Peak memory of one LoRA training step per method, from the shapes alone, and what it is made of:
-NumPy bytes above weights, LoRA parameters and optimiser state, gradients used block by block.
---measure runs the step and puts tracemalloc's count beside the prediction.
+NumPy bytes above weights, LoRA parameters and optimiser state, decoding and all scratch included,
+gradients used block by block. MODEL is a checkpoint directory or a published shape,
+{", ".join(SHAPES)}, whose weights are random, written once into
+$MESP_REF_CACHE (default ~/.cache/mesp_ref) and mapped when --measure or --plot needs them.
+
+--measure runs the step, and puts tracemalloc's count and the process's own memory beside the
+prediction. --memory-limit names the fastest exact method that fits.
 
 examples:
   mesp-ref memory qwen2.5-0.5b --seq-len 1024 --checkpoints disk
-  mesp-ref memory Qwen2.5-0.5B --method mesp_tiled --measure --plot timeline.html
+  mesp-ref memory qwen2.5-0.5b --method mesp_tiled --checkpoints disk --bits 4 --measure
+  mesp-ref memory Qwen2.5-0.5B --method mesp --method mesp_tiled --plot timeline.html
+  mesp-ref memory qwen2.5-3b --memory-limit 64MB
 """
 
 
@@ -40,111 +58,194 @@ def add(commands: Any) -> None:
         "model", metavar="MODEL", help=f"checkpoint directory or {', '.join(SHAPES)}"
     )
     parser.add_argument(
-        "--method", choices=tuple(PEAKS), action="append", help="default: every method"
-    )
+        "--method", choices=tuple(PEAKS), action="append",
+        help="repeat for several (default: every method)",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument("--seq-len", type=int, default=256, metavar="T", help="default: 256")
     parser.add_argument("--rank", type=int, default=8, metavar="R", help="default: 8")
     parser.add_argument("--targets", default="all", metavar="NAMES", help="as for finetune")
     parser.add_argument(
-        "--checkpoints", choices=("ram", "disk"), default="ram", help="default: %(default)s"
+        "--checkpoints", choices=("ram", "disk"), help="default: ram; any with --memory-limit"
     )
+    _add_base(parser.add_argument_group("base weights"))
     parser.add_argument("--measure", action="store_true", help="run the step, too")
     parser.add_argument(
-        "--plot", metavar="FILE", help="timeline of the last method as .png or .html; runs it"
+        "--memory-limit", metavar="SIZE",
+        help="say which exact method to take: 64MB (10⁶ bytes), 64MiB (2²⁰) or a number of bytes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plot", metavar="FILE", help="timeline of each method as .png or .html; runs the step"
     )
     add_json(parser)
 
 
-def _open(name: str, measured: bool) -> tuple[Qwen2Config, Model | None]:
-    """A checkpoint, or a published shape with weights of zeros, which no page is touched for."""
-    if Path(name).is_dir():
-        model = load_model(name)
-        return model.config, model
-    config = SHAPES.get(name.lower())
-    if config is None:
-        raise MespRefError(
-            f"{name}: no such directory, and no shape among {', '.join(SHAPES)}; name one of them"
-        )
-    if not measured:
-        return config, None
-    shapes = config.weight_shapes()
-    return config, Model(
-        config, ArrayWeights({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
-    )
-
-
-def _check(args: argparse.Namespace) -> None:
-    for option in ("batch_size", "seq_len", "rank"):
-        if (value := getattr(args, option)) < (2 if option == "seq_len" else 1):
-            name = option.replace("_", "-")
-            raise MespRefError(f"--{name}: found {value}, expected a larger number")
-    if args.plot and Path(args.plot).suffix not in (".png", ".html"):
-        raise MespRefError(f"--plot: found {args.plot!r}, expected a file ending in .png or .html")
-
-
-def _step(model: Model, adapter: Adapter, ids: Any, method: str, checkpoints: str) -> None:
-    loss_and_grads(
-        model, adapter, ids, ids, method=method, checkpoints=checkpoints,
-        on_gradients=lambda layer, grads: None,
+def _add_base(group: Any) -> None:
+    group.add_argument(
+        "--dtype", choices=_DTYPES,
+        help="what a published shape is stored in (default: float32; with --bits bfloat16)",
+    )  # fmt: skip
+    group.add_argument("--bits", type=int, metavar="N", help="packed into 4 or 8 bits a weight")
+    group.add_argument(
+        "--group-size", type=int, metavar="N",
+        help="weights that share a scale: 32, 64 or 128 (default: 64)",
     )  # fmt: skip
 
 
-def _traced_peak(model: Model, adapter: Adapter, ids: Any, method: str, checkpoints: str) -> int:
-    """tracemalloc's peak above what stood before the step."""
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        _step(model, adapter, ids, method, checkpoints)
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
+def _affine(args: argparse.Namespace) -> Affine | None:
+    """What --bits and --group-size say."""
+    if args.bits is None:
+        if args.group_size is not None:
+            raise MespRefError("--group-size: found without --bits, expected both")
+        return None
+    return Affine(args.bits, 64 if args.group_size is None else args.group_size, "--bits")
 
 
-def _timeline(model: Model, adapter: Adapter, ids: Any, method: str, checkpoints: str) -> Ledger:
-    arrays = getattr(model.weights, "arrays", {})
-    owned = [*arrays.values(), *adapter.weights.values(), ids]
-    return measure(lambda: _step(model, adapter, ids, method, checkpoints), owned)
+def _open(args: argparse.Namespace) -> tuple[Qwen2Config, Base, Model | None]:
+    """A checkpoint, or a published shape, with weights only when the step is to run."""
+    affine, runs = _affine(args), args.measure or args.plot
+    dtype = args.dtype or ("bfloat16" if affine else "float32")
+    if not Path(args.model).is_dir():
+        config = named_shape(args.model)
+        base = Base.uniform(config, dtype, affine)
+        return config, base, random_checkpoint(args.model, dtype, affine) if runs else None
+    model = load_model(args.model)
+    if affine is None and args.dtype is None:
+        return model.config, Base.of(model.weights, model.head), model
+    if runs:
+        raise MespRefError(
+            f"{args.model}: found --bits or --dtype beside a checkpoint to be run, expected the "
+            "weights as they are; write them with mesp-ref quantize and name the result"
+        )
+    return model.config, Base.uniform(model.config, dtype, affine), None
 
 
-def _facts(args: argparse.Namespace) -> dict[str, Any]:
-    config, model = _open(args.model, args.measure or bool(args.plot))
-    targets, methods = parse_targets(args.targets), args.method or list(PEAKS)
-    shape = args.batch_size, args.seq_len
-    shapes = Shapes(config, *shape, args.rank, targets, args.checkpoints == "disk")
+def _check(args: argparse.Namespace) -> None:
+    at_least(args, batch_size=1, seq_len=2, rank=1)
+    if args.plot and Path(args.plot).suffix not in (".png", ".html"):
+        raise MespRefError(f"--plot: found {args.plot!r}, expected a file ending in .png or .html")
+    if args.memory_limit and (args.plot or args.measure):
+        raise MespRefError(
+            "--memory-limit: found beside --measure or --plot, expected one of the two; "
+            "measure the method that it names"
+        )
+
+
+class _Subject:
+    """A step that can be run, and measured in three ways."""
+
+    def __init__(self, model: Model, shapes: Shapes):
+        self.adapter: Adapter = init_lora(
+            model.config, shapes.rank, targets=shapes.targets, b_std=0.02
+        )
+        rng, size = np.random.default_rng(0), (shapes.batch, shapes.tokens)
+        self.ids: Array = rng.integers(0, model.config.vocab_size, size)
+        self.model, self.checkpoints = model, "disk" if shapes.disk else "ram"
+
+    def step(self, method: str) -> None:
+        loss_and_grads(
+            self.model, self.adapter, self.ids, self.ids, method=method,
+            checkpoints=self.checkpoints, on_gradients=lambda layer, grads: None,
+        )  # fmt: skip
+
+    def measured(self, method: str) -> dict[str, Any]:
+        """The process's memory around a step, and tracemalloc's peak above what stood before."""
+        with PeakResident() as seen:
+            self.step(method)
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            self.step(method)
+            traced = tracemalloc.get_traced_memory()[1] - before
+        finally:
+            tracemalloc.stop()
+        return {
+            "measured_peak_bytes": traced,
+            "anonymous_bytes": {"before": seen.before.anonymous, "peak": seen.peak.anonymous},
+            "mapped_bytes": {"before": seen.before.mapped, "peak": seen.peak.mapped},
+        }
+
+    def ledger(self, method: str) -> Ledger:
+        arrays = getattr(self.model.weights, "arrays", {})
+        owned = [*arrays.values(), *self.adapter.weights.values(), self.ids]
+        return measure(lambda: self.step(method), owned)
+
+
+def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dict[str, Any]:
+    """By method: predicted, and measured where the step is to run."""
+    methods = args.method or list(PEAKS)
     facts: dict[str, Any] = {}
     for method in methods:
         found = peak(method, shapes)
         parts = {name: size for name, size in found.parts.items() if size}
         facts[method] = {"predicted_peak_bytes": found.total, "op": found.op, "parts": parts}
     if model is not None and (args.measure or args.plot):
-        adapter = init_lora(config, args.rank, targets=targets, b_std=0.02)
-        ids = np.random.default_rng(0).integers(0, config.vocab_size, shape)
-        given = model, adapter, ids
+        subject = _Subject(model, shapes)
         for method in methods if args.measure else ():
-            traced = _traced_peak(*given, method, args.checkpoints)
-            facts[method]["measured_peak_bytes"] = traced
+            facts[method] |= subject.measured(method)
         if args.plot:
-            ledger = _timeline(*given, methods[-1], args.checkpoints)
-            plot_timeline(ledger, args.plot, f"{args.model}, {methods[-1]}, {args.seq_len} tokens")
-    return {"model": args.model, "methods": facts}
+            ledgers = {method: subject.ledger(method) for method in methods}
+            plot_timelines(ledgers, args.plot, _title(args), shapes.rank)
+    return facts
+
+
+def _title(args: argparse.Namespace) -> str:
+    where = "on disk" if args.checkpoints == "disk" else "in RAM"
+    bits = f", {args.bits} bits" if args.bits else ""
+    batch = f"batch {args.batch_size}, {args.seq_len} tokens, rank {args.rank}"
+    return f"{args.model}{bits}: {batch}, checkpoints {where}"
+
+
+def _choice(args: argparse.Namespace, shapes: Shapes) -> Choice:
+    schedules = [
+        s for s in SCHEDULES
+        if (not args.method or s.method in args.method)
+        and args.checkpoints in (None, s.checkpoints)
+    ]  # fmt: skip
+    if not schedules:
+        raise MespRefError("--memory-limit: found mezo alone, expected an exact --method")
+    limit = parse_size(args.memory_limit, "--memory-limit")
+    return choose(shapes, limit, schedules=schedules, name="--memory-limit")
 
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    facts = _facts(args)
+    targets = parse_targets(args.targets)
+    config, base, model = _open(args)
+    disk = args.checkpoints == "disk"
+    shapes = Shapes(config, args.batch_size, args.seq_len, args.rank, targets, disk, base=base)
+    if args.memory_limit:
+        return _print_choice(args, _choice(args, shapes))
+    facts = _facts(args, shapes, model)
     if args.json:
-        print_json(facts)
+        print_json({"methods": facts})
         return 0
-    where = "on disk" if args.checkpoints == "disk" else "in RAM"
-    print(f"{args.model}: batch {args.batch_size}, {args.seq_len} tokens, rank {args.rank}")
-    print(f"checkpoints {where}; MB are 10⁶ bytes")
-    for method, found in facts["methods"].items():
-        measured = found.get("measured_peak_bytes")
-        beside = f", measured {measured / 1e6:.2f} MB" if measured is not None else ""
-        peak_at = f"predicted {found['predicted_peak_bytes'] / 1e6:.2f} MB in {found['op']}"
-        print(f"\n{method:<11} {peak_at}{beside}")
+    print(f"{_title(args)}\nMB are 10⁶ bytes")
+    for method, found in facts.items():
+        peak_at = f"predicted {megabytes(found['predicted_peak_bytes'])} in {found['op']}"
+        print(f"\n{method:<11} {peak_at}{_measured(found)}")
         for name, size in sorted(found["parts"].items(), key=lambda item: -item[1]):
             if size >= 0.005 * found["predicted_peak_bytes"]:
                 print(f"  {size / 1e6:9.3f}  {name}")
+    return 0
+
+
+def _measured(found: dict[str, Any]) -> str:
+    """The measured figures of a method, for people."""
+    if "measured_peak_bytes" not in found:
+        return ""
+    own, files = found["anonymous_bytes"], found["mapped_bytes"]
+    return (
+        f", measured {megabytes(found['measured_peak_bytes'])}\n"
+        f"            process: {megabytes(own['peak'])} of its own at most "
+        f"({megabytes(own['before'])} before), {megabytes(files['peak'])} of mapped files"
+    )
+
+
+def _print_choice(args: argparse.Namespace, choice: Choice) -> int:
+    if args.json:
+        method, checkpoints = choice.schedule
+        print_json({"method": method, "checkpoints": checkpoints, "need_bytes": choice.need})
+    else:
+        print(choice)
     return 0

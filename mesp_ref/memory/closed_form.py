@@ -1,8 +1,9 @@
 """Peak memory of a step from its shapes alone: which op peaks, what lives then, what it adds.
 
-The step is one forward and backward of LoRA over a base whose weights are mapped in the compute
-dtype; gradients are handed over block by block. A method peaks in one of a few ops; each is a
-`Peak` here: the arrays alive when the op is called, by name, and the op's own results and scratch.
+The step is one forward and backward of LoRA over a mapped base; gradients are handed over block by
+block. A method peaks in one of a few ops; each is a `Peak` here: the arrays alive when the op is
+called, by name, and the op's own results and scratch. A base in 16 or 4 bits is decoded: a whole
+matrix before a plain op, a tile inside a tiled one.
 Python objects, some 100 KB, and the buffers of BLAS are not counted, persistent parameters neither.
 
 Letters: X = N·T·C, Q = N·T·H·D, K = N·T·G·D, M = N·T·F, P = N·H·T² elements; L blocks.
@@ -12,10 +13,10 @@ import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from mesp_ref.config import Qwen2Config
+from mesp_ref.config import PROJECTIONS, Qwen2Config
 from mesp_ref.lora import adapter_shapes, parse_targets
+from mesp_ref.memory.base import Base, Store
 from mesp_ref.ops import tiled
-from mesp_ref.ops.lm_loss import ROWS
 
 Parts = dict[str, int]  # name -> bytes
 
@@ -46,6 +47,11 @@ class Shapes(NamedTuple):
     targets: tuple[str, ...] = parse_targets("all")
     disk: bool = False
     itemsize: int = 4
+    base: Base = Base()
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.tokens
 
     @property
     def counted(self) -> int:
@@ -54,7 +60,7 @@ class Shapes(NamedTuple):
 
     def of(self, *widths: int) -> int:
         """Bytes of one array [N, T, width] for each width."""
-        return self.batch * self.tokens * sum(widths) * self.itemsize
+        return self.rows * sum(widths) * self.itemsize
 
     @property
     def x(self) -> int:
@@ -87,9 +93,23 @@ class Shapes(NamedTuple):
         ]
         return sum(found) * self.itemsize
 
+    def largest(self) -> int:
+        """Bytes of the largest LoRA tensor."""
+        shapes = adapter_shapes(self.config, self.rank, self.targets)
+        return max(map(math.prod, shapes.values())) * self.itemsize
+
     def h(self, targets: Iterable[str]) -> int:
         """Bytes of h = x·Aᵀ of one block's targets."""
         return self.of(*(self.rank for name in self.targets if name in set(targets)))
+
+    def matrix(self, part: str) -> tuple[int, int]:
+        """[out, in] of a projection."""
+        out, width = self.config.weight_shapes()[f"model.layers.0.{PROJECTIONS[part]}.weight"]
+        return out, width
+
+    def decoded(self, store: Store, *shape: int) -> int:
+        """Bytes of a weight, or of a tile of it, beside its file: 0 where it is a view."""
+        return store.decoded(*shape, itemsize=self.itemsize)
 
     def always(self) -> Parts:
         """Cosines and sines."""
@@ -100,6 +120,7 @@ class Shapes(NamedTuple):
         return {"checkpoints": 0 if self.disk else self.config.num_hidden_layers * self.x}
 
 
+ESTIMATE = "estimate"  # of mezo: where no op runs
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _ALL = ("q_proj", "k_proj", "v_proj", "o_proj", *_MLP)
 
@@ -119,30 +140,62 @@ def _residuals(s: Shapes, blocks: int) -> Parts:
     return {name: blocks * size for name, size in sizes.items()}
 
 
-def _plain_head(s: Shapes, kept: Parts, gradient: bool = True) -> Peak:
-    """lm_loss in chunks of 64 rows."""
-    rows = min(ROWS, s.counted) * s.itemsize
-    held = s.always() | kept | {"labels": s.batch * s.tokens * 8, "head input": s.x}
-    added = {"logits of 64 rows": rows * s.config.vocab_size, "rows": rows * s.config.hidden_size}
+def _head(s: Shapes, kept: Parts, gradient: bool = True) -> Peak:
+    """lm_loss, a tile of the vocabulary at a time."""
+    c, rows = s.config.hidden_size, s.counted * s.itemsize
+    tile = tiled.widest(s.config.vocab_size, tiled.vocabulary_tile(s.counted))
+    held = s.always() | kept | {"labels": s.rows * 8, "head input": s.x}
+    added = {
+        "logits of a tile": rows * tile,
+        "rows": rows * c,
+        "decoded tile": s.decoded(s.base.head, tile, c),
+        "scratch of decoding": s.base.head.scratch(tile, c, itemsize=s.itemsize),
+    }
     if gradient:
-        held["last block's output"] = s.x
-        added["dx"] = s.x
+        held |= {"last block's output": s.x, "decoded norm": s.decoded(s.base.vectors, c)}
+        added |= {"their mix and a product": 2 * rows * c, "dx": s.x}
     return Peak("lm_loss", held, added)
 
 
-def _swiglu_bwd(s: Shapes, kept: Parts, scratch: int) -> Peak:
+def _swiglu_bwd(s: Shapes, kept: Parts) -> Peak:
     """The gate's backward in the last block, whose down_proj is done."""
     held = s.always() | kept
-    held |= {"dy": s.x, "dz": s.m, "LoRA gradients": s.lora(["down_proj"]), "loss": s.itemsize}
-    return Peak("swiglu_bwd", held, {"dgate, dup and scratch": scratch * s.m})
+    held |= {"dy": s.x, "dz": s.m, "LoRA gradients": s.lora(["down_proj"])}
+    return Peak("swiglu_bwd", held, {"dgate, dup and scratch": 3 * s.m})
 
 
 def _plain_attention_bwd(s: Shapes, kept: Parts) -> Peak:
     """Attention's backward in the last block; the gradient of the MLP's norm is still there."""
-    held = s.always() | kept | {"dy, da, dn": 3 * s.x, "do": s.q, "loss": s.itemsize}
+    held = s.always() | kept | {"dy, da, dn": 3 * s.x, "do": s.q}
     held["LoRA gradients"] = s.lora([*_MLP, "o_proj"])
     added = {"dp, ds": 2 * s.p, "dq, stacked q and do": 3 * s.q, "dk, dv": 2 * s.k}
     return Peak("attention_bwd", held, added)
+
+
+def _decoding(s: Shapes, op: str, part: str, held: Parts, width: int) -> list[Peak]:
+    """A projection whose whole matrix is decoded first; none when it is a view of its file.
+
+    `width` is that of its result; with LoRA a product as large is added to it, and then the
+    gradients of A and B are formed beside it.
+    """
+    size = s.decoded(s.base.matrices, *s.matrix(part))
+    if not size:
+        return []
+    h, lora = s.h([part]), s.lora([part]) if op.endswith("bwd") else 0
+    name, results = f"{op} {PROJECTIONS[part]}", s.of(width)
+    added = {"result": results}
+    if part in s.targets:
+        name = f"lora_{name}"
+        added |= {"h and dh": 2 * h, "a product, or dA and dB": max(results, lora + h)}
+    scratch = s.base.matrices.scratch(*s.matrix(part), itemsize=s.itemsize)
+    added["scratch of decoding beyond these"] = max(0, scratch - sum(added.values()))
+    return [Peak(name, s.always() | held | {"decoded matrix": size}, added)]
+
+
+def _down_bwd(s: Shapes, kept: Parts) -> list[Peak]:
+    """down_proj's backward in the last block, where the MLP's residuals all live."""
+    width = s.config.intermediate_size
+    return _decoding(s, "linear_bwd", "down_proj", kept | {"dy": s.x}, width)
 
 
 def store_all(s: Shapes) -> list[Peak]:
@@ -157,17 +210,25 @@ def store_all(s: Shapes) -> list[Peak]:
         "h": s.h(["q_proj", "k_proj", "v_proj"]),
     }
     return [
-        _plain_head(s, kept),
-        _swiglu_bwd(s, {name: kept[name] - at_gate.get(name, 0) for name in kept}, 4),
+        _head(s, kept),
+        _swiglu_bwd(s, {name: kept[name] - at_gate.get(name, 0) for name in kept}),
         _plain_attention_bwd(s, {name: below[name] + at_attention.get(name, 0) for name in below}),
+        *_down_bwd(s, kept),
     ]
 
 
 def mebp(s: Shapes) -> list[Peak]:
     """Block inputs, and all residuals of one block until its backward ends."""
     kept = s.checkpoints() | _residuals(s, 1)
-    head = _plain_head(s, s.checkpoints())
-    return [head, _swiglu_bwd(s, kept, 4), _plain_attention_bwd(s, kept)]
+    head = _head(s, s.checkpoints())
+    held = kept | {"dy": s.x, "dgate, dup": 2 * s.m}
+    held["LoRA gradients"] = s.lora(["down_proj"])
+    gate = _decoding(s, "linear_bwd", "gate_proj", held, s.config.hidden_size)
+    held = kept | {"dy, da, dn": 3 * s.x, "do, dq twice": 3 * s.q, "dk, dv": 2 * s.k}
+    held["LoRA gradients"] = s.lora([*_MLP, "o_proj"])
+    held["decoded bias"] = s.decoded(s.base.vectors, s.matrix("q_proj")[0])
+    query = _decoding(s, "linear_bwd", "q_proj", held, s.config.hidden_size)
+    return [head, _swiglu_bwd(s, kept), _plain_attention_bwd(s, kept), *gate, *query]
 
 
 def mesp(s: Shapes) -> list[Peak]:
@@ -176,32 +237,27 @@ def mesp(s: Shapes) -> list[Peak]:
     eight = {n: v for n, v in all_of_it.items() if n not in ("q, k, v", "silu, z", "h")}
     rebuilt = {"norm": s.x, "q, k, v": s.q + 2 * s.k, "probabilities": s.p}
     return [
-        _plain_head(s, s.checkpoints()),
-        _swiglu_bwd(s, s.checkpoints() | eight, 5),
+        _head(s, s.checkpoints()),
+        _swiglu_bwd(s, s.checkpoints() | eight),
         _plain_attention_bwd(s, s.checkpoints() | rebuilt),
+        *_down_bwd(s, s.checkpoints() | eight | {"z, rebuilt": s.m}),
     ]
 
 
 def mesp_tiled(s: Shapes) -> list[Peak]:
     """Block inputs, and what one tiled op of half a block needs."""
-    return [_tiled_head(s), _mlp_bwd(s), _attention_bwd(s)]
-
-
-def _tiled_head(s: Shapes) -> Peak:
-    held = {"labels": s.batch * s.tokens * 8, "head input": s.x, "last block's output": s.x}
-    tile = tiled.widest(s.config.vocab_size, tiled.vocabulary_tile(s.counted))
-    rows = s.counted * s.itemsize
-    added = {
-        "logits of a tile": rows * tile,
-        "rows, their mix and a product": 3 * rows * s.config.hidden_size,
-        "dx": s.x,
-    }
-    return Peak("lm_loss", s.always() | s.checkpoints() | held, added)
+    return [
+        _head(s, s.checkpoints()),
+        _mlp_bwd(s),
+        _attention_bwd(s),
+        *_o_proj_bwd(s),
+        *_q_proj_bwd(s),
+    ]
 
 
 def _mlp_bwd(s: Shapes) -> Peak:
-    c, rows = s.config.hidden_size, s.batch * s.tokens
-    width = tiled.widest(s.config.intermediate_size, tiled.mlp_width(rows))
+    c = s.config.hidden_size
+    width = tiled.widest(s.config.intermediate_size, tiled.mlp_width(s.rows))
     held = {"dy": s.x, "norm": s.x}
     held["sum after attention"] = 0 if s.disk else s.x
     added = {
@@ -209,7 +265,10 @@ def _mlp_bwd(s: Shapes) -> Peak:
         "dx": s.x,
         "LoRA gradients": s.lora(["gate_proj", "up_proj"], "B") + s.lora(["down_proj"], "A"),
         "h and dh": 2 * s.h(_MLP),
-        "a tile's dB": 2 * width * s.rank * s.itemsize,
+        "decoded tiles": 2 * s.decoded(s.base.matrices, width, c),
+        "a tile's dB, or scratch of decoding": max(
+            2 * width * s.rank * s.itemsize, s.base.matrices.scratch(width, c, itemsize=s.itemsize)
+        ),
     }
     return Peak("mlp_bwd", s.always() | s.checkpoints() | held, added)
 
@@ -234,19 +293,43 @@ def _attention_bwd(s: Shapes) -> Peak:
     return Peak("attention_bwd", s.always() | s.checkpoints() | held, added)
 
 
+def _o_proj_bwd(s: Shapes) -> list[Peak]:
+    """o_proj's backward from the tiled attention's output, everything of attention alive."""
+    held = s.checkpoints() | {"dy": s.x, "norm": s.x, "q, k, v": s.q + 2 * s.k}
+    held |= {"attention output": s.q, "log-sum-exp": s.of(s.config.num_attention_heads)}
+    held |= {"LoRA gradients": s.lora(_MLP)}
+    return _decoding(s, "linear_bwd", "o_proj", held, s.matrix("o_proj")[1])
+
+
+def _q_proj_bwd(s: Shapes) -> list[Peak]:
+    """q_proj's backward, dk and dv waiting for theirs, and the sum of the three, not an op's yet."""
+    held = s.checkpoints() | {"dy, norm": 2 * s.x, "dq, dk, dv": s.q + 2 * s.k}
+    held |= {"LoRA gradients": s.lora([*_MLP, "o_proj"])}
+    held["decoded bias"] = s.decoded(s.base.vectors, s.matrix("q_proj")[0])
+    found = _decoding(s, "linear_bwd", "q_proj", held, s.config.hidden_size)
+    return [peak._replace(added=peak.added | {"sum of dx": s.x}) for peak in found]
+
+
 def mezo(s: Shapes) -> list[Peak]:
-    """Nothing but the forward, with angles of its own beside those of the step."""
+    """Nothing but the forward, with angles of its own beside those of the step.
+
+    However many the perturbations: noise is drawn again, tensor by tensor, when a block's estimate
+    is formed, so the last peak, which no op has, is the LoRA gradients of one block and two tensors.
+    """
     angles = {"RoPE angles of the forward": sum(s.always().values())}
     held = s.always() | angles | {"block input": s.x}
     projected = {"norm": s.x, "q, k, v": s.q + 2 * s.k}
+    middle = {"block input": s.x, "sum after attention": s.x, "norm": s.x, "gate": s.m}
     return [
-        _plain_head(s, {}, gradient=False),
+        _head(s, {}, gradient=False),
         Peak("attention", held | projected, {"scores, probabilities": 2 * s.p, "output": s.q}),
         Peak(
             "swiglu",
             held | {"sum after attention": s.x, "gate, up": 2 * s.m},
             {"z and scratch": 2 * s.m},
         ),
+        *_decoding(s, "linear", "up_proj", angles | middle, s.config.intermediate_size),
+        Peak(ESTIMATE, s.always(), {"LoRA gradients": s.lora(_ALL), "noise": 2 * s.largest()}),
     ]
 
 

@@ -1,57 +1,120 @@
-"""A ledger as a picture: bytes alive over the ops of a step."""
+"""Ledgers as a picture: bytes alive over the ops of a step, coloured by kind of tensor."""
 
-import base64
-import html
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from mesp_ref.memory.kinds import KINDS, by_kind
 from mesp_ref.memory.ledger import Ledger
+from mesp_ref.ops import Array
 from mesp_ref.weights import write_aside
 
+ADDED = "results and scratch of the running op"
+# Paul Tol's "light" scheme and neighbours, which colour-blind readers can tell apart; the order of
+# the stack is that of the legend.
+COLOURS = dict(
+    zip(
+        (*KINDS, ADDED),
+        (
+            "#4477AA", "#77AADD", "#44BB99", "#EE8866", "#BBCC33", "#AA3377",
+            "#FFAABB", "#882255", "#EEDD88", "#AAAA00", "#DDAA33", "#555555", "#9A9A9A",
+        ),
+        strict=True,
+    )
+)  # fmt: skip
 
-def plot_timeline(ledger: Ledger, path: str | Path, title: str) -> None:
-    """Write held bytes, and on top what each op adds, as .png or as one self-contained .html page.
+
+class Timeline(NamedTuple):
+    """One step, op by op. MB."""
+
+    ops: list[str]
+    kinds: dict[str, Array]  # of what lives when an op is called, and ADDED: [ops] each
+    total: Array  # their sum
+    head: int  # the op at which the forward ends
+
+    @property
+    def top(self) -> int:
+        """The op at the peak."""
+        return int(self.total.argmax())
+
+    def label(self) -> str:
+        return f"peak {self.total[self.top]:,.2f} MB in {self.ops[self.top]}"
+
+
+def timeline(ledger: Ledger, rank: int) -> Timeline:
+    """A ledger as curves; kinds that never live are left out."""
+    moments = ledger.moments
+    parts = [by_kind(moment, rank) for moment in moments]
+    kinds = {name: np.array([part[name] for part in parts]) / 1e6 for name in KINDS}
+    kinds[ADDED] = np.array([moment.added for moment in moments]) / 1e6
+    ops = [moment.op for moment in moments]
+    head = ops.index("lm_loss") if "lm_loss" in ops else len(ops)
+    total = np.sum(list(kinds.values()), axis=0)
+    return Timeline(ops, {name: y for name, y in kinds.items() if y.any()}, total, head)
+
+
+def plot_timelines(ledgers: Mapping[str, Ledger], path: str | Path, title: str, rank: int) -> None:
+    """One row per method, each on its own scale, as .png or as one self-contained .html page.
 
     Raises MespRefError when the file cannot be written.
     """
+    from mesp_ref.memory.page import page
+
+    rows = {method: timeline(ledger, rank) for method, ledger in ledgers.items()}
+    is_picture = Path(path).suffix == ".png"
+    data = _picture(rows, title) if is_picture else page(rows, title).encode()
+    with write_aside(path) as aside:
+        aside.write_bytes(data)
+
+
+def _picture(rows: Mapping[str, Timeline], title: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib takes a second
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-    held = [moment.held / 1e6 for moment in ledger.moments]
-    most = [(moment.held + moment.added) / 1e6 for moment in ledger.moments]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.fill_between(range(len(held)), held, step="post", label="alive between ops")
-    axes.fill_between(
-        range(len(held)), held, most, step="post", alpha=0.5, label="results and scratch of the op"
-    )
-    top = max(range(len(most)), key=most.__getitem__)
-    axes.annotate(f"{ledger.moments[top].op}: {most[top]:.2f} MB", (top, most[top]))
-    axes.set(title=title, xlabel="op", ylabel="MB", xlim=(0, len(held)), ylim=(0, None))
-    axes.legend()
-    image = io.BytesIO()
+    figure = Figure(figsize=(11, 1.1 + 2.3 * len(rows)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.savefig(image, format="png")
-    with write_aside(path) as aside:
-        if Path(path).suffix == ".png":
-            aside.write_bytes(image.getvalue())
-        else:
-            aside.write_text(_page(ledger, title, image.getvalue()), encoding="utf-8")
+    figure.suptitle(title, fontsize=11)
+    grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axes, (method, row) in zip(grid, rows.items(), strict=True):
+        _draw(axes, method, row)
+    grid[-1].set_xlabel("ops of the step, in order")
+    seen = [name for name in COLOURS if any(name in row.kinds for row in rows.values())]
+    patches = [Patch(facecolor=COLOURS[name], edgecolor="white", label=name) for name in seen]
+    figure.legend(
+        handles=patches[::-1], loc="outside right center", frameon=False, fontsize=8,
+        title="alive, by kind", alignment="left",
+    )  # fmt: skip
+    image = io.BytesIO()
+    figure.savefig(image, format="png", facecolor="white")
+    return image.getvalue()
 
 
-def _page(ledger: Ledger, title: str, image: bytes) -> str:
-    """The picture and a table of what lives at the peak, in one file."""
-    top = max(ledger.moments, key=lambda moment: moment.held + moment.added)
-    parts = [*top.parts().most_common(), (f"{top.op}: results and scratch", top.added)]
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td align=right>{size:,}</td></tr>"
-        for name, size in parts
-    )
-    data = base64.b64encode(image).decode("ascii")
-    name = html.escape(title)
-    return (
-        f"<!doctype html><meta charset=utf-8><title>{name}</title>"
-        f"<body style='font-family:sans-serif;max-width:64em;margin:auto'><h1>{name}</h1>"
-        f"<img alt='bytes alive over the ops of a step' src='data:image/png;base64,{data}'>"
-        f"<h2>Alive at the peak, in bytes</h2><table>{rows}</table>\n"
-    )
+def _draw(axes: Any, method: str, row: Timeline) -> None:
+    """One method: stacked steps, the end of the forward, the peak."""
+    edges = np.arange(len(row.ops) + 1)
+    stack = [np.append(y, y[-1]) for y in row.kinds.values()]
+    colours = [COLOURS[name] for name in row.kinds]
+    axes.stackplot(edges, *stack, colors=colours, step="post", linewidth=0, antialiased=False)
+    high, x = row.total.max(), row.top + 0.5
+    left = row.top > 0.6 * len(row.ops)
+    axes.plot([x], [high], "v", color="black", markersize=5, clip_on=False)
+    axes.annotate(
+        row.label(), (x, high), (-8 if left else 8, 1), textcoords="offset points", fontsize=8.5,
+        ha="right" if left else "left", va="bottom", fontweight="bold",
+    )  # fmt: skip
+    axes.axvline(row.head, color="#333333", linewidth=0.8, linestyle=(0, (4, 3)))
+    if 0 < row.head < len(row.ops):
+        axes.text(
+            row.head, 1.17 * high, " head, then backward", fontsize=8, va="top", color="#333333"
+        )
+        axes.text(
+            row.head, 1.17 * high, "forward ", fontsize=8, va="top", ha="right", color="#333333"
+        )
+    axes.set_title(method, loc="left", fontsize=10, fontweight="bold")
+    axes.set(ylabel="MB (10⁶ bytes)", xlim=(0, len(row.ops)), ylim=(0, 1.2 * high))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
