@@ -1,6 +1,8 @@
 """The command line as a user meets it: examples, results, and one clear line for every mistake."""
 
+import argparse
 import csv
+import itertools
 import json
 import re
 import shlex
@@ -12,17 +14,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import words, write_model
+from safetensors.numpy import save_file
 
 import mesp_ref as mr
 from mesp_ref.cli import build_parser, main
+from mesp_ref.cli.memory import SHAPES
+from mesp_ref.lora_mlx import save_mlx_adapter
 from mesp_ref.methods import METHODS
 from mesp_ref.stories import story, write_questions
 from mesp_ref.train.compare import agreement
 from mesp_ref.train.defaults import RECIPE
+from mesp_ref.train.pretrain import PretrainOptions
 
-COMMANDS = ("finetune", "generate", "eval", "merge", "info", "compare", "gradcheck")
-ELSEWHERE = ("golden", "convert", "pretrain")  # their own tests run these
-MINUTES = ("mesp-ref mutants", "mesp-ref mutants --seeded")
+COMMANDS = (
+    "finetune", "generate", "eval", "merge", "info", "compare", "gradcheck", "convert", "pretrain",
+    "golden", "mutants",
+)  # fmt: skip
+README = Path(__file__).parents[1] / "README.md"
 QUICK = ["--steps", "3", "--seq-len", "24", "--lr", "0.01", "--sample-tokens", "4", "--quiet"]
 
 
@@ -57,22 +65,59 @@ def tree(path):
 
 
 def documented_examples():
-    """Every example of every --help, but for those that another file runs or that take minutes."""
-    parser = build_parser()
-    choices = next(a.choices for a in parser._actions if getattr(a, "choices", None))
-    texts = [parser.epilog] + [c.epilog for name, c in choices.items() if name not in ELSEWHERE]
-    lines = [line.strip() for text in texts for line in text.splitlines()]
-    examples = dict.fromkeys(line for line in lines if line.startswith("mesp-ref "))
-    return [line for line in examples if line not in MINUTES and "--help" not in line]
+    """Every example of every --help, those of a command's own commands included."""
+
+    def epilogs(parser):
+        yield parser.epilog
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    yield from epilogs(command)
+
+    lines = [line.strip() for text in epilogs(build_parser()) for line in text.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line.startswith("mesp-ref ")))
 
 
 @pytest.fixture
-def reader(tmp_path, monkeypatch):
+def hours(monkeypatch):
+    """Examples that take minutes, made short: the command lines stay, what they run over shrinks.
+
+    finetune and pretrain without --steps take two steps (pretrain's tokenizer sees 100 documents),
+    golden build makes one case, mutants plants one bug and one backward's automatic mutants, and
+    the published shapes of memory are those of one small model.
+    """
+    from mesp_ref.golden import builder
+    from mesp_ref.golden.builder import ops, quantised
+    from mesp_ref.verify import mutants
+
+    for name, value in {"steps": 2, "batch_size": 1}.items():
+        monkeypatch.setitem(RECIPE, name, value)
+    for name, value in {"steps": 2, "batch_size": 1, "heldout": 2, "samples": 1}.items():
+        monkeypatch.setattr(PretrainOptions, name, value)
+    monkeypatch.setattr("mesp_ref.stories.tokenizer._DOCUMENTS", 100)
+    cases, bug = ops.op_cases, next(iter(mutants.BUGS))
+    monkeypatch.setattr(ops, "op_cases", lambda: itertools.islice(cases(), 1))
+    monkeypatch.setattr(quantised, "quantised_cases", lambda: ())
+    monkeypatch.setattr(builder, "model_cases", lambda root: ())
+    monkeypatch.setattr(mutants, "BUGS", {bug: mutants.BUGS[bug]})
+    monkeypatch.setattr(mutants, "backwards", lambda: ["ops.rope:rope_bwd"])
+    for name in SHAPES:
+        monkeypatch.setitem(SHAPES, name, mr.Qwen2Config(99, 64, 128, 2, 4, 2, 16))
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """What a backend wrote that passes: this engine."""
+    path = tmp_path_factory.mktemp("golden") / "outputs"
+    assert main(["golden", "run", "engine", "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch, hours):
     """The directory of someone who tries the examples: the default checkpoint, under the names of
-    the examples, too. Where an example says no number of steps, there are two."""
+    the examples, too."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(RECIPE, "steps", 2)
-    monkeypatch.setitem(RECIPE, "batch_size", 1)
     model = mr.load_model()
     Path("Qwen2.5-0.5B").symlink_to(model.path, target_is_directory=True)
     told = [story(number).text for number in range(8)]
@@ -81,20 +126,93 @@ def reader(tmp_path, monkeypatch):
     return model
 
 
+def gguf_file(path, tokenizer):
+    """A small llama whose linears are Q4_1 and whose embedding is Q8_0, as SmolLM2's file has it."""
+    gguf = pytest.importorskip("gguf")
+    from test_convert import write_gguf
+
+    from mesp_ref.weights import random_arrays
+
+    config = mr.Qwen2Config(tokenizer.get_vocab_size(), 64, 96, 2, 4, 2, 16, eos_token_id=2)
+    kinds = gguf.GGMLQuantizationType
+    arrays = {n: w for n, w in random_arrays(config).items() if not n.endswith(".bias")}
+    write_gguf(
+        path, config, arrays, tokenizer, "llama", "smollm",
+        lambda name: kinds.Q8_0 if "embed" in name else kinds.Q4_1,
+    )  # fmt: skip
+
+
+def provide(word, model, request):
+    """What an example takes for granted under the name `word`."""
+    adapter = mr.init_lora(model.config, rank=2, seed=1, b_std=0.1)
+    if word.endswith("adapter"):
+        mr.save_adapter(adapter, word)
+    elif word == "notes-mlx":
+        save_mlx_adapter(adapter, word)
+    elif word.endswith(".gguf"):
+        gguf_file(word, request.getfixturevalue("tokenizer"))
+    elif word in ("outputs", "my_outputs"):
+        Path(word).symlink_to(request.getfixturevalue("outputs"))
+    elif word == "batch.json":
+        Path(word).write_text(json.dumps({"input_ids": [[5, 6, 7, 8]], "labels": [[5, 6, 7, 8]]}))
+    elif word == "s.json":  # with the gradients that belong to it, and the loss of the example
+        mr.save_adapter(adapter, "adapter")
+        provide("batch.json", model, request)
+        line = ["--model", str(model.path), "--adapter", "adapter", "--batch", "batch.json"]
+        assert main(["golden", "sketch", *line, "--out", word]) == 0
+        _, grads = mr.loss_and_grads(model, adapter, [[5, 6, 7, 8]], [[5, 6, 7, 8]])
+        save_file(grads, "gradients.safetensors")
+        sketch = json.loads(Path(word).read_text())
+        Path(word).write_text(json.dumps(sketch | {"loss": 3.1415}))
+
+
 @pytest.mark.parametrize("line", documented_examples())
-def test_every_example_runs_as_written(line, reader, capsys):
+def test_every_example_runs_as_written(line, reader, capsys, request):
     argv = shlex.split(line)[1:]
-    for word in argv:
-        if word.endswith("/adapter"):
-            mr.save_adapter(mr.init_lora(reader.config, rank=2, seed=1, b_std=0.1), word)
+    if "torch" in argv:
+        pytest.importorskip("torch")
+    last = [word for word in argv[2:] if not word.startswith("-")][-1:]
+    writes = {"build", "export", "gguf"} & set(argv) or "--to" in argv
+    for before, word in itertools.pairwise(argv):
+        if before != "--out" and not (writes and [word] == last):
+            provide(word, reader, request)
     if "--resume" in argv:
         assert main([word for word in argv if word != "--resume"]) == 0
-    assert main(argv) == 0, capsys.readouterr().err
+    if "--help" in argv:
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 0
+    else:
+        assert main(argv) == 0, capsys.readouterr().err
 
 
 def test_the_examples_are_those_of_every_command():
-    commands = {line.split()[1] for line in documented_examples()}
-    assert commands >= {*COMMANDS, "memory", "quantize"}
+    examples = documented_examples()
+    commands = {line.split()[1] for line in examples}
+    assert commands == {*COMMANDS, "memory", "quantize"}
+    for two in ("golden check", "golden run", "golden build", "golden export", "golden sketch",
+                "golden compare", "convert gguf", "convert adapter"):  # fmt: skip
+        assert any(line.startswith(f"mesp-ref {two} ") for line in examples), two
+
+
+def test_the_command_lines_of_the_readme_run_in_their_order(
+    tmp_path, monkeypatch, tiny_model_dir, outputs, capsys
+):
+    """As written, all steps included; the models are tiny ones under the names of the README."""
+    monkeypatch.chdir(tmp_path)
+    Path("path/to").mkdir(parents=True)
+    for name in ("path/to/Qwen2.5-0.5B", "smollm2"):
+        Path(name).symlink_to(tiny_model_dir, target_is_directory=True)
+    for name in ("notes.txt", "proverbs.txt"):
+        Path(name).write_text(words(2000), encoding="utf-8")
+    Path("my-outputs").symlink_to(outputs)
+    text = README.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = [x.partition("#")[0] for language, b in blocks if not language for x in b.splitlines()]
+    commands = [line for line in lines if line.startswith("mesp-ref ")]
+    assert len(commands) >= 6
+    for line in commands:
+        assert main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -551,6 +669,31 @@ def test_mistakes_are_one_line_and_leave_nothing(here, capsys, line, change, mes
     assert shown.err.count("\n") == 1
     assert message in shown.err
     assert tree(here) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ({"model": "other"}, "--resume: model: found another file or content"),
+        ({"data": "other.txt"}, "--resume: data: found another file or content"),
+        (("--seed", "5"), "--resume: seed: found 5, expected 0"),
+        (("--method", "mezo"), "--resume: method: found 'mezo', expected 'mesp'"),
+        (("--method", "mezo", "--perturbations", "3"), "--resume: method: found 'mezo'"),
+        (("--rank", "4"), "--resume: rank: found 4, expected 8"),
+    ],
+)
+def test_resume_of_another_run_is_one_line_and_changes_nothing(here, finetune, capsys, more, found):
+    assert finetune() == 0
+    write_model(Path("other"), mr.load_model("model").config, mr.load_tokenizer("model"), seed=8)
+    Path("other.txt").write_text(words(900, seed=9), encoding="utf-8")
+    before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    options, names = ((), more) if isinstance(more, dict) else (more, {})
+    assert finetune("--resume", *options, **names) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert f"mesp-ref: error: run: {found}" in shown.err
+    assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == before
 
 
 def test_the_module_is_the_command(here):

@@ -1,15 +1,19 @@
 """The loop: accumulation, updates per block, saved state, resume after any interruption."""
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 import weakref
@@ -26,8 +30,10 @@ from mesp_ref.train import finetune as finetune_module
 from mesp_ref.train import rows as rows_module
 from mesp_ref.train import trainer as trainer_module
 from mesp_ref.train.data import open_data
+from mesp_ref.train.directory import RunDirectory
 from mesp_ref.train.finetune import FinetuneOptions, finetune
 from mesp_ref.train.optim import SGD, global_norm
+from mesp_ref.train.patience import Best
 from mesp_ref.train.rows import Cursor, Encoder, Row, RowStream
 from mesp_ref.train.state import load_state, model_fingerprint, save_state
 from mesp_ref.train.trainer import NonFinite, TrainConfig, Trainer, evaluate
@@ -104,7 +110,8 @@ def test_accumulation_weighs_tokens(model, adapter, monkeypatch):
 
     def fake(*args, **kwargs):
         value = next(losses)
-        return value, {name: np.full_like(adapter.weights[name], 2 * value)}
+        kwargs["on_gradients"](0, {name: np.full_like(adapter.weights[name], 2 * value)})
+        return value, {}
 
     monkeypatch.setattr(trainer_module, "loss_and_grads", fake)
     before = adapter.weights[name].copy()
@@ -511,7 +518,7 @@ def test_divergence_keeps_the_last_good_adapter(options, tmp_path, clip):
 
     from mesp_ref.train.finetune import Run
 
-    run = Run(options, Path(options.data), poison)
+    run = Run(options, Path(options.data), poison, RunDirectory(options.out))
     trainer = run.trainer
     with pytest.raises(MespRefError, match=r"step 6: .*; the adapter as of step") as error:
         run.execute()
@@ -585,6 +592,200 @@ def test_memory_does_not_depend_on_the_size_of_the_file(tmp_path, tokenizer, mon
         tracemalloc.stop()
     assert path.stat().st_size > 12e6
     assert peaks[1] <= 1.05 * peaks[0], peaks
+
+
+# Early stopping
+
+
+@pytest.fixture
+def overfitting(options, tmp_path):
+    """Steps so large that the held-out loss is lowest some way before the end."""
+    train = dataclasses.replace(options.train, lr=0.08, steps=40, schedule="constant", accumulate=1)
+    return dataclasses.replace(options, train=train, eval_every=2, patience=3, save_every=5)
+
+
+def held_out(directory):
+    lines = [json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {e["step"]: e["loss"] for e in lines if e["event"] == "eval"}, lines
+
+
+def test_early_stopping_keeps_the_best_adapter(overfitting, tmp_path, tiny_config):
+    """Three evaluations in a row without a lower loss end the run; adapter/ is from before them."""
+    summary = finetune(overfitting)
+    losses, lines = held_out(tmp_path / "run")
+    best = min(losses, key=losses.__getitem__)
+    assert summary["stopped_early"]
+    assert 0 < best == summary["adapter_step"]
+    assert summary["steps"] == max(losses) == best + 3 * 2 < 40
+    assert summary["after"]["loss"] == losses[best] == min(losses.values())
+    told = [(e["best_step"], e["evaluations_since_best"]) for e in lines if e["event"] == "eval"]
+    assert told[-4:] == [(best, 0), (best, 1), (best, 2), (best, 3)]
+    whole = dataclasses.replace(overfitting, patience=0, out=str(tmp_path / "whole"))
+    finetune(change_train(whole, steps=best))  # the same steps, and no more
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "whole")
+    adapter = mr.load_adapter(tmp_path / "run" / "adapter", config=tiny_config)
+    tokenizer, model = mr.load_tokenizer(overfitting.model), mr.load_model(overfitting.model)
+    [said] = mr.generate(model, [tokenizer.encode(summary["prompt"]).ids], adapter, 6)
+    assert summary["after"]["sample"] == tokenizer.decode(said, skip_special_tokens=True)
+    table = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert table[-1].endswith(f",{best}")
+    assert finetune(dataclasses.replace(overfitting, resume=True))["steps"] == summary["steps"]
+
+
+def test_patience_that_is_never_tried_changes_nothing(options, tmp_path):
+    """Every evaluation lower than the last: all steps, the last adapter."""
+    options = change_train(options, steps=6)
+    finetune(dataclasses.replace(options, out=str(tmp_path / "whole")))
+    summary = finetune(dataclasses.replace(options, eval_every=2, patience=1))
+    assert (summary["steps"], summary["adapter_step"], summary["stopped_early"]) == (6, 6, False)
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("cut", ["step 5", "saved 6", "eval 12", "last eval"])
+def test_resume_is_exact_with_early_stopping(overfitting, tmp_path, monkeypatch, cut):
+    monkeypatch.setattr(finetune_module.Run, "_draw", lambda self: None)  # a picture takes its time
+    whole = dataclasses.replace(overfitting, out=str(tmp_path / "whole"))
+    want = finetune(whole)
+    kind, _, step = cut.rpartition(" ")
+    if kind == "last":
+        kind, step = "eval", want["steps"]
+
+    def stop(event):
+        if (event["event"], event.get("step")) == (kind, int(step)):
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        finetune(overfitting, stop)
+    got = finetune(dataclasses.replace(overfitting, resume=True))
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "whole")
+    for name in ("steps", "adapter_step", "stopped_early", "before", "after"):
+        assert got[name] == want[name]
+    assert held_out(tmp_path / "run")[0] == held_out(tmp_path / "whole")[0]
+
+
+def test_the_best_so_far():
+    """A loss that is told twice counts once; an equal one is not better."""
+    best = Best()
+    seen = []
+    for step, loss in ((0, 3.0), (2, 2.0), (2, 2.0), (4, 2.0), (6, 2.5), (8, 1.0)):
+        best = best.after(step, loss)
+        seen.append((best.step, best.loss, best.waited))
+    assert seen == [(0, 3.0, 0), *[(2, 2.0, 0)] * 2, (2, 2.0, 1), (2, 2.0, 2), (8, 1.0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eval_every": 0}, "patience: found 3 without evaluations"),
+        ({"eval_rows": 0}, "patience: found 3 without evaluations"),
+        ({"val_fraction": 0.0}, "patience: found 3 without held-out data"),
+        ({"patience": -1}, "patience: found -1, expected at least 0"),
+    ],
+)
+def test_patience_without_evaluations_is_refused(overfitting, tmp_path, change, message):
+    with pytest.raises(MespRefError, match=message):
+        finetune(dataclasses.replace(overfitting, **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_refuses_another_patience(overfitting):
+    finetune(overfitting)
+    with pytest.raises(MespRefError, match="--resume: patience: found 5, expected 3"):
+        finetune(dataclasses.replace(overfitting, patience=5, resume=True))
+
+
+# A full disk
+
+
+def test_a_disk_that_fills_up_at_any_write_loses_nothing(options, tmp_path, monkeypatch):
+    """From the n-th file on every write fails, for every n of a run; then there is room again."""
+    options = dataclasses.replace(change_train(options, steps=4), save_every=2)
+    monkeypatch.setattr(finetune_module.Run, "_draw", lambda self: None)  # a picture takes its time
+    whole, saves = dataclasses.replace(options, out=str(tmp_path / "whole")), {}
+
+    def remember(event):
+        if event["event"] == "saved":
+            saves[event["step"]] = adapter_bytes(tmp_path / "whole")
+
+    finetune(whole, remember)
+    run, sync, kept = tmp_path / "run", os.fsync, []
+    for first in range(1, 20):
+        left = iter(range(first - 1))
+
+        def full(handle, left=left):
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(handle)
+
+        monkeypatch.setattr(os, "fsync", full)
+        try:
+            finetune(options)
+            break
+        except MespRefError as error:
+            line = str(error)
+        monkeypatch.setattr(os, "fsync", sync)
+        assert "cannot be written: No space left on device" in line
+        if not run.exists():  # taken back before the first adapter was there
+            assert first <= 4
+            assert "kept" not in line
+            continue
+        kept.append(int(re.search(r"adapter as of step (\d+) is kept in", line)[1]))
+        assert line.endswith("repeat the command with --resume to go on")
+        assert not [p for p in run.rglob(".*") if p.is_file()]
+        assert adapter_bytes(run) == saves[kept[-1]]  # what the line says it is
+        assert mr.load_adapter(run / "adapter").rank == 8
+        finetune(dataclasses.replace(options, resume=True))
+        assert adapter_bytes(run) == saves[4]
+        shutil.rmtree(run)
+    assert kept == sorted(kept)
+    assert set(kept) == {0, 2, 4}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full(options, tmp_path, small_disk):
+    """Somebody fills the disk after the save of step 4."""
+    finetune(dataclasses.replace(options, out=str(tmp_path / "whole")))
+    options = dataclasses.replace(options, out=str(small_disk / "run"))
+    filler = small_disk / "filler"
+
+    def fill(event):
+        if (event["event"], event.get("step")) == ("saved", 4):
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(1))
+
+    with pytest.raises(MespRefError, match="No space left on device; the adapter as of step 4 is"):
+        finetune(options, fill)
+    assert mr.load_adapter(small_disk / "run" / "adapter").rank == 8
+    filler.unlink()
+    finetune(dataclasses.replace(options, resume=True))
+    assert adapter_bytes(small_disk / "run") == adapter_bytes(tmp_path / "whole")
+
+
+def test_a_disk_too_small_for_block_inputs(options, tmp_path, small_disk, monkeypatch):
+    """--checkpoints disk with TMPDIR on it: it ends with a line, and nothing is left there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))
+    os.truncate(filler, filler.stat().st_size - (1 << 12))  # room for the first of two
+    with pytest.raises(MespRefError, match=r"a checkpoint needs \d+ bytes: No space left") as error:
+        finetune(change_train(options, checkpoints="disk"))
+    assert "the adapter as of step 0 is kept in" in str(error.value)
+    assert [p.name for p in small_disk.iterdir()] == ["filler"]
+    assert mr.load_adapter(tmp_path / "run" / "adapter").rank == 8
 
 
 # Signals, in a process of its own

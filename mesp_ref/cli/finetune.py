@@ -12,6 +12,7 @@ from mesp_ref.cli.options import (
     print_json,
 )
 from mesp_ref.cli.progress import Progress
+from mesp_ref.errors import MespRefError
 from mesp_ref.methods import METHODS
 from mesp_ref.train.defaults import EVAL_EVERY, RECIPE
 from mesp_ref.train.directory import Event
@@ -38,6 +39,8 @@ examples:
   mesp-ref finetune
   mesp-ref finetune --rank 4 --lr 1e-2 --method mebp --steps 2 --out runs/quick
   mesp-ref finetune --data notes.txt --seq-len 64 --steps 2 --optimizer sgd --clip 0 --accumulate 1
+  mesp-ref finetune --method mezo --perturbations 4 --steps 2 --out runs/forward-only
+  mesp-ref finetune --data notes.txt --seq-len 64 --steps 4 --eval-every 1 --patience 2
   mesp-ref finetune --model Qwen2.5-0.5B --data chats.jsonl --steps 2 --out runs/chats
   mesp-ref finetune --model Qwen2.5-0.5B --data chats.jsonl --steps 2 --out runs/chats --resume
 """
@@ -79,6 +82,7 @@ def _add_training(group: Any) -> None:
         "batch_size": "sequences per batch (default: 1)",
         "accumulate": "batches per step; the gradient is that of one large batch (default: 4)",
         "warmup": "steps until the full learning rate (default: 5%% of the steps; 0 if constant)",
+        "perturbations": "of MeZO per batch, two forwards each; the estimate is their mean (default: 1)",
         "seed": "decides the adapter's start, the data's order and MeZO's noise (default: 0)",
     }
     numbers = {
@@ -102,6 +106,12 @@ def _add_training(group: Any) -> None:
         "--checkpoints", choices=("ram", "disk"),
         help="where block inputs wait for the backward (default: ram)",
     )  # fmt: skip
+    group.add_argument(
+        "--memory-limit", metavar="SIZE",
+        help="take the fastest exact method and place for checkpoints whose step fits: 64MB (10⁶ "
+        "bytes), 64MiB (2²⁰) or bytes, above weights, LoRA and optimiser; samples that need more "
+        "are left out",
+    )  # fmt: skip
 
 
 def _add_output(group: Any) -> None:
@@ -121,6 +131,11 @@ def _add_output(group: Any) -> None:
         help="evaluate also every N steps; 0: only before and after "
         f"(default: 0; {EVAL_EVERY} without --model)",
     )  # fmt: skip
+    group.add_argument(
+        "--patience", type=int, metavar="N",
+        help="stop after N evaluations without a better held-out loss, and keep the best adapter "
+        "instead of the last one; 0: train all steps (default: 0)",
+    )  # fmt: skip
     for name, default, text in (
         ("eval-rows", 32, "held-out sequences to evaluate on, at most"),
         ("save-every", 50, "save adapter and state every N steps"),
@@ -136,6 +151,11 @@ def _add_output(group: Any) -> None:
 
 def _options(args: argparse.Namespace) -> FinetuneOptions:
     """The command line as options; what was not given keeps the library's default."""
+    for name in ("method", "checkpoints"):
+        if args.memory_limit is not None and getattr(args, name) is not None:
+            raise MespRefError(
+                f"--{name}: found beside --memory-limit, expected one of the two; the limit chooses"
+            )
     given = {name: value for name, value in vars(args).items() if value is not None}
     train = {name: given.pop(name) for name in TrainConfig.__dataclass_fields__ if name in given}
     if args.model is None:
@@ -172,6 +192,10 @@ def _describe(summary: Event) -> str:
             change += f", perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}"
         change += f", accuracy {before['accuracy']:.1%} -> {after['accuracy']:.1%}"
         lines.append(change)
+    if summary["stopped_early"]:
+        lines.append(f"stopped early: no better held-out loss since step {summary['adapter_step']}")
+    if summary["adapter_step"] != summary["steps"]:
+        lines.append(f"the adapter is that of step {summary['adapter_step']}, the best")
     lines.append(
         f"{summary['steps']} steps, {summary['tokens']} tokens in {summary['seconds']:.1f} s, "
         f"peak memory {summary['peak_memory_mib']:.0f} MiB beside the mapped weights"

@@ -49,6 +49,8 @@ class Progress:
             f"data     {event['data']}: {event['data_bytes'] / 1e6:.2f} MB, "
             f"{event['heldout_rows']} sequences held out"
         )
+        if event["memory"]:
+            self._say(f"memory   {event['memory']}")
         if event["step"]:
             self._say(f"resume   after step {event['step']} of {self.steps}")
 
@@ -75,6 +77,11 @@ class Progress:
         self._say(
             f"held out after step {event['step']}: loss {event['loss']:.4f}, perplexity {shown}, "
             f"accuracy {event['accuracy']:.1%}"
+            + (
+                f"; lower after step {event['best_step']}"
+                if event["evaluations_since_best"]
+                else ""
+            )
         )
 
     def _step(self, event: Event) -> None:

@@ -17,6 +17,7 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mesp_ref.errors import MespRefError
+from mesp_ref.reading import inside, read_bytes, read_object, shown
 
 # Unicode noncharacters: reserved for use inside a program, so no text can hold them by right.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -74,7 +75,12 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise MespRefError(f"{where}: line {error.lineno}: template error: {error}") from None
+            reason = " ".join(str(error).split())
+            raise MespRefError(f"{where}: line {error.lineno}: template error: {reason}") from None
+        except (
+            Exception
+        ) as error:  # the compiler meets what no grammar foresees: 1 nested 1000 times
+            raise MespRefError(f"{where}: template error: {type(error).__name__}") from None
 
     def _marked(self, messages: Sequence[Message], prompt: bool, tools: Any) -> str:
         try:
@@ -85,8 +91,8 @@ class ChatTemplate:
                 **self.special_tokens,
             )
         except Exception as error:  # a template is a program: it can fail in any way
-            reason = " ".join(str(error).split())
-            raise MespRefError(f"{self.where}: template error: {reason}") from None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise MespRefError(f"{self.where}: template error: {reason[:200]}") from None
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: Any = None
@@ -143,27 +149,26 @@ def load_chat_template(path: str | Path, now: datetime | None = None) -> ChatTem
     Raises MespRefError for files that cannot be read and templates that do not compile.
     """
     directory = Path(path)
-    config_file, template_file = (
-        directory / "tokenizer_config.json",
-        directory / "chat_template.jinja",
-    )
-    config: dict[str, Any] = {}
-    try:
-        if config_file.is_file():
-            config = json.loads(config_file.read_text(encoding="utf-8"))
-        if template_file.is_file():
-            source: Any = template_file.read_text(encoding="utf-8")
-        else:
-            template_file, source = config_file, config.get("chat_template")
-    except (OSError, ValueError, AttributeError) as error:
-        raise MespRefError(f"{config_file}: not readable as a JSON object: {error}") from None
+    config_file = inside(directory, "tokenizer_config.json")
+    template_file = inside(directory, "chat_template.jinja")
+    config = read_object(config_file, "a tokenizer's settings") if config_file.is_file() else {}
+    source = config.get("chat_template")
+    if template_file.is_file():
+        try:
+            source = read_bytes(template_file).decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise MespRefError(f"{template_file}: not readable as UTF-8: {error}") from None
+    else:
+        template_file = config_file
     if isinstance(source, list):
-        named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-        source = named.get("default")
+        named = [t for t in source if isinstance(t, dict) and t.get("name") == "default"]
+        source = named[0].get("template") if named else None
     if source is None:
         return None
     if not isinstance(source, str):
-        raise MespRefError(f"{template_file}: chat_template: found {source!r:.60}, expected a text")
+        raise MespRefError(
+            f"{template_file}: chat_template: found {shown(source)}, expected a text"
+        )
     return ChatTemplate(source, _special_tokens(config), f"{template_file}: chat_template", now)
 
 

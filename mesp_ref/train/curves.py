@@ -10,7 +10,7 @@ from mesp_ref.weights import write_aside
 
 _COLUMNS = (
     "step", "loss", "heldout_loss", "heldout_accuracy", "lr", "grad_norm",
-    "tokens", "seconds", "tokens_per_second", "memory_mib",
+    "tokens", "seconds", "tokens_per_second", "memory_mib", "best_step",
 )  # fmt: skip
 
 
@@ -23,6 +23,7 @@ def write_csv(path: Path, events: Sequence[Event]) -> None:
             row |= {name: event[name] for name in _COLUMNS if name in event}
         elif event["event"] == "eval":
             row |= {"heldout_loss": event["loss"], "heldout_accuracy": event["accuracy"]}
+            row["best_step"] = event.get("best_step")
     with write_aside(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()

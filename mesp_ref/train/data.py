@@ -15,7 +15,6 @@ resumes it.
 
 import codecs
 import hashlib
-import json
 import os
 import re
 from array import array
@@ -28,6 +27,7 @@ import numpy as np
 
 from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array
+from mesp_ref.reading import open_regular, parse_json, shown
 
 _PAGE_BYTES = 1 << 15
 _READ_BYTES = 1 << 20
@@ -52,6 +52,7 @@ class DataFile:
     kinds: tuple[str, ...]  # kinds of record met, in the order of KINDS
     sha256: str
     size: int
+    written: int  # st_mtime_ns when the file was checked
 
     @property
     def pages(self) -> int:
@@ -60,13 +61,16 @@ class DataFile:
     def read(self, page: int) -> bytes:
         """The bytes of one page."""
         start, stop = int(self.offsets[page]), int(self.offsets[page + 1])
-        with self.path.open("rb") as file:
-            changed = os.fstat(file.fileno()).st_size != self.size
-            file.seek(start)
-            data = file.read(stop - start)
-        if changed:
+        try:
+            with open_regular(self.path) as file:
+                status = os.fstat(file.fileno())
+                file.seek(start)
+                data = file.read(stop - start)
+        except OSError as error:
+            raise MespRefError(f"{self.path}: cannot be read: {error.strerror}") from None
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.written):
             raise MespRefError(
-                f"{self.path}: found another size than before; it changed while in use"
+                f"{self.path}: found another size or time than before; it changed while in use"
             )
         return data
 
@@ -75,7 +79,7 @@ class DataFile:
         first = int(self.first_lines[page])
         for number, line in enumerate(self.read(page).split(b"\n"), first):
             if line.strip():
-                yield number, json.loads(line)
+                yield number, parse_json(line)
 
 
 def open_data(
@@ -99,7 +103,7 @@ def open_data(
         form == "auto" and path.suffix.lower() in (".jsonl", ".ndjson", ".json")
     )
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if jsonl:
                 return _scan_lines(path, file, vocab_size)
             return _scan_text(path, file, seq_len)
@@ -131,7 +135,8 @@ def _scan_text(path: Path, file: BinaryIO, seq_len: int) -> DataFile:
     page = min(max(position // 256, 8 * seq_len), _PAGE_BYTES)
     offsets = _text_cuts(file, position, page)
     none = np.zeros(0, np.uint64)
-    return DataFile(path, False, offsets, none, ("text",), digest.hexdigest(), position)
+    written = os.fstat(file.fileno()).st_mtime_ns
+    return DataFile(path, False, offsets, none, ("text",), digest.hexdigest(), position, written)
 
 
 def _text_cuts(file: BinaryIO, size: int, page: int) -> Array:
@@ -202,24 +207,25 @@ def _scan_lines(path: Path, file: BinaryIO, vocab_size: int | None) -> DataFile:
     found = tuple(kind for kind in KINDS if kind in kinds)
     offsets.append(position)
     bounds, lines = np.array(offsets), np.array(first_lines)
-    return DataFile(path, True, bounds, lines, found, digest.hexdigest(), position)
+    written = os.fstat(file.fileno()).st_mtime_ns
+    return DataFile(path, True, bounds, lines, found, digest.hexdigest(), position, written)
 
 
 def _check_record(line: bytes, where: str, vocab_size: int | None) -> str:
     """Kind of a record; MespRefError for a line that is not one."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except UnicodeDecodeError as error:
         raise MespRefError(
             f"{where}: byte {error.start}: not UTF-8; convert the file first"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MespRefError(f"{where}: not JSON ({error}), expected one object per line") from None
     if not isinstance(record, dict):
         raise MespRefError(f"{where}: found {type(record).__name__}, expected a JSON object")
     kind = next((kind for kind in ("messages", "tokens", "text") if kind in record), None)
     if kind is None:
-        fields = ", ".join(map(repr, list(record)[:5])) or "none"
+        fields = ", ".join(map(shown, list(record)[:5])) or "none"
         raise MespRefError(f"{where}: found fields {fields}, expected text, messages or tokens")
     if kind == "text" and not isinstance(record["text"], str):
         found = type(record["text"]).__name__
@@ -233,12 +239,12 @@ def _check_record(line: bytes, where: str, vocab_size: int | None) -> str:
 
 def _check_messages(messages: Any, where: str) -> None:
     if not isinstance(messages, list) or not messages:
-        raise MespRefError(f"{where}: messages: found {messages!r:.40}, expected a list of turns")
+        raise MespRefError(f"{where}: messages: found {shown(messages)}, expected a list of turns")
     for i, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise MespRefError(
                 f"{where}: messages: turn {i}: expected an object with role and content, "
-                f"found {message!r:.40}"
+                f"found {shown(message)}"
             )
         if message.get("content") is None and not message.get("tool_calls"):
             raise MespRefError(f"{where}: messages: turn {i}: content: missing, expected a string")
@@ -250,7 +256,7 @@ def _check_messages(messages: Any, where: str) -> None:
 
 def _check_tokens(tokens: Any, where: str, vocab_size: int | None) -> None:
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
-        raise MespRefError(f"{where}: tokens: found {tokens!r:.40}, expected a list of integers")
+        raise MespRefError(f"{where}: tokens: found {shown(tokens)}, expected a list of integers")
     limit = vocab_size or np.iinfo(np.int32).max
     for token in tokens:
         if not 0 <= token < limit:

@@ -1,6 +1,6 @@
 """The directory of a run: what lies in it, when it may be written, how a run goes on from it.
 
-adapter/            the PEFT adapter as of the last save
+adapter/            the PEFT adapter as of the last save; with --patience the best so far
 run.json            the configuration used
 metrics.jsonl       one event per line: step, eval, sample
 state.safetensors   all that --resume needs
@@ -10,6 +10,7 @@ loss.png            the loss curve
 summary.json        losses and samples before and after
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from mesp_ref.errors import MespRefError
-from mesp_ref.train.state import load_state
+from mesp_ref.reading import inside, open_regular, parse_json
+from mesp_ref.train.lock import DirectoryLock
+from mesp_ref.train.state import check_facts, load_state
 from mesp_ref.weights import write_aside
 
 Event = dict[str, Any]
@@ -52,8 +55,10 @@ class RunDirectory:
 
     `path` None stands for runs/NNN: the next number, or with `resume` the last one.
 
+    From here on no other run can have the directory, until `release`.
+
     Raises MespRefError for a path that is a file, that is not empty (unless `overwrite` or
-    `resume`), or that cannot be written.
+    `resume`), that another run is using, or that cannot be written.
     """
 
     def __init__(self, path: str | Path | None, *, overwrite: bool = False, resume: bool = False):
@@ -65,9 +70,17 @@ class RunDirectory:
             self.path = RUNS / f"{runs[-1] + (1 if self.numbered else 0):03d}"
         if overwrite and resume:
             raise MespRefError("--overwrite: found beside --resume, expected one of the two")
-        self.overwrite, self.created = overwrite, False
+        self.overwrite, self.created, self._new = overwrite, False, False
         self._pending: list[Event] = []
+        self._lock: DirectoryLock | None = None
         self._check(resume)
+        if self.path.is_dir():
+            self._lock = DirectoryLock(self.path)
+
+    def release(self) -> None:
+        """Let other runs have the directory."""
+        if self._lock is not None:
+            self._lock.release()
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -102,11 +115,15 @@ class RunDirectory:
 
     def saved(self) -> tuple[Any, Any] | None:
         """Arrays and facts of the last save; None where there is none."""
-        file = self.file("state.safetensors")
-        return load_state(file) if file.is_file() else None
+        file = inside(self.path, "state.safetensors")
+        if not file.is_file():
+            return None
+        arrays, facts = load_state(file)
+        return arrays, check_facts(file, facts)
 
     def create(self, configuration: Mapping[str, Any]) -> None:
         """Make the directory without an earlier run's files; write run.json and what was logged."""
+        self._new = not self.path.exists()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while self.numbered:
@@ -116,12 +133,20 @@ class RunDirectory:
                 except FileExistsError:  # another run took this number meanwhile
                     self.path = RUNS / f"{int(self.path.name) + 1:03d}"
             self.path.mkdir(exist_ok=True)
+            if self._lock is None:  # it is new, or another run made it since we looked
+                self._lock = DirectoryLock(self.path)
+                self._check(resume=False)
+            inside(self.path, "adapter")
             self._clear_asides()
             for file in self._own_files():
                 file.unlink(missing_ok=True)
         except OSError as error:
             raise MespRefError(f"{self.path}: cannot be written: {error.strerror}") from None
-        write_json(self.file("run.json"), configuration)
+        try:
+            write_json(self.file("run.json"), configuration)
+        except MespRefError:
+            self.discard()
+            raise
         self.created = True
         pending, self._pending = self._pending, []
         for event in pending:
@@ -136,8 +161,19 @@ class RunDirectory:
             for aside in file.parent.glob(f".{file.name}.*"):
                 aside.unlink(missing_ok=True)
 
+    def discard(self) -> None:
+        """Take back a run that could not save its first state: its files, its directory if new."""
+        self._clear_asides()
+        for file in self._own_files():
+            file.unlink(missing_ok=True)
+        self.release()
+        for folder in (self.adapter, self.path)[: 2 if self._new else 1]:
+            with contextlib.suppress(OSError):  # not there, or somebody else's files are in it
+                folder.rmdir()
+
     def reopen(self, step: int) -> None:
         """Go on after `step`: later lines of metrics.jsonl are dropped."""
+        inside(self.path, "adapter")
         self._clear_asides()
         kept = [event for event in self._stored() if event["step"] <= step]
         with write_aside(self.file("metrics.jsonl")) as aside:
@@ -165,9 +201,23 @@ class RunDirectory:
         """The lines of metrics.jsonl; a last one that was torn by a crash is left out."""
         file, found = self.file("metrics.jsonl"), []
         if file.is_file():
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    found.append(json.loads(line))
-                except ValueError:
-                    continue
-        return [event for event in found if isinstance(event, dict) and "step" in event]
+            with open_regular(file) as lines:
+                for line in lines:
+                    with contextlib.suppress(ValueError):
+                        found.append(parse_json(line))
+        return [event for event in found if _sound(event)]
+
+
+def _sound(event: Any) -> bool:
+    """Whether a line of metrics.jsonl has what tables, curves and summaries take from it."""
+    if not isinstance(event, dict) or type(event.get("step")) is not int:
+        return False
+    numbers: dict[str, tuple[str, ...]] = {"step": ("loss",), "eval": ("loss", "accuracy")}
+    texts: dict[str, tuple[str, ...]] = {"sample": ("prompt", "text")}
+    kind = event.get("event")
+    return (
+        isinstance(kind, str)
+        and all(isinstance(event.get(name), (int, float)) for name in numbers.get(kind, ()))
+        and all(isinstance(event.get(name), str) for name in texts.get(kind, ()))
+        and (kind != "eval" or isinstance(event.get("perplexity", ""), (int, float, type(None))))
+    )

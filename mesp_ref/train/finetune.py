@@ -16,13 +16,16 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.generate import generate
 from mesp_ref.loading import load_model
 from mesp_ref.lora import Adapter, init_lora, load_adapter, parse_targets, save_adapter
+from mesp_ref.memory import Choice
 from mesp_ref.model import Model
 from mesp_ref.ops import IGNORED
 from mesp_ref.train.curves import plot_loss, write_csv
 from mesp_ref.train.data import DataFile, open_data, split_pages
 from mesp_ref.train.defaults import data_file
 from mesp_ref.train.directory import Event, RunDirectory, finite, write_json
+from mesp_ref.train.limit import sampling_need, within
 from mesp_ref.train.opening import open_encoder
+from mesp_ref.train.patience import Best
 from mesp_ref.train.process import PeakMemory, StopRequest
 from mesp_ref.train.rows import Encoder, Row, RowStream
 from mesp_ref.train.state import environment, model_fingerprint, save_state
@@ -43,6 +46,8 @@ class FinetuneOptions:
     """What `mesp-ref finetune` is told, see its --help: `train` how, the rest what and where.
 
     model, data   None: the checkpoint and the conversations that come with the package
+    patience      evaluations without a better held-out loss after which the run stops; 0: never.
+                  With it adapter/ holds the best adapter, without it the latest
     """
 
     model: str | None = None
@@ -61,15 +66,26 @@ class FinetuneOptions:
     val_fraction: float = 0.05
     eval_rows: int = 32
     eval_every: int = 0
+    patience: int = 0
     save_every: int = 50
     prompt: str | None = None
     sample_tokens: int = 48
+    memory_limit: str | int | None = None
     overwrite: bool = False
     resume: bool = False
     inexact: bool = False
 
     def __post_init__(self) -> None:
-        require_least(self, eval_rows=0, eval_every=0, save_every=1, sample_tokens=0)
+        require_least(self, eval_rows=0, eval_every=0, patience=0, save_every=1, sample_tokens=0)
+        if self.patience and not (self.eval_every and self.eval_rows):
+            raise MespRefError(
+                f"patience: found {self.patience} without evaluations to wait for, expected "
+                "--eval-every and --eval-rows of at least 1 beside it"
+            )
+
+
+# What an option that a saved run does not know must have been.
+_DEFAULTS = {"perturbations": 1, "patience": 0}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -116,6 +132,11 @@ def _open_streams(
     stream = RowStream(files[0], encoder, pages, seq_len=length, packing=packing, seed=seed)
     stream.require_full_row()
     if not len(held):
+        if options.patience:
+            raise MespRefError(
+                f"patience: found {options.patience} without held-out data, expected --val-fraction "
+                "above 0 or --val-data"
+            )
         return stream, []
     held_stream = RowStream(
         files[-1], encoder, held, seq_len=length, packing=packing, shuffle=False
@@ -133,17 +154,20 @@ def finetune(options: FinetuneOptions, report: Report = lambda event: None) -> E
     Interrupted after Ctrl-C, when state and adapter are saved.
     """
     with data_file(options.data) as data:
-        return Run(options, data, report).execute()
+        directory = RunDirectory(options.out, overwrite=options.overwrite, resume=options.resume)
+        try:
+            return Run(options, data, report, directory).execute()
+        finally:
+            directory.release()
 
 
 class Run:
     """A fine-tuning run on a data file that is ready to go: all inputs opened and checked."""
 
-    def __init__(self, options: FinetuneOptions, data: Path, report: Report):
-        self.options, self.report = options, report
-        self.directory = RunDirectory(
-            options.out, overwrite=options.overwrite, resume=options.resume
-        )
+    def __init__(
+        self, options: FinetuneOptions, data: Path, report: Report, directory: RunDirectory
+    ):
+        self.options, self.report, self.directory = options, report, directory
         saved = self.directory.saved() if options.resume else None
         self.started = saved[1]["started"] if saved else datetime.now().isoformat("T", "seconds")
         now = datetime.fromisoformat(self.started)
@@ -154,13 +178,18 @@ class Run:
         self.stream, self.heldout = _open_streams(options, files, encoder)
         adapter = _open_adapter(options, self.model)
         adapter.base_model_name_or_path = options.model or str(self.model.path)
+        self.choice: Choice | None = None
+        if options.memory_limit is not None:
+            train, self.choice = within(options.memory_limit, options.train, self.model, adapter)
+            self.options = options = dataclasses.replace(options, train=train)
         self.identity = self._identity(adapter, files)
         self.trainer = Trainer(self.model, adapter, self.stream, options.train)
-        self.adapter, self.resumed = adapter, saved is not None
-        self.prompt = self._prompt_ids(encoder)
+        self.adapter, self.resumed, self.best = adapter, saved is not None, Best()
+        self.prompt = self._affordable(self._prompt_ids(encoder))
         if saved:
             self._restore(*saved)
         self._clean, self._trained, self._seconds, self._peak = True, 0, 0.0, 0.0
+        self.written: int | None = None  # the step whose adapter is on disk
 
     def _identity(self, adapter: Adapter, files: list[DataFile]) -> dict[str, Any]:
         """What must be the same for a resumed run to go on with the same bits."""
@@ -175,6 +204,9 @@ class Run:
             "rslora": adapter.use_rslora,
             "packing": options.packing,
             "val_fraction": options.val_fraction,
+            "patience": options.patience,
+            "eval_every": options.eval_every if options.patience else None,
+            "eval_rows": options.eval_rows if options.patience else None,
             "data": files[0].sha256,
             "val_data": files[1].sha256 if len(files) > 1 else None,
             "model": model_fingerprint(self.model),
@@ -184,7 +216,7 @@ class Run:
         """Continue from a save, if it is this run's."""
         directory, before = self.directory.path, facts["identity"]
         for name, now in self.identity.items():
-            then = before.get(name)
+            then = before.get(name, _DEFAULTS.get(name))
             longer = name == "steps" and self.options.train.schedule == "constant"
             if then == now or (longer and now >= facts["step"]):
                 continue
@@ -206,6 +238,7 @@ class Run:
                     "bits; restore it (threads: OPENBLAS_NUM_THREADS), or add --inexact"
                 )
         self.trainer.restore(arrays, facts)
+        self.best = Best(**(facts.get("best") or {}))
 
     def _prompt_ids(self, encoder: Encoder) -> list[int]:
         """What the samples continue: --prompt, or the beginning of a held-out (or first) row."""
@@ -225,34 +258,63 @@ class Run:
         length = max(int(said[0]), min(16, len(row.ids) // 2)) if said[0] <= 1 else int(said[0])
         return row.ids[:length].tolist()
 
+    def _affordable(self, prompt: list[int]) -> list[int]:
+        """The prompt, or none where a sample would need more than the memory limit."""
+        if self.choice is None or not prompt:
+            return prompt
+        tokens = len(prompt) + self.options.sample_tokens
+        need = sampling_need(tokens, self.model, self.adapter)
+        return prompt if need <= self.choice.limit else []
+
     def execute(self) -> Event:
         """Evaluate, train, evaluate; save on the way and whatever happens."""
         self.report(self._ready())
         with StopRequest() as stop, PeakMemory() as memory:
             try:
-                if self.resumed:
-                    self.directory.reopen(self.trainer.step)
-                    save_adapter(self.adapter, self.directory.adapter)
-                else:
-                    self._evaluate(stop)
-                    self._sample()
-                    stop.check()
-                    self.directory.create(self._configuration())
-                    self._save()
+                self._begin(stop)
                 self._loop(stop, memory)
                 self._evaluate(stop)
+                if self.kept != self.trainer.step:
+                    self.adapter = self._best_adapter()
                 self._sample()
+                self._peak = max(self._peak, memory.take())
+                return self._finish()
             except KeyboardInterrupt:
                 raise Interrupted(self._interrupted()) from None
-            except NonFinite as error:
-                if not error.torn:
-                    self._save()
-                kept = self.directory.saved()
-                step = kept[1]["step"] if kept else 0
-                raise MespRefError(
-                    f"{error}; the adapter as of step {step} is kept in {self.directory.adapter}"
-                ) from None
-            self._peak = max(self._peak, memory.take())
+            except MespRefError as error:
+                raise MespRefError(self._failed(error)) from None
+
+    def _begin(self, stop: StopRequest) -> None:
+        """The run's files: those of a new run after its first evaluation, or those of the old."""
+        if self.resumed:
+            self.directory.reopen(self.trainer.step)
+            self.written = self.kept
+            if self.kept == self.trainer.step:  # a save may have been cut in two
+                save_adapter(self.adapter, self.directory.adapter)
+            return
+        self._evaluate(stop)
+        self._sample()
+        stop.check()
+        self.directory.create(self._configuration())
+        self._save()
+
+    @property
+    def kept(self) -> int:
+        """The step whose adapter lies in adapter/: with --patience the best, else the latest."""
+        return self.best.step if self.options.patience else self.trainer.step
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the held-out loss has not improved for too long."""
+        return 0 < self.options.patience <= self.best.waited
+
+    def _best_adapter(self) -> Adapter:
+        return load_adapter(
+            self.directory.adapter, dtype=self.options.dtype, config=self.model.config
+        )
+
+    def _finish(self) -> Event:
+        """Table, picture and summary of a complete run."""
         summary = self._summary()
         self._draw()
         write_json(self.directory.file("summary.json"), summary)
@@ -261,7 +323,7 @@ class Run:
     def _loop(self, stop: StopRequest, memory: PeakMemory) -> None:
         options, trainer = self.options, self.trainer
         memory.take()
-        while trainer.step < options.train.steps:
+        while trainer.step < options.train.steps and not self.stopped:
             stop.check()
             begin = time.perf_counter()
             self._clean = False
@@ -276,7 +338,7 @@ class Run:
             last = trainer.step == options.train.steps
             if options.eval_every and trainer.step % options.eval_every == 0 and not last:
                 self._evaluate(stop)
-            if trainer.step % options.save_every == 0 or last:
+            if trainer.step % options.save_every == 0 or last or self.stopped:
                 self._save()
 
     def _log(self, event: Event) -> None:
@@ -288,10 +350,21 @@ class Run:
         return found[-1] if found else None
 
     def _evaluate(self, stop: StopRequest) -> None:
-        """Held-out loss at this step, unless it is known already."""
-        step = self.trainer.step
-        if not self.heldout or self._logged("eval", step):
+        """Held-out loss at this step, unless it is known already; with --patience, keep the best."""
+        if not self.heldout:
             return
+        step = self.trainer.step
+        known = self._logged("eval", step)
+        event = known or self._measure(step, stop)
+        self.best = self.best.after(step, event["loss"])
+        if known is None:
+            best = {"best_step": self.best.step, "evaluations_since_best": self.best.waited}
+            self._log(event | best)
+        if self.options.patience and self.kept == step and self.directory.created:
+            self._save()
+
+    def _measure(self, step: int, stop: StopRequest) -> Event:
+        """The held-out rows evaluated. Raises NonFinite after step 0."""
 
         def progress(done: int) -> None:
             stop.check()
@@ -304,20 +377,18 @@ class Run:
             if step == 0:
                 raise MespRefError(what + "the model itself computes it")
             raise NonFinite(what + "try a smaller --lr", torn=True)
-        self._log(
-            {
-                "event": "eval",
-                "step": step,
-                "loss": value,
-                "perplexity": finite(perplexity(value)),
-                "accuracy": accuracy,
-                "tokens": tokens,
-            }
-        )
+        return {
+            "event": "eval",
+            "step": step,
+            "loss": value,
+            "perplexity": finite(perplexity(value)),
+            "accuracy": accuracy,
+            "tokens": tokens,
+        }
 
     def _sample(self) -> None:
         """What the model says now, greedily, unless it is known already."""
-        step = self.trainer.step
+        step = self.kept
         if not self.prompt or self._logged("sample", step):
             return
         assert self.tokenizer is not None
@@ -329,15 +400,18 @@ class Run:
         self._log(event | {"text": self.tokenizer.decode(new, skip_special_tokens=True)})
 
     def _save(self) -> None:
-        """The state first, then the adapter that it contains."""
+        """The state first, then the adapter, if it is the one to keep."""
         arrays, facts = self.trainer.state()
         facts |= {
             "identity": self.identity,
             "environment": environment(),
             "started": self.started,
+            "best": self.best._asdict(),
         }
         save_state(self.directory.file("state.safetensors"), arrays, facts)
-        save_adapter(self.adapter, self.directory.adapter)
+        if self.kept == self.trainer.step:
+            save_adapter(self.adapter, self.directory.adapter)
+            self.written = self.kept
         self.report({"event": "saved", "step": self.trainer.step, "out": str(self.directory.path)})
 
     def _interrupted(self) -> str:
@@ -346,12 +420,31 @@ class Run:
             return "interrupted before the first step; nothing was written"
         if self._clean:
             self._save()
-        kept = self.directory.saved()
-        step = kept[1]["step"] if kept else 0
         return (
-            f"interrupted at step {self.trainer.step}; adapter and state as of step {step} are in "
+            f"interrupted at step {self.trainer.step}; {self._saved()} are in "
             f"{self.directory.path}: repeat the command with --resume to go on"
         )
+
+    def _saved(self) -> str:
+        """What the files of the run hold."""
+        saved = self.directory.saved()
+        step = saved[1]["step"] if saved else 0
+        adapter = "adapter" if self.written == step else f"adapter as of step {self.written}"
+        return f"{adapter} and state as of step {step}"
+
+    def _failed(self, error: MespRefError) -> str:
+        """Save if the last step was a good one, and say what is there and how to go on."""
+        if not self.directory.created:
+            return str(error)
+        if isinstance(error, NonFinite) and not error.torn:
+            self._save()
+        if self.written is None and not self.resumed:
+            self.directory.discard()
+            return str(error)
+        line = f"{error}; the adapter as of step {self.written} is kept in {self.directory.adapter}"
+        if isinstance(error.__context__, OSError):  # a full disk, for one
+            line += "; when that is mended, repeat the command with --resume to go on"
+        return line
 
     def _ready(self) -> Event:
         """What the run is about to do."""
@@ -372,6 +465,7 @@ class Run:
             "data_bytes": self.stream.data.size,
             "heldout_rows": len(self.heldout),
             "out": None if self.directory.numbered else str(self.directory.path),
+            "memory": None if self.choice is None else str(self.choice),
         }
 
     def _configuration(self) -> dict[str, Any]:
@@ -395,7 +489,7 @@ class Run:
 
     def _summary(self) -> Event:
         sides = {}
-        for side, step in (("before", 0), ("after", self.trainer.step)):
+        for side, step in (("before", 0), ("after", self.kept)):
             loss, sample = self._logged("eval", step), self._logged("sample", step)
             sides[side] = {
                 "loss": loss and loss["loss"],
@@ -403,13 +497,15 @@ class Run:
                 "accuracy": loss and loss["accuracy"],
                 "sample": sample and sample["text"],
             }
-        sample = self._logged("sample", self.trainer.step)
+        sample = self._logged("sample", self.kept)
         return {
             "out": str(self.directory.path),
             "adapter": str(self.directory.adapter),
             "curve": str(self.directory.file("loss.png")),
             "method": self.options.train.method,
             "steps": self.trainer.step,
+            "adapter_step": self.kept,
+            "stopped_early": self.trainer.step < self.options.train.steps,
             "tokens": self.trainer.tokens,
             "epochs": self.stream.cursor.epoch,
             "seconds": self._seconds,

@@ -75,6 +75,7 @@ class SGD:
                 continue
             if name not in self.velocity:
                 self.velocity[name] = np.zeros_like(params[name])
+            _require_like(name, params[name], self.velocity[name])
             self._heavy(w, grad.reshape(-1), self.velocity[name].reshape(-1), lr)
 
     def _plain(self, weights: Array, grad: Array, lr: float) -> None:
@@ -142,6 +143,7 @@ class AdamW:
             if name not in self.count:
                 self.mean[name] = np.zeros_like(params[name])
                 self.square[name] = np.zeros_like(params[name])
+            _require_like(name, params[name], self.mean[name], self.square[name])
             self.count[name] = self.count.get(name, 0) + 1
             self._update(w, grad.reshape(-1), name, lr)
 
@@ -177,9 +179,23 @@ class AdamW:
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Go on from what `state_dict` gave; the arrays are copied."""
         self.mean, self.square = _take(state, "mean"), _take(state, "square")
-        self.count = {name: int(t[0]) for name, t in _take(state, "count").items()}
-        if not self.mean.keys() == self.square.keys() == self.count.keys():
+        counts = _take(state, "count")
+        self.count = {name: int(t.flat[0]) for name, t in counts.items() if t.size == 1}
+        if (
+            any(t < 1 for t in self.count.values())
+            or not self.mean.keys() == self.square.keys() == self.count.keys()
+        ):
             raise MespRefError("optimiser state: mean, square and count name different tensors")
+
+
+def _require_like(name: str, w: Array, *kept: Array) -> None:
+    """Raise MespRefError when what an optimiser kept of a tensor has not the tensor's form."""
+    for array in kept:
+        if array.shape != w.shape or array.dtype != w.dtype:
+            raise MespRefError(
+                f"optimiser state: {name}: found {array.dtype} {list(array.shape)}, expected "
+                f"{w.dtype} {list(w.shape)}"
+            )
 
 
 def _take(state: Mapping[str, Array], kind: str) -> dict[str, Array]:

@@ -10,6 +10,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.ops import IGNORED, Array
 from mesp_ref.train.chat import ChatTemplate
 from mesp_ref.train.data import DataFile, cut_text
+from mesp_ref.weights.tokenizer import reasons
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -64,16 +65,17 @@ class Encoder:
             raise MespRefError(
                 "tokenizer: none given, expected one for text; only tokens need none"
             )
-        framed = special and self.tokenizer.num_special_tokens_to_add(False) > 0
-        pieces = [text] if framed else cut_text(text)
-        parts = [self.tokenizer.encode(p, add_special_tokens=framed).ids for p in pieces]
-        ids = np.concatenate([np.array(part, np.int32) for part in parts])
+        with reasons("tokenizer.json: cannot encode"):
+            framed = special and self.tokenizer.num_special_tokens_to_add(False) > 0
+            pieces = [text] if framed else cut_text(text)
+            parts = [self.tokenizer.encode(p, add_special_tokens=framed).ids for p in pieces]
+        ids = np.concatenate([np.array(part, np.int64) for part in parts])
         if ids.size and ids.max() >= self.vocab_size:
             raise MespRefError(
                 f"tokenizer.json: found token id {ids.max()}, expected below vocab_size = "
                 f"{self.vocab_size} of config.json; this is another model's tokenizer"
             )
-        return ids
+        return ids.astype(np.int32)
 
     def record(self, record: dict[str, Any], where: str) -> Row:
         """One JSONL record as a row of any length. Everything counts, except in `messages`, where
@@ -98,7 +100,7 @@ class Encoder:
             segments = self.template.segments(record["messages"], record.get("tools"))
         except MespRefError as error:
             raise MespRefError(f"{where}: messages: {error}") from None
-        ids, labels = [], []
+        ids, labels = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
         for text, said in segments:
             part = self.text(text)
             target = part.copy() if said else np.full_like(part, IGNORED)

@@ -4,10 +4,12 @@ Arrays are written one after another from where they live, so saving needs no se
 optimiser; whatever the rest of a run consists of is JSON in the file's metadata.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import numpy as np
 from mesp_ref.errors import MespRefError
 from mesp_ref.model import Model
 from mesp_ref.ops import Array
+from mesp_ref.reading import parse_json, shown
+from mesp_ref.train.patience import Best
 from mesp_ref.weights import MappedFile, Writer, write_aside
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -40,10 +44,54 @@ def load_state(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """
     file = MappedFile(path)
     try:
-        facts = json.loads(file.metadata["facts"])
+        facts = parse_json(file.metadata["facts"])
     except (KeyError, ValueError, TypeError):
         raise MespRefError(f"{path}: facts: missing, expected a state saved by finetune") from None
     return {name: file.raw(name) for name in file}, facts
+
+
+def check_facts(path: str | Path, facts: Any) -> dict[str, Any]:
+    """The facts of a run's saved state, every field of its type; MespRefError for the first other.
+
+    step, tokens: counts; cursor: three counts; started: when; identity, environment: names to
+    values; best: the fields of Best, or missing
+    """
+
+    def count(value: object) -> bool:
+        return type(value) is int and value >= 0
+
+    def when(value: object) -> bool:
+        with contextlib.suppress(TypeError, ValueError):
+            return bool(datetime.fromisoformat(value))  # type: ignore[arg-type]
+        return False
+
+    def three(value: object) -> bool:
+        return isinstance(value, list) and len(value) == 3 and all(map(count, value))
+
+    def named(value: object) -> bool:
+        return isinstance(value, dict)
+
+    def best(value: object) -> bool:
+        if not isinstance(value, dict):
+            return value is None
+        lowest, latest = value.get("loss"), value.get("latest")
+        return (
+            value.keys() == set(Best._fields)
+            and all(count(value[name]) for name in ("step", "waited"))
+            and (lowest is None or isinstance(lowest, float))
+            and type(latest) is int
+        )
+
+    fields = {"step": count, "tokens": count, "cursor": three, "started": when,
+              "identity": named, "environment": named, "best": best}  # fmt: skip
+    for field, holds in fields.items():
+        found = facts.get(field) if isinstance(facts, dict) else facts
+        if not holds(found):
+            raise MespRefError(
+                f"{path}: {field}: found {shown(found)}, expected what finetune saves; the file is "
+                "damaged, start a new run"
+            )
+    return dict(facts)
 
 
 def model_fingerprint(model: Model) -> str:

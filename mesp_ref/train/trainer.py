@@ -12,14 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref.errors import MespRefError
-from mesp_ref.gradients import loss_and_grads
-from mesp_ref.inputs import check_batch
+from mesp_ref.gradients import check_perturbations, loss_and_grads
 from mesp_ref.lora import Adapter
 from mesp_ref.methods import METHODS
-from mesp_ref.model import Model, hidden_states, shift
-from mesp_ref.ops import IGNORED, Array, cross_entropy, linear
-from mesp_ref.ops import rows as flat_rows
-from mesp_ref.ops.lm_loss import ROWS
+from mesp_ref.model import Model
+from mesp_ref.ops import Array
 from mesp_ref.train.optim import (
     SCHEDULES,
     clip_by_global_norm,
@@ -28,6 +25,7 @@ from mesp_ref.train.optim import (
     make_optimizer,
 )
 from mesp_ref.train.rows import Cursor, Row, RowSource, as_batch
+from mesp_ref.train.scoring import score
 from mesp_ref.weights import ArrayWeights
 
 # Learning rates that suit LoRA: AdamW's is PEFT's usual one; MeZO's is the one of its paper.
@@ -51,7 +49,8 @@ class TrainConfig:
     clip         bound on the joint norm of all gradients; 0 for none. Without clipping and
                  accumulation each block is updated as soon as its gradients are complete, so only
                  one block's gradients are ever alive
-    eps          step of MeZO's two-sided difference
+    eps, perturbations   of MeZO: step of the two-sided difference, and how many of them a batch
+                 is estimated from
 
     Raises MespRefError naming the first field that is out of range.
     """
@@ -69,6 +68,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     momentum: float = 0.0
     eps: float = 1e-2
+    perturbations: int = 1
     checkpoints: str = "ram"
     seed: int = 0
 
@@ -90,6 +90,7 @@ class TrainConfig:
             raise MespRefError(f"eps: found {self.eps}, expected a positive number")
         if not (0 <= self.clip < math.inf):
             raise MespRefError(f"clip: found {self.clip}, expected a positive norm, or 0 for none")
+        check_perturbations(self.perturbations, self.method)
         self.lr_at(0)
         self.new_optimizer()
 
@@ -209,6 +210,7 @@ class Trainer:
             eps=config.eps,
             on_gradients=on_gradients,
             checkpoints=config.checkpoints,
+            perturbations=config.perturbations,
         )
 
     def _update_at_once(self, batches: Sequence[Sequence[Row]], lr: float) -> tuple[float, float]:
@@ -247,16 +249,17 @@ class Trainer:
         value = 0.0
         for part, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             weight = count / sum(counts)
-            loss_part, grads = self._gradients(batch, part)
-            value += weight * loss_part
-            for name in list(grads):
-                grad = grads.pop(name)
-                if weight != 1.0:
-                    grad *= weight
-                if name in total:
-                    total[name] += grad
-                else:
-                    total[name] = grad
+
+            def add(layer: int, grads: dict[str, Array], weight: float = weight) -> None:
+                for name, grad in grads.items():
+                    if weight != 1.0:
+                        grad *= weight
+                    if name in total:
+                        total[name] += grad
+                    else:
+                        total[name] = grad
+
+            value += weight * self._gradients(batch, part, add)[0]
         return value, total
 
     def _require_finite(self, name: str, value: float, torn: bool = False) -> None:
@@ -299,28 +302,6 @@ class Evaluation(NamedTuple):
     loss: float  # mean over the counted tokens
     tokens: int  # counted tokens
     accuracy: float  # share of them that the model holds for the likeliest
-
-
-def score(model: Model, adapter: Adapter | None, ids: Array, labels: Array) -> tuple[float, int]:
-    """Mean loss of a batch, and how many of its counted tokens are the model's first choice.
-
-    Shapes    ids, labels [N,T], labels shifted inside; ROWS rows of logits exist at a time
-    Raises    MespRefError as mesp_ref.loss does
-    """
-    ids, targets = check_batch(model.config, ids, labels)
-    n, y = (
-        flat_rows(hidden_states(model, ids, adapter)),
-        shift(targets).reshape(-1),
-    )  # [N·T,C], [N·T]
-    w, counted = model.weights(model.head), np.flatnonzero(y != IGNORED)
-    total, right = 0.0, 0
-    for start in range(0, len(counted), ROWS):
-        at = counted[start : start + ROWS]
-        z, _ = linear(n[at], w)  # [ROWS,V]
-        value, _ = cross_entropy(z, y[at])
-        total += len(at) * value.item()
-        right += int(np.count_nonzero(z.argmax(axis=-1) == y[at]))
-    return total / max(1, len(counted)), right
 
 
 def evaluate(

@@ -63,7 +63,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batch() -> Batch:
     """Two sequences of 37 tokens: the second ends in 9 tokens of padding, some labels are −100.
 
-    2·37 = 74 positions, so that a head that works in chunks of 64 rows has an uneven last chunk.
+    2·37 = 74 positions, so that no tile of rows or queries divides them.
     """
     rng = np.random.default_rng(7)
     ids = rng.integers(0, torch_oracle.Layout(1, 1, 2).vocabulary, (2, 37))

@@ -3,6 +3,7 @@
 The converted directory (540 MB) is kept in $MESP_REF_CACHE, by default ~/.cache/mesp_ref.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torch_oracle
+from peft import PeftModel
 from torch_oracle import TOLERANCE, assert_all_close
 
 import mesp_ref as mr
+from mesp_ref.cli import main
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "convert_smollm2.py"
 TEXT = "The ferry leaves at 7:45, and the harbour (built in 1862) wakes slowly.\n\nThe capital of"
@@ -63,6 +66,38 @@ def test_every_lora_gradient_in_float64(smollm2: Path) -> None:
     loss, grads = mr.loss_and_grads(model, adapter, ids, ids, method="mesp")
     assert abs(loss - want_loss) <= TOLERANCE * want_loss
     assert_all_close(grads, {name: want[name] for name in grads}, TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_adapter_in_peft(smollm2: Path, tmp_path: Path) -> None:
+    """mesp-ref finetune, then peft on transformers: the same held-out loss within 1e-4 nats.
+
+    The rows are what finetune evaluates on, token by token; the run is short, its rate is high.
+    """
+    data, held = tmp_path / "text.jsonl", tmp_path / "held.jsonl"
+    tokenizer = mr.load_tokenizer(smollm2)
+    rows = [
+        tokenizer.encode(f"{TEXT} {word}.").ids for word in ("France is Paris", "Spain", "Rome")
+    ]
+    for file, some in ((data, rows[:2]), (held, rows[1:])):
+        file.write_text("".join(json.dumps({"tokens": row}) + "\n" for row in some))
+    line = ["finetune", "--model", smollm2, "--data", data, "--val-data", held, "--seq-len", "48"]
+    line += ["--packing", "pad", "--steps", "3", "--lr", "1e-3", "--accumulate", "2", "--rank", "4"]
+    line += ["--warmup", "0", "--sample-tokens", "0", "--quiet", "--out", tmp_path / "run"]
+    assert main(list(map(str, line))) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    base = torch_oracle.load(smollm2, torch.float32)
+    model = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").eval()
+    total = count = 0.0
+    with torch.no_grad():
+        for row in rows[1:]:
+            z = model(torch.tensor([row])).logits[0, :-1].double()
+            total += torch.nn.functional.cross_entropy(
+                z, torch.tensor(row[1:]), reduction="sum"
+            ).item()
+            count += len(row) - 1
+    assert summary["after"]["loss"] < summary["before"]["loss"] - 0.1
+    assert abs(summary["after"]["loss"] - total / count) <= 1e-4
 
 
 @pytest.mark.slow
