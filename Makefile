@@ -2,6 +2,10 @@
 # make lint    ruff, format and rules           make types   mypy
 # make parity  against transformers and peft    make ci      all that CI runs
 # make notebooks  run the notebooks             make format  let ruff repair what it can
+# make notebooks-refresh  run them and store their outputs
+# make test-lowest  the tests on the lowest versions that pyproject.toml allows
+# make fuzz    a million hostile files for the readers (Linux, half an hour)
+# make benchmarks  regenerate docs/benchmarks, an hour on a quiet machine
 #
 # Needs Python 3.11 or newer and make; everything else is installed into $(VENV).
 # Another interpreter: make PYTHON=python3.12 test
@@ -16,14 +20,27 @@ TEST   = $(VENV)/.installed-test
 DEV    = $(VENV)/.installed-dev
 PARITY = $(VENV)/.installed-parity
 NOTES  = $(VENV)/.installed-notebooks
+BENCH  = $(VENV)/.installed-benchmarks
+FUZZ   = $(VENV)/.installed-fuzz
 
-.PHONY: help test demo lint types parity notebooks format ci clean
+.PHONY: help test test-lowest fuzz demo lint types parity notebooks notebooks-refresh benchmarks format ci clean
 
 help:
-	@sed -n '1,7s/^# \{0,1\}//p' Makefile
+	@sed -n '1,11s/^# \{0,1\}//p' Makefile
 
 test: $(TEST)
 	$(BIN)/python -m pytest
+
+# Direct dependencies at their lowest, the rest as new as fits them.
+test-lowest: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[test]'
+	.venv-lowest/bin/python -m pytest
+
+fuzz: $(FUZZ)
+	$(BIN)/python tests/fuzz/run.py
 
 demo: $(CORE)
 	$(BIN)/mesp-ref finetune
@@ -35,11 +52,23 @@ lint: $(DEV)
 types: $(DEV)
 	$(BIN)/mypy
 
-parity: $(PARITY)
+parity: $(PARITY) $(NOTES)
+	$(BIN)/python notebooks/refresh.py --check notebooks/06_*.ipynb notebooks/08_*.ipynb
 	$(BIN)/python -m pytest tests/parity tests/verify/test_adapters.py tests/golden/test_frameworks.py -m "slow or not slow"
 
 notebooks: $(NOTES)
-	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter execute --timeout=300 $$notebook || exit 1; done
+	$(BIN)/python notebooks/refresh.py --check
+
+# Stored with peft and torch at hand: two notebooks show them where they are installed.
+notebooks-refresh: $(NOTES) $(PARITY)
+	$(BIN)/python notebooks/refresh.py
+
+# BLAS as it comes: an environment may pin its kernel or its threads for the sake of equal bits.
+benchmarks: $(BENCH)
+	for name in papers scaling frameworks; do \
+	  env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE -u OPENBLAS_NUM_THREADS \
+	    $(BIN)/python benchmarks/$$name.py || exit 1; \
+	done
 
 format: $(DEV)
 	$(BIN)/ruff format .
@@ -49,7 +78,7 @@ ci:
 	bash .ci/run
 
 clean:
-	rm -rf $(VENV) .venv-ci build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ci .venv-lowest crashes build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # `make -j` would otherwise let two pips work on one environment.
 .NOTPARALLEL:
@@ -64,7 +93,7 @@ $(CORE): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(TEST) $(DEV) $(PARITY) $(NOTES): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
@@ -72,3 +101,5 @@ $(TEST):   EXTRAS = test
 $(DEV):    EXTRAS = dev,convert
 $(PARITY): EXTRAS = test,parity,convert,mlx
 $(NOTES):  EXTRAS = notebooks
+$(BENCH):  EXTRAS = benchmarks,parity,mlx
+$(FUZZ):   EXTRAS = test,fuzz
