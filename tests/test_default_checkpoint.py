@@ -45,17 +45,17 @@ def test_it_is_small_and_complete():
 
 def test_its_heldout_loss_is_as_stated(model, tokenizer):
     held = heldout_loss(model, tokenizer, 100)
-    assert held.bound == pytest.approx(0.282885054, abs=1e-9)
-    assert held.loss == pytest.approx(0.3162, abs=1e-3)
+    assert held.bound == pytest.approx(0.276259018, abs=1e-9)
+    assert held.loss == pytest.approx(0.2891, abs=1e-3)
     card = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
-    assert "| loss on 500 held-out stories | 0.3182 nats per token |" in card
+    assert "| loss on 500 held-out stories | 0.2919 nats per token |" in card
     assert f"{TALES.entropy():.3f} nats per story" in card
 
 
 def test_it_writes_stories_that_the_grammar_accepts(model, tokenizer):
     nothing = tokenizer.encode("").ids
     texts, share = tell(model, tokenizer, [nothing] * 40, 0.8)
-    assert share >= 1 / 40, texts  # 0.16 of 100 stories when it was trained
+    assert share >= 5 / 40, texts  # 10 of these 40 when it was trained
     words = " ".join(" ".join(rule) for rule in TALES.rules.values())
     finished = [text for text in texts if text[-1] in '."']
     assert len(finished) >= 36
@@ -72,14 +72,19 @@ def test_it_goes_on_from_a_first_sentence(model, tokenizer):
         assert text[-1] in '."'
 
 
-def test_it_answers_a_request(model, tokenizer):
+@pytest.mark.parametrize(
+    ("wish", "word"),
+    [("Tell me a story about Ruby.", "Ruby"), ("Who lived in a stone tower?", "stone tower")],
+)
+def test_it_answers_a_request(model, tokenizer, wish, word):
     template = load_chat_template(model.path)
-    wish = {"role": "user", "content": "Tell me a story about a lazy turtle."}
-    prompt = template.render([wish], add_generation_prompt=True)
+    prompt = template.render([{"role": "user", "content": wish}], add_generation_prompt=True)
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     [new] = mr.generate(model, [ids], max_new_tokens=200)
     assert new[-1] == model.config.eos_token_id
-    assert re.match("(Once|There|In a|Far away)", tokenizer.decode(new))
+    told = tokenizer.decode(new)
+    assert re.match("(Once|There|In a|Far away)", told)
+    assert word in told
 
 
 def test_wheel_and_sdist_carry_it(tmp_path):

@@ -97,28 +97,26 @@ def test_tokenizer_gives_every_text_back():
     assert train_tokenizer(600).to_str() == tokenizer.to_str()
 
 
-def test_a_row_opens_with_a_story_or_a_wish_for_one():
+def test_a_row_is_a_story_or_a_wish_for_one():
     tokenizer = train_tokenizer(600)
-    rows = StoryRows(tokenizer, 400, alone=30).take(40)
+    rows = StoryRows(tokenizer, 300).take(40)
     chats = 0
-    for number, row in enumerate(rows):
+    for row in rows:
         text = tokenizer.decode(row.ids, skip_special_tokens=False)
-        parts = text.split(END)
-        if parts[0]:
-            chats += 1
-            wish, told, *rest = parts
-            assert wish.startswith("<|im_start|>user\n")
-            assert wish[-1] in ".?"
-            told = told.removeprefix("<|im_start|>assistant\n")
-        else:
-            _, told, *rest = parts
-        assert TALES.read(told) is not None
-        assert (len(row.ids) == 400) == (number >= 30)
-        assert rest == [""] if number < 30 else rest[0]
+        assert text.endswith(END)
+        if text.startswith(END):
+            assert TALES.read(text.removeprefix(END).removesuffix(END)) is not None
+            continue
+        chats += 1
+        wish, told, _ = text.split(END)
+        assert wish.startswith("<|im_start|>user\n")
+        assert wish[-1] in ".?"
+        assert TALES.read(told.removeprefix("<|im_start|>assistant\n")) is not None
     assert 0 < chats < 20
-    again = StoryRows(tokenizer, 400, alone=30)
+    again = StoryRows(tokenizer, 300)
     again.take(7)
     assert np.array_equal(again.take(1)[0].ids, rows[7].ids)
+    assert len(StoryRows(tokenizer, 20).take(1)[0].ids) == 20
 
 
 def test_heldout_bound_is_that_of_the_stories(run):

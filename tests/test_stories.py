@@ -104,13 +104,13 @@ def test_entropy_is_the_mean_surprisal():
 def test_stories_are_a_function_of_seed_part_and_number():
     assert story(0).text == (
         "Far away, in a snug cabin, there lived a quiet hedgehog by the name of Theo. One "
-        "morning, Theo packed a silver mitten and set out for the garden, where Mila the bear "
-        "lived. On the way, thick fog came over the land, and Theo hid in a hollow log. "
-        'Inside sat Poppy, a small fox, who was cold and hungry. "I can give you a plate of '
-        'pancakes," said Theo, and Poppy ate it all. When the sky was clear again, Poppy '
-        'showed him the way. "Where have you been?" asked Mila. "I met Poppy in a hollow '
-        'log," said Theo. The silver mitten was just what Mila had always wanted. And '
-        "whenever Theo came past the garden, he had to smile."
+        "morning, Theo packed a marble and set out for the barn, where Mila the fox lived. "
+        "The marble was blue, and it was for Mila. On the way, thick fog came over the land, "
+        "and Theo hid in a hollow log. Inside sat Poppy, a small rabbit, who was cold and "
+        'hungry. "I can give you a plate of pancakes," said Theo, and Poppy ate it all. When '
+        'the sky was clear again, Poppy showed him the way. "Where have you been?" asked '
+        'Mila. "I met Poppy in a hollow log," said Theo. The marble was just what Mila had '
+        "always wanted. And whenever Theo came past the barn, he had to smile."
     )
     texts = {
         story(i, part, seed).text

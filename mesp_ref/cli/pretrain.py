@@ -11,7 +11,7 @@ from mesp_ref.train.pretrain import PretrainOptions, pretrain
 _HELP = """\
 Train a small Qwen2 model from random weights on stories of a seeded grammar, all parameters by this
 package's own backward pass, and write a checkpoint directory with tokenizer and model card. The
-defaults give the checkpoint that comes with the package, in about 20 minutes on two cores; the
+defaults give the checkpoint that comes with the package, in about 30 minutes on one core; the
 same seed, NumPy and number of threads give the same bits.
 
 At the end the model is held against the grammar: its loss on held-out stories beside the exact
@@ -19,7 +19,7 @@ entropy bound, and the share of its own stories that the grammar could have writ
 
 examples:
   mesp-ref pretrain --out runs/stories
-  mesp-ref pretrain --out runs/tiny --steps 20 --layers 2 --hidden-size 64 --heldout 8 --samples 4
+  mesp-ref pretrain --out runs/tiny --steps 10 --layers 2 --hidden-size 64 --heldout 4 --samples 2
 """
 
 _NUMBERS = {

@@ -115,10 +115,10 @@ _SHARED = {
     ),
     "ending": (
         "From that day on, {name} and {name2} were the best of friends.",
-        "That night, the {trait} {kind} slept very well in the {home}.",
+        "That night, {name} slept very well in the {home}.",
         "And whenever {name} came past the {place}, {name.he} had to smile.",
         "{name} went home to the {home}, tired but happy.",
-        "Every animal in the land heard of it, and they still tell the tale of {name} the {kind}.",
+        "Every animal in the land heard of it, and they still tell the tale of {name} and {name2}.",
         "It was a day that {name} and {name2} would never forget.",
     ),
     "joy": (
@@ -131,14 +131,14 @@ _SHARED = {
 
 _PLOTS = {
     "lost": (
-        "One {weather} {time}, {name} could not find {name.his} {colour} {thing}. <search> "
-        "<visitor> <clue> They went to the {place} together, but all they found {place.at} was "
-        '{find}. {name2} had an idea. "Let us try the {place2}!" And there was the {thing}, '
-        "{place2.at}! {name} was so happy that {name.he} <joy>. To say thank you, {name.he} gave "
-        "{name2} {food}.",
+        "One {weather} {time}, {name} could not find {name.his} {thing}. The {thing} was {colour}, "
+        "and {name} loved it. <search> <visitor> <clue> They went to the {place} together, but all "
+        'they found {place.at} was {find}. {name2} had an idea. "Let us try the {place2}!" And '
+        "there was the {thing}, {place2.at}! {name} was so happy that {name.he} <joy>. To say thank "
+        "you, {name.he} gave {name2} {food}.",
     ),
     "search": (
-        "{name.He} looked under the bed and behind the stove, but it was gone.",
+        "{name.He} looked for the {thing} under the bed and behind the stove.",
         "The {thing} was not on the shelf, and {name} felt very {mood}.",
     ),
     "visitor": (
@@ -146,7 +146,7 @@ _PLOTS = {
         "A {kind2} named {name2} came by and stopped.",
     ),
     "clue": (
-        '"Where did you last have it?" asked {name2}. "I was playing {place.at}," said {name}.',
+        '"Where did you last see the {thing}?" asked {name2}. "I was playing {place.at}," said {name}.',
         '"What are you looking for?" asked {name2}. "My {thing}! I think I left it {place.at}."',
     ),
     "rescue": (
@@ -167,7 +167,7 @@ _PLOTS = {
     "thanks": (
         '"You saved me!" said {name2} and gave {name} {food}.',
         '"I will not forget this as long as I live," said {name2}.',
-        "{name2} hugged {name} and called {name.him} the best {kind} in the land.",
+        "{name2} hugged {name} and called {name.him} the best friend in the land.",
     ),
     "feast": (
         "It was the birthday of {name2} the {kind2}, and {name} wanted to make a {dish}. But there "
@@ -186,26 +186,26 @@ _PLOTS = {
         "so happy.",
     ),
     "journey": (
-        "One {time}, {name} packed a {colour} {thing} and set out for the {place}, where "
-        "{name2} the {kind2} lived. On the way, {storm} came over the land, and {name} hid in "
-        "{shelter}. Inside sat {name3}, a {trait2} {kind3}, who was cold and hungry. <share> When "
-        'the sky was clear again, {name3} showed {name.him} the way. "Where have you been?" '
-        'asked {name2}. "I met {name3} in {shelter}," said {name}. <present>',
+        "One {time}, {name} packed a {thing} and set out for the {place}, where {name2} the {kind2} "
+        "lived. The {thing} was {colour}, and it was for {name2}. On the way, {storm} came over the "
+        "land, and {name} hid in {shelter}. Inside sat {name3}, a {trait2} {kind3}, who was cold and "
+        "hungry. <share> When the sky was clear again, {name3} showed {name.him} the way. "
+        '"Where have you been?" asked {name2}. "I met {name3} in {shelter}," said {name}. <present>',
     ),
     "share": (
         "{name} had {food} and gave half of it to {name3}.",
         '"I can give you {food}," said {name}, and {name3} ate it all.',
     ),
     "present": (
-        "Then {name.he} gave {name2} the {thing}, and {name2} liked the {colour} colour best.",
-        "The {colour} {thing} was just what {name2} had always wanted.",
+        "Then {name.he} gave {name2} the {thing}, and {name2} liked it very much.",
+        "The {thing} was just what {name2} had always wanted.",
     ),
     "noise": (
         "Every {time}, {doing.noise} came from the {place}, and nobody knew who it was. "
         '<fear> But {name} took {light} and went to look. "Who is there?" {name.he} asked. It was '
         "only {name2}, a {trait2} {kind2}, who was {doing} {place.at}! <reason> {name} <joy> and "
-        "told {name3} the {kind3} about it. The next day they all met {place2.at}, and {name2} was "
-        "{doing} for everyone.",
+        "told {name3} the {kind3} about it. The next day they all met {place2.at} and laughed, for "
+        "{name2} was {doing} again.",
     ),
     "fear": (
         '"It must be a monster," said {name3}.',

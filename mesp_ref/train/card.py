@@ -50,15 +50,15 @@ ends each turn of a conversation.
 ```
 
 repeats it: {steps:,} steps of {batch_size} rows, {tokens:,} predicted tokens in {minutes:.0f}
-minutes. AdamW, learning rate {lr:g} after {warmup} steps of warm-up, then a cosine to 0; gradients
-clipped at norm 1. NumPy {numpy} with {blas} and threads = {threads}
-gave these bits; another library or number of threads rounds differently and gives another model,
-about as good.
+minutes. AdamW with betas 0.9 and 0.98; learning rate {lr:g} after {warmup} steps of warm-up, then a
+cosine to 0; gradients clipped at norm 1. NumPy {numpy} with {blas} and threads = {threads} gave
+these bits; another library or number of threads rounds differently and gives another model, about
+as good.
 
 No story comes twice: each row is drawn afresh from the seeded grammar in `mesp_ref.stories`. A row
-is one story, and after {alone:.0%} of the steps as many as fill {seq_len} tokens. In a quarter of
-the rows somebody asks for the first one, in the model's chat format. The tokenizer is byte-level
-BPE with {vocab_size:,} tokens, trained on stories, requests, questions and answers.
+is one story; in a fifth of them somebody asks for it first, in the model's chat format. The
+tokenizer is byte-level BPE with {vocab_size:,} tokens, trained on stories, requests, questions and
+answers.
 
 ## How good it is
 
@@ -75,13 +75,16 @@ The grammar is unambiguous and every draw in it is uniform, so its entropy is kn
 | greedy stories from held-out first sentences that it accepts | {greedy_accepted:.1%} of {samples} |
 
 The grammar accepts a story when every word of it could have been written by its rules: one wrong
-pronoun, or a place or colour that contradicts an earlier sentence, and the story does not count.
+pronoun, one name given to two animals, or a place that contradicts an earlier sentence, and the
+story does not count.
 
 ## Limits
 
-A story has up to about 180 tokens, and the model has seen rows of {seq_len}. It cannot answer
-questions about a story; that is what the default fine-tuning set teaches. Asked for a story about
-somebody, it tells one, but often about somebody else.
+A story has up to about 180 tokens, and the model has seen one at a time. It cannot answer
+questions about a story; that is what the default fine-tuning set teaches. Greedy text often gives a
+newcomer a name that is taken: a new name is one of many equally likely ones, and one that was just
+told lies a little above each of them. So draw stories with a temperature. Asked for a story about a
+name or a home, it tells one; of a wish for an animal it takes no notice.
 """
 
 

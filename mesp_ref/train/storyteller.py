@@ -17,7 +17,7 @@ from mesp_ref.train.trainer import evaluate
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_CHAT_SHARE = 0.25  # of the rows open with a conversation
+_CHAT_SHARE = 0.2  # of the rows are conversations
 _LONGEST = 256  # tokens: more than any story has
 
 
@@ -25,13 +25,12 @@ class StoryRows:
     """Endless rows of fresh stories: row k is a function of (seed, k) alone, none comes twice.
 
     A row is END, story, END, or for a share of the rows a conversation in which somebody asks for
-    the story. From row `alone` on further stories follow, each with its END, until seq_len is full.
-    Until then a story's own names are the only ones in sight, so to copy a name it is enough to
-    look for one: with two stories in every row the model takes far longer to begin to.
+    the story. A story's own names are the only ones in sight, so to copy a name it is enough to
+    look for one: with several stories packed into a row the model takes far longer to begin to.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", seq_len: int, seed: int = 0, alone: int = 0):
-        self.tokenizer, self.seq_len, self.seed, self.alone = tokenizer, seq_len, seed, alone
+    def __init__(self, tokenizer: "Tokenizer", seq_len: int, seed: int = 0):
+        self.tokenizer, self.seq_len, self.seed = tokenizer, seq_len, seed
         self.template = ChatTemplate(CHAT_TEMPLATE)
         self.cursor = Cursor()
 
@@ -45,17 +44,12 @@ class StoryRows:
         rng = generator("train", number, self.seed)
         told = TALES.write(rng)
         if rng.random() < _CHAT_SHARE:
-            ids = self._encode(self.template.render(request(told, rng)["messages"]))
+            text = self.template.render(request(told, rng)["messages"])
         else:
-            ids = self._encode(END + told.text + END)
-        while number >= self.alone and len(ids) < self.seq_len:
-            ids += self._encode(TALES.write(rng).text + END)
+            text = END + told.text + END
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         row = np.array(ids[: self.seq_len], np.int32)
         return Row(row, row)
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
 
 
 class HeldOut(NamedTuple):
