@@ -304,6 +304,10 @@ def main() -> int:
     model, adapter, ids = map(Path, paths)
     files = Files(model, adapter, ids, int(threads))
     stages: Stages = {"Python": anonymous_mib()}
+    if system != "mlx":  # which has an environment of its own, without mesp_ref
+        from mesp_ref.allocator import keep_freed_memory  # now: its imports are a stage of ours
+
+        keep_freed_memory()  # as the command line does; for torch too
     kinds: dict[str, Any] = {"torch": Torch, "mlx": Mlx}
     contender = kinds.get(system.split()[0], Ours)(system, files, stages)
     ready = {"stages": stages, "versions": contender.versions()}

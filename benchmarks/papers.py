@@ -20,6 +20,7 @@ from pictures import draw_memory, draw_ratios, draw_waterfall
 from prose import tidy
 from waterfall import H, Step, contents, waterfall
 
+from mesp_ref.allocator import keep_freed_memory
 from mesp_ref.memory import Shapes
 from mesp_ref.methods import METHODS
 
@@ -456,6 +457,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), metavar="DIR")
     args = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     if args.rounds < 1:
         parser.error(f"--rounds: found {args.rounds}, expected at least 1")
     results = measure_all(Bench(args.rounds), args.only is None, args.time_3b)

@@ -16,6 +16,7 @@ from common import machine, markdown_table, write_report
 from pictures import Curve, draw_curves
 from prose import tidy
 
+from mesp_ref.allocator import keep_freed_memory
 from mesp_ref.methods import METHODS
 
 VARIANTS = (*METHODS, DISK)
@@ -199,6 +200,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), metavar="DIR")
     args = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     if args.rounds < 1:
         parser.error(f"--rounds: found {args.rounds}, expected at least 1")
     results = measure_all(Bench(args.rounds), args.only is None)

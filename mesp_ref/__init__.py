@@ -6,6 +6,7 @@ adapter = mr.init_lora(model.config, rank=8, alpha=16.0)
 loss, grads = mr.loss_and_grads(model, adapter, input_ids, labels, method="mesp")
 """
 
+from mesp_ref.allocator import keep_freed_memory
 from mesp_ref.config import Qwen2Config
 from mesp_ref.errors import MespRefError
 from mesp_ref.generate import generate
@@ -28,6 +29,7 @@ __all__ = [
     "choose_schedule",
     "generate",
     "init_lora",
+    "keep_freed_memory",
     "load_adapter",
     "load_model",
     "load_tokenizer",

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # Lower layers first: a module may import its own layer and those above it in this list.
 LAYERS = (
-    ("errors", "reading", "config"),
+    ("allocator", "errors", "reading", "config"),
     ("ops",),
     ("registry",),
     ("weights",),

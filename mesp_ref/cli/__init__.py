@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from mesp_ref import __version__
+from mesp_ref.allocator import keep_freed_memory
 from mesp_ref.cli import (
     compare,
     convert,
@@ -70,6 +71,8 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 1 for a check that failed, 2 for a mistake,
     130 for Ctrl-C."""
+    if argv is None:  # a process of its own, whose allocator is ours to set
+        keep_freed_memory()
     try:
         args = build_parser().parse_args(argv)
         code: int = args.run(args)

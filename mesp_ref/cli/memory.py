@@ -124,7 +124,7 @@ def _check(args: argparse.Namespace) -> None:
     at_least(args, batch_size=1, seq_len=2, rank=1)
     if args.plot and Path(args.plot).suffix not in (".png", ".html"):
         raise MespRefError(f"--plot: found {args.plot!r}, expected a file ending in .png or .html")
-    if args.memory_limit and (args.plot or args.measure):
+    if args.memory_limit is not None and (args.plot or args.measure):
         raise MespRefError(
             "--memory-limit: found beside --measure or --plot, expected one of the two; "
             "measure the method that it names"
@@ -203,7 +203,13 @@ def _choice(args: argparse.Namespace, shapes: Shapes) -> Choice:
         and args.checkpoints in (None, s.checkpoints)
     ]  # fmt: skip
     if not schedules:
-        raise MespRefError("--memory-limit: found mezo alone, expected an exact --method")
+        found = f"--method {', '.join(args.method)}"
+        if args.checkpoints:
+            found += f" and --checkpoints {args.checkpoints}"
+        raise MespRefError(
+            f"--memory-limit: found beside {found}, expected an exact method; mezo is none, and "
+            "store_all has no checkpoints on disk"
+        )
     limit = parse_size(args.memory_limit, "--memory-limit")
     return choose(shapes, limit, schedules=schedules, name="--memory-limit")
 
@@ -214,7 +220,7 @@ def run(args: argparse.Namespace) -> int:
     config, base, model = _open(args)
     disk = args.checkpoints == "disk"
     shapes = Shapes(config, args.batch_size, args.seq_len, args.rank, targets, disk, base=base)
-    if args.memory_limit:
+    if args.memory_limit is not None:
         return _print_choice(args, _choice(args, shapes))
     facts = _facts(args, shapes, model)
     if args.json:
@@ -235,9 +241,11 @@ def _measured(found: dict[str, Any]) -> str:
     if "measured_peak_bytes" not in found:
         return ""
     own, files = found["anonymous_bytes"], found["mapped_bytes"]
+    measured = f", measured {megabytes(found['measured_peak_bytes'])}"
+    if not own["peak"]:  # only Linux tells
+        return measured
     return (
-        f", measured {megabytes(found['measured_peak_bytes'])}\n"
-        f"            process: {megabytes(own['peak'])} of its own at most "
+        f"{measured}\n            process: {megabytes(own['peak'])} of its own at most "
         f"({megabytes(own['before'])} before), {megabytes(files['peak'])} of mapped files"
     )
 
