@@ -1,5 +1,6 @@
 """Models from a checkpoint directory, from random numbers, or copied into memory."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def cache_directory() -> Path:
 def random_checkpoint(name: str, dtype: str = "float32", affine: Affine | None = None) -> Model:
     """A published shape with random weights, in a mapped file that is written once.
 
-    The file lies in `cache_directory`: 2 GB for qwen2.5-0.5b in float32, 0.3 GB in 4 bits.
+    The file lies in `cache_directory`: 2 GB for qwen2.5-0.5b in float32, 0.3 GB in 4 bits. One of
+    another shape under its name is written anew.
 
     Raises MespRefError for an unknown shape or type, and for a disk that is too full
     """
@@ -79,6 +81,13 @@ def random_checkpoint(name: str, dtype: str = "float32", affine: Affine | None =
     if affine:
         kind = f"{affine.bits}bit-g{affine.group_size}-{kind}"
     path = cache_directory() / "random" / f"{name.lower()}-{kind}"
-    if not (path / "config.json").is_file():
+    if not _holds(path, config):
         write_random_checkpoint(config, path, dtype=dtype, affine=affine)
     return load_model(path)
+
+
+def _holds(path: Path, config: Qwen2Config) -> bool:
+    """Whether a checkpoint of this very shape lies there."""
+    if not (path / "config.json").is_file():
+        return False
+    return dataclasses.replace(Qwen2Config.load(path), source=config.source) == config

@@ -6,6 +6,7 @@ import os
 import re
 import reprlib
 import stat
+from collections import Counter
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
@@ -51,8 +52,8 @@ def parse_json(text: bytes | str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        times = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in times.items() if count > 1)
         raise ValueError(f"{shown(twice)} is given twice")
     return found
 

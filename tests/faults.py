@@ -53,8 +53,11 @@ def kill_while_saving(folder: Path, kills: int, seed: int) -> dict[str, int]:
         reads, writes = os.pipe()
         child = os.fork()
         if not child:
-            os.close(reads)
-            _save_forever(folder, version, writes)
+            try:
+                os.close(reads)
+                _save_forever(folder, version, writes)
+            finally:  # not through the parent's code, which would remove the folder
+                os._exit(1)
         os.close(writes)
         with os.fdopen(reads, "rb") as told:
             last = int(told.readline())  # so that there is something to lose

@@ -116,8 +116,9 @@ def outputs(tmp_path_factory):
 @pytest.fixture
 def reader(tmp_path, monkeypatch, hours):
     """The directory of someone who tries the examples: the default checkpoint, under the names of
-    the examples, too."""
+    the examples, too; and a cache of their own, since they write weights there."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MESP_REF_CACHE", str(tmp_path / "cache"))
     model = mr.load_model()
     Path("Qwen2.5-0.5B").symlink_to(model.path, target_is_directory=True)
     told = [story(number).text for number in range(8)]

@@ -1,5 +1,6 @@
 """mesp-ref memory: JSON, timelines, published shapes with random weights, and bad input."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -55,6 +56,21 @@ def test_memory_of_the_process_is_told_apart_from_files(capsys: pytest.CaptureFi
         assert 0 < found[kind]["before"] <= found[kind]["peak"]
 
 
+@pytest.mark.usefixtures("small")
+def test_a_system_that_does_not_tell_shows_no_zeros(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Without /proc there is nothing to say about the process, rather than 0 MB."""
+    from mesp_ref.memory import process
+
+    command = ["memory", "qwen2.5-0.5b", "--method", "mesp", "--seq-len", "9", "--measure"]
+    monkeypatch.setattr(process, "_STATUS", Path("/no/such/file"))
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert ", measured " in said
+    assert "process" not in said
+
+
 def test_named_weights_are_written_once_and_mapped(small: Path) -> None:
     """Matrices have the deviation asked for; a second call opens the same file."""
     for affine, folder in (
@@ -72,6 +88,17 @@ def test_named_weights_are_written_once_and_mapped(small: Path) -> None:
         assert abs(w.mean()) < 0.001
         assert not model.weights("model.layers.0.self_attn.q_proj.bias").any()
         assert (model.weights("model.norm.weight") == 1).all()
+
+
+@pytest.mark.usefixtures("small")
+def test_another_shape_under_the_name_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of another model, measured beside this one's prediction, would look like an error."""
+    assert loading.random_checkpoint("qwen2.5-0.5b").config.num_hidden_layers == 2
+    deeper = dataclasses.replace(SMALL, num_hidden_layers=3)
+    monkeypatch.setitem(loading.SHAPES, "qwen2.5-0.5b", deeper)
+    model = loading.random_checkpoint("qwen2.5-0.5b")
+    assert model.config.num_hidden_layers == 3
+    assert len(model.weights("model.layers.2.mlp.up_proj.weight")) == SMALL.intermediate_size
 
 
 def test_writing_takes_a_few_rows_of_memory(tmp_path: Path) -> None:
@@ -145,9 +172,12 @@ WRONG = [
     (["qwen2.5-3b", "--dtype", "int8"], "--dtype"),
     (["qwen2.5-3b", "--memory-limit", "1kB"], "--memory-limit: found 0.01 MB, expected at least"),
     (["qwen2.5-3b", "--memory-limit", "tiny"], "expected a size such as 64MB"),
-    (["qwen2.5-3b", "--memory-limit", "1MB", "--method", "mezo"], "mezo alone"),
-    (["qwen2.5-3b", "--memory-limit", "1MB", "--measure"], "--memory-limit: found beside"),
-]
+    (["qwen2.5-3b", "--memory-limit", "1MB", "--method", "mezo"], "mezo is none"),
+    (["qwen2.5-3b", "--memory-limit", "1GB", "--method", "store_all", "--checkpoints", "disk"],
+     "store_all and --checkpoints disk, expected"),
+    (["qwen2.5-3b", "--memory-limit", ""], "expected a size such as 64MB"),
+    (["qwen2.5-3b", "--memory-limit", "1MB", "--measure"], "--memory-limit: found beside --measure"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG, ids=lambda value: str(value)[:40])

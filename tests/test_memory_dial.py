@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -263,7 +264,8 @@ def test_the_limit_holds_against_the_kernel(
         given = [wide_model, text_file, tmp_path / method, limit, spare, method]
         outcomes[method] = subprocess.run(
             [sys.executable, "-c", _LIMITED, *map(str, given)],
-            capture_output=True, text=True, check=False, env={"OPENBLAS_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
         )  # fmt: skip
     assert outcomes["dial"].returncode == 0, outcomes["dial"].stderr
     assert outcomes["dial"].stdout.strip() == "mesp_tiled"

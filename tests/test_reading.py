@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
+from mesp_ref import reading
 from mesp_ref.errors import MespRefError
 from mesp_ref.golden.suite import SHIPPED, Suite
 from mesp_ref.reading import inside, open_regular, parse_json, read_object, shown
@@ -54,6 +55,26 @@ def test_json_that_only_looks_like_it(text: Any, reason: str) -> None:
         parse_json(text)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+def test_a_name_given_twice_is_found_without_comparing_all_names() -> None:
+    """A file of a million names, the last one twice, must not take an hour to refuse."""
+    compared = 0
+
+    class Name(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)  # type: ignore[arg-type]
+
+    names = [Name(i) for i in range(1000)]
+    pairs = [*((name, 0) for name in names), (Name(999), 0)]
+    with pytest.raises(ValueError, match="'999' is given twice"):
+        reading._object(pairs)
+    assert compared < 100  # each with each would be half a million
 
 
 def test_quotes_are_short_whatever_they_quote() -> None:
