@@ -19,7 +19,7 @@ READING = {
     "ops/swiglu.py": "the gate of the MLP",
     "ops/embedding.py": "the lookup",
     "ops/cross_entropy.py": "the loss",
-    "ops/lm_loss.py": "head and loss together, a chunk of logits at a time",
+    "ops/tiled/lm_loss.py": "head and loss together, a tile of the vocabulary at a time",
     "block.py": "the ops in order, then in reverse, with what is dropped and rebuilt",
     "model.py": "embedding, blocks, norm and head",
     "methods.py": "the methods, each a short function over `block` and `block_bwd`",

