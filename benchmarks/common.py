@@ -327,10 +327,6 @@ class Timed(NamedTuple):
         """Ratio of medians."""
         return self.median(name) / self.median(to)
 
-    def of_gemm(self, name: str, products: Gemms) -> float:
-        """Median time in units of the time that its products alone take at the probed rate."""
-        return self.median(name) * median(self.rates[name]) / total_flops(products)
-
 
 def interleaved(
     functions: Mapping[str, Callable[[], Any]],
