@@ -66,7 +66,7 @@ class DiskCheckpoints:
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # outlives us
-            os.posix_fallocate(self._file.fileno(), self._end, size)
+            _reserve(self._file.fileno(), self._end, size)
             room = mmap.mmap(self._file.fileno(), size, offset=self._end)
         except OSError as error:
             self._close()
@@ -101,6 +101,16 @@ class DiskCheckpoints:
         trace: TracebackType | None,
     ) -> None:
         self._close()
+
+
+def _reserve(handle: int, start: int, size: int) -> None:
+    """Room on the disk, not just a longer file. macOS has no posix_fallocate: zeros are written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, start, size)
+        return
+    zeros, at = bytes(mmap.ALLOCATIONGRANULARITY), start  # `size` is a multiple of this
+    while at < start + size:
+        at += os.pwrite(handle, zeros, at)
 
 
 def open_checkpoints(kind: str) -> RamCheckpoints | DiskCheckpoints:

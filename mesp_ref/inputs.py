@@ -46,10 +46,14 @@ def check_batch(config: Qwen2Config, input_ids: Any, labels: Any) -> tuple[Array
     return ids, targets
 
 
+class NotFinite(MespRefError):
+    """A result of the forward that is NaN or infinite."""
+
+
 def finite(what: str, value: float) -> float:
-    """The value itself, complex ones too; MespRefError where it is NaN or infinite."""
+    """The value itself, complex ones too; NotFinite, a MespRefError, where it is NaN or infinite."""
     if not cmath.isfinite(value):
-        raise MespRefError(
+        raise NotFinite(
             f"{what}: found {value}, expected a finite number; weights or adapter hold NaN or "
             "infinity, or are so large that the dtype overflows"
         )

@@ -116,6 +116,23 @@ def test_a_full_disk_refuses_a_block_checkpoint_before_it_is_touched(tmp_path: P
         stack.push(np.ones(1 << 14, np.float32))
 
 
+def test_room_is_reserved_where_there_is_no_fallocate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS: the same error before a map is touched, and the same arrays."""
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(size, np.float32) for size in (3, 1 << 14, 70_001)]
+    with DiskCheckpoints(tmp_path) as stack:
+        for array in arrays:
+            stack.push(array)
+        for array in reversed(arrays):
+            np.testing.assert_array_equal(stack.pop(), array)
+    needs = pytest.raises(mr.MespRefError, match="a checkpoint needs 65536 bytes")
+    with DiskCheckpoints(tmp_path) as stack, full_after(1000), needs:
+        stack.push(arrays[1])
+
+
 # A run on a small model
 
 

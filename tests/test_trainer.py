@@ -205,6 +205,22 @@ def test_a_loss_that_is_not_finite_changes_nothing(tiny_config, adapter, clip):
         np.testing.assert_array_equal(array, adapter.weights[name])
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_mezo_tells_the_step_of_a_loss_that_is_not_finite(tiny_config, adapter, accumulate):
+    """The forward itself refuses the loss; the parameters are back within MeZO's own rounding."""
+    model = mr.random_model(tiny_config, dtype="float64")
+    model.weights.arrays["model.layers.1.mlp.up_proj.weight"][0, 0] = np.inf
+    before, stream = copy(adapter), Rows(ROWS)
+    config = dataclasses.replace(PLAIN, method="mezo", accumulate=accumulate)
+    trainer = Trainer(model, adapter, stream, config)
+    with pytest.raises(NonFinite, match=r"step 1: loss: found (nan|inf).*smaller --lr") as error:
+        trainer.advance()
+    assert not error.value.torn
+    assert (trainer.step, stream.cursor) == (0, Cursor())
+    for name, array in before.weights.items():
+        np.testing.assert_allclose(array, adapter.weights[name], rtol=0, atol=1e-15)
+
+
 def test_evaluation_is_a_mean_over_tokens(model, adapter, monkeypatch):
     assert evaluate(model, adapter, ROWS, batch_size=1)[1] == 26
     ids, labels = batch(ROWS)

@@ -20,10 +20,10 @@ def resident() -> Resident:
     """Memory of this process now."""
     try:
         lines = _STATUS.read_text(encoding="ascii").splitlines()
-    except OSError:
+        found = dict(line.split(":", 1) for line in lines if ":" in line)
+        return Resident(*(int(found[name].split()[0]) * 1024 for name in _FIELDS))
+    except (OSError, KeyError):  # not Linux, or one whose kernel does not tell them apart
         return Resident()
-    found = dict(line.split(":", 1) for line in lines if ":" in line)
-    return Resident(*(int(found[name].split()[0]) * 1024 for name in _FIELDS))
 
 
 class PeakResident:

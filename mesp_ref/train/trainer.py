@@ -13,6 +13,7 @@ import numpy as np
 
 from mesp_ref.errors import MespRefError
 from mesp_ref.gradients import check_perturbations, loss_and_grads
+from mesp_ref.inputs import NotFinite
 from mesp_ref.lora import Adapter
 from mesp_ref.methods import METHODS
 from mesp_ref.model import Model
@@ -200,18 +201,21 @@ class Trainer:
     ) -> tuple[float, dict[str, Array]]:
         config = self.config
         noise = np.random.SeedSequence([config.seed, 4, self.step, part])
-        return loss_and_grads(
-            self.model,
-            self.adapter,
-            *as_batch(batch),
-            method=config.method,
-            trainable=self.trainable,
-            seed=int(noise.generate_state(1)[0]),
-            eps=config.eps,
-            on_gradients=on_gradients,
-            checkpoints=config.checkpoints,
-            perturbations=config.perturbations,
-        )
+        try:
+            return loss_and_grads(
+                self.model,
+                self.adapter,
+                *as_batch(batch),
+                method=config.method,
+                trainable=self.trainable,
+                seed=int(noise.generate_state(1)[0]),
+                eps=config.eps,
+                on_gradients=on_gradients,
+                checkpoints=config.checkpoints,
+                perturbations=config.perturbations,
+            )
+        except NotFinite as error:  # mezo's forwards; its parameters are back where they were
+            raise NonFinite(f"step {self.step + 1}: {error}; try a smaller --lr", False) from None
 
     def _update_at_once(self, batches: Sequence[Sequence[Row]], lr: float) -> tuple[float, float]:
         """Update all parameters when all gradients are there."""

@@ -1,0 +1,199 @@
+"""The notebooks as they are stored: run in order, without errors, and not stale.
+
+They are executed by `make notebooks`; `make notebooks-refresh` stores what that gives.
+"""
+
+import copy
+import importlib.util
+import inspect
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import mesp_ref
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+REFRESH = "run make notebooks-refresh"
+MACHINE = re.compile(r"/(home|root|tmp|work|Users|var|opt|usr|private)/|site-packages|[A-Z]:\\\\")
+
+
+def load(name: str) -> ModuleType:
+    """A script that lies beside the notebooks."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+drawing, refresh = load("drawing"), load("refresh")
+
+
+def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def is_solution(cell: dict[str, Any]) -> bool:
+    """Hidden from who reads down to the exercises: a folded cell, or folded Markdown."""
+    hidden = bool(cell["metadata"].get("jupyter", {}).get("source_hidden"))
+    return hidden or "<details>" in "".join(cell["source"])
+
+
+def stale_sources(cell: dict[str, Any]) -> list[str]:
+    """What a cell shows of the package and is no longer so."""
+    found = []
+    for output in cell["outputs"]:
+        shown = output.get("metadata", {}).get("mesp_ref")
+        if shown is None:
+            continue
+        stored, places = "".join(output["data"]["text/markdown"]), shown["places"]
+        if stored != drawing.RENDERERS[shown["shows"]](places):
+            found.append(f"stored source of {', '.join(places)} is not today's: {REFRESH}")
+    return found
+
+
+def problems(notebook: dict[str, Any]) -> list[str]:
+    """Everything that is wrong with a stored notebook, a line each."""
+    found, cells = [], code_cells(notebook)
+    counts = [cell["execution_count"] for cell in cells]
+    if counts != list(range(1, len(cells) + 1)):
+        found.append(f"cells did not run in order from 1: {counts}")
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    if any(output["output_type"] == "error" for output in outputs):
+        found.append("a cell raised an error")
+    if any(output.get("name") == "stderr" for output in outputs):
+        found.append("a cell wrote to standard error: a warning?")
+    if not any("image/png" in output.get("data", {}) for output in outputs):
+        found.append("no picture")
+    for name, value in refresh.stamp(notebook).items():
+        stored = notebook["metadata"].get("mesp_ref", {}).get(name)
+        if stored != value:
+            found.append(f"{name} of the stored outputs: found {stored}, now {value}: {REFRESH}")
+    if f"mesp_ref {mesp_ref.__version__}" not in printed(cells[0]):
+        found.append("the first cell does not print today's version")
+    found += [line for cell in cells for line in stale_sources(cell)]
+    for cell in notebook["cells"]:
+        if place := MACHINE.search(without_pictures(cell)):
+            found.append(f"the path of a machine: …{place[0]}…")
+    return found
+
+
+def printed(cell: dict[str, Any]) -> str:
+    return "".join("".join(output.get("text", "")) for output in cell["outputs"])
+
+
+def without_pictures(cell: dict[str, Any]) -> str:
+    bare = copy.deepcopy(cell)
+    for output in bare.get("outputs", []):
+        output.get("data", {}).pop("image/png", None)
+    return json.dumps(bare, ensure_ascii=False)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+def test_there_are_notebooks() -> None:
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{i + 1:02d}" for i in range(len(NOTEBOOKS))]
+    assert len(NOTEBOOKS) >= 5
+
+
+def test_stored_outputs_are_todays(notebook: dict[str, Any]) -> None:
+    assert not problems(notebook)
+
+
+def test_each_exercise_has_a_hidden_solution(notebook: dict[str, Any]) -> None:
+    text = "\n".join("".join(c["source"]) for c in notebook["cells"] if not is_solution(c))
+    asked = len(re.findall(r"^\*\*Exercise \d", text, re.MULTILINE))
+    hidden = [cell for cell in notebook["cells"] if is_solution(cell)]
+    answered = sum("".join(cell["source"]).count("Solution ") for cell in hidden)
+    assert asked >= 2
+    assert answered == asked
+
+
+def test_the_package_is_imported_and_not_pasted(notebook: dict[str, Any]) -> None:
+    """No function of the engine is defined again in a cell, and some source is shown."""
+    engine = (mesp_ref.ops, mesp_ref.block, mesp_ref.methods, mesp_ref.model)
+    names = {n for m in engine for n, _ in inspect.getmembers(m, inspect.isfunction)}
+    defined = {
+        name
+        for cell in code_cells(notebook)
+        for name in re.findall(r"^def (\w+)", "".join(cell["source"]), re.MULTILINE)
+    }
+    assert not defined & names
+    assert any(
+        "mesp_ref" in output.get("metadata", {})
+        for cell in code_cells(notebook)
+        for output in cell["outputs"]
+    )
+
+
+def test_links_lead_somewhere(notebook: dict[str, Any]) -> None:
+    text = "\n".join(
+        "".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown"
+    )
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert links
+    for link in links:
+        assert (FOLDER / link).exists(), link
+
+
+def test_pictures_have_a_white_ground(notebook: dict[str, Any]) -> None:
+    """A transparent figure with dark text cannot be read on a dark page."""
+    from base64 import b64decode
+    from io import BytesIO
+
+    from matplotlib.image import imread
+
+    for cell in code_cells(notebook):
+        for output in cell["outputs"]:
+            if png := output.get("data", {}).get("image/png"):
+                corner = imread(BytesIO(b64decode("".join(png))))[0, 0]
+                assert (corner == 1).all()  # white, and opaque where there is an alpha channel
+
+
+def _edit(notebook: dict[str, Any], how: str) -> None:
+    """One way in which a stored notebook goes bad."""
+    cells = code_cells(notebook)
+    shown = [o for c in cells for o in c["outputs"] if "mesp_ref" in o.get("metadata", {})]
+    if how == "older version":
+        notebook["metadata"]["mesp_ref"]["version"] = "0.0.1"
+    elif how == "never stamped":
+        del notebook["metadata"]["mesp_ref"]
+    elif how == "another checkpoint":
+        notebook["metadata"]["mesp_ref"]["checkpoint_sha256"] = "0" * 64
+    elif how == "edited cell":
+        cells[1]["source"] = [*cells[1]["source"], "\n# one more line"]
+    elif how == "changed source":
+        text = "".join(shown[0]["data"]["text/markdown"])
+        shown[0]["data"]["text/markdown"] = text.replace("return", "return -", 1)
+    elif how == "run twice":
+        cells[-1]["execution_count"] += 1
+    elif how == "cleared":
+        for cell in cells:
+            cell |= {"execution_count": None, "outputs": []}
+    elif how == "error":
+        cells[1]["outputs"].append({"output_type": "error", "ename": "E", "evalue": ""})
+    elif how == "machine path":
+        cells[1]["outputs"].append(
+            {"output_type": "stream", "name": "stdout", "text": ["/home/ada/x.py"]}
+        )
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["older version", "never stamped", "another checkpoint", "edited cell", "changed source",
+     "run twice", "cleared", "error", "machine path"],
+)  # fmt: skip
+def test_a_stale_notebook_is_found(how: str) -> None:
+    notebook = json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))
+    before = problems(notebook)
+    _edit(notebook, how)
+    assert set(problems(notebook)) - set(before)
