@@ -16,6 +16,7 @@ import mesp_ref as mr
 from mesp_ref import ops
 from mesp_ref.verify.samples import sample_batch, sample_model, small_config
 from mesp_ref.weights import save_checkpoint
+from mesp_ref.weights.safetensors import MappedFile
 
 NORM, TABLE = "model.norm.weight", "model.embed_tokens.weight"
 
@@ -324,3 +325,14 @@ def test_random_model_is_seeded_and_starts_as_training_does() -> None:
     assert not first.weights("model.layers.0.self_attn.q_proj.bias").any()
     assert (first.weights(TABLE) != other.weights(TABLE)).any()
     assert np.std(first.weights(TABLE)) == pytest.approx(0.02, rel=0.3)
+
+
+def test_metadata_may_be_null_as_mlx_writes_it(tmp_path):
+    header = {"__metadata__": None, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    text = json.dumps(header).encode()
+    values = np.array([1.5, -2.0], "<f4")
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + values.tobytes())
+    opened = MappedFile(file)
+    assert opened.metadata == {}
+    np.testing.assert_array_equal(opened.raw("a"), values)

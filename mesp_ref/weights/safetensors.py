@@ -78,7 +78,8 @@ class MappedFile:
             raise MespRefError(f"{path}: cannot be mapped: {error}") from None
         self._place = os.path.abspath(self.path)  # noqa: PTH100  # stays when the process moves
         header, self._data = self._read_header()
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        metadata = header.pop("__metadata__", None)  # MLX writes null where there is none
+        self.metadata: dict[str, str] = {} if metadata is None else metadata
         if not isinstance(self.metadata, dict):
             found = shown(self.metadata)
             raise MespRefError(f"{self.path}: __metadata__: found {found}, expected an object")
