@@ -2,7 +2,7 @@
 
     python benchmarks/frameworks.py                          writes docs/benchmarks/frameworks.md
     python benchmarks/frameworks.py --mlx path/to/python     MLX in an environment of its own
-    python benchmarks/frameworks.py --seq 256 --out /tmp/look --systems "torch; mesp"
+    python benchmarks/frameworks.py --seq 256 --out look --systems "torch; mesp"
 
 Every system runs in a process of its own (contender.py) on one random Qwen2.5-0.5B, whose weights
 all of them map from the same file. First losses and gradients are compared, then the systems take
