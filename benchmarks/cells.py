@@ -35,6 +35,7 @@ from mesp_ref.checkpoints import open_checkpoints
 from mesp_ref.config import PROJECTIONS, Qwen2Config
 from mesp_ref.gradients import new_step
 from mesp_ref.inputs import check_batch
+from mesp_ref.loading import cache_directory
 from mesp_ref.lora import Adapter
 from mesp_ref.memory import Ledger, Shapes, measure, peak
 from mesp_ref.methods import METHODS, OnGradients, Step, mesp
@@ -213,8 +214,7 @@ def open_cache() -> Cache:
     files = [file for path in found for file in sorted(path.rglob("*.py")) or [path]]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     digest.update(f"{np.__version__} {os.cpu_count()}".encode())
-    home = Path(os.environ.get("MESP_REF_CACHE", Path.home() / ".cache" / "mesp_ref"))
-    return Cache(home / f"benchmarks-{digest.hexdigest()[:12]}.json")
+    return Cache(cache_directory() / f"benchmarks-{digest.hexdigest()[:12]}.json")
 
 
 class Bench:
