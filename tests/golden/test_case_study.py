@@ -22,8 +22,11 @@ def test_the_table() -> None:
     for name, cosine, size in ROWS:
         a, b = trace[name].ravel(), want[name].ravel()
         norms = np.linalg.norm(a), np.linalg.norm(b)
-        assert a @ b / (norms[0] * norms[1]) == pytest.approx(float(cosine), abs=1e-3), name
         assert norms[0] / norms[1] == pytest.approx(float(size), abs=1e-3), name
+        if cosine == "–":  # nothing but rounding, whose direction each processor makes its own
+            assert norms[0] < 1e-12 * norms[1], name
+            continue
+        assert a @ b / (norms[0] * norms[1]) == pytest.approx(float(cosine), abs=1e-3), name
 
 
 def test_the_report(tmp_path: Path) -> None:
