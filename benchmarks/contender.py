@@ -55,6 +55,7 @@ class Ours:
     def __init__(self, system: str, files: Files, stages: Stages):
         self.method, _, kind = system.partition(" ")
         self.files, self.checkpoints = files, kind or "ram"
+        self.workers = files.threads if self.method == "mesp_tiled" else 1
         import numpy as np
 
         stages["NumPy"] = anonymous_mib()
@@ -79,7 +80,7 @@ class Ours:
     def _run(self, take: Any) -> tuple[float, dict[str, Any]]:
         loss, grads = self.mr.loss_and_grads(
             self.model, self.adapter, self.ids, self.ids, method=self.method,
-            checkpoints=self.checkpoints, on_gradients=take,
+            checkpoints=self.checkpoints, on_gradients=take, workers=self.workers,
         )  # fmt: skip
         return loss, grads
 

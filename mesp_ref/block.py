@@ -13,6 +13,7 @@ from mesp_ref.config import Qwen2Config
 from mesp_ref.lora import Adapter, tensor_name
 from mesp_ref.ops import NOTHING, Array
 from mesp_ref.weights import Weights
+from mesp_ref.workers import ALONE, Workers
 
 # What MeSP does not keep: h = x·Aᵀ of every LoRA layer, silu(gate), q, k, v, and z, the input of
 # down_proj. Left are the paper's eight: block input, first norm, probabilities, attention output,
@@ -30,7 +31,7 @@ class KeyValueStore(Protocol):
 
 
 class Layer(NamedTuple):
-    """What one block computes with: its number, where its weights are, its adapter, its angles."""
+    """What one block computes with: its number, its weights and adapter, its angles, and who."""
 
     number: int
     config: Qwen2Config
@@ -38,6 +39,7 @@ class Layer(NamedTuple):
     adapter: Adapter | None
     cos: Array  # [T, D/2]
     sin: Array  # [T, D/2]
+    workers: Workers = ALONE  # who share a tiled block
 
     def name(self, part: str) -> str:
         return f"model.layers.{self.number}.{part}"

@@ -14,6 +14,7 @@ from mesp_ref.methods import METHODS, Gradients, OnGradients, Step, store_all
 from mesp_ref.model import EMBEDDING, Model, layers
 from mesp_ref.ops import Array
 from mesp_ref.weights import ArrayWeights
+from mesp_ref.workers import ALONE, Workers, hire
 
 
 def loss_and_grads(
@@ -28,6 +29,7 @@ def loss_and_grads(
     on_gradients: OnGradients | None = None,
     checkpoints: str = "ram",
     perturbations: int = 1,
+    workers: int = 1,
 ) -> tuple[float, Gradients]:
     """Loss of one batch and its gradients: the one front door to every method.
 
@@ -41,7 +43,9 @@ def loss_and_grads(
     on_gradients(layer, grads) receives each block's gradients once dx has been formed from the old
               parameters, so it may update them in place; the returned dict is then empty. Layer −1
               is the embedding, num_hidden_layers the final norm and head.
-    checkpoints   "ram", or "disk" for a mapped temporary file (mebp, mesp)
+    checkpoints   "ram", or "disk" for a mapped temporary file (mebp, mesp, mesp_tiled)
+    workers   threads that share a block of mesp_tiled, and the head; each has one BLAS thread, so
+              that as many workers as BLAS had threads are faster than those: see blas_threads
 
     Raises MespRefError for an unknown method, ids outside the vocabulary, a foreign adapter
     """
@@ -56,18 +60,19 @@ def loss_and_grads(
     if not eps > 0:
         raise MespRefError(f"eps: found {eps!r}, expected a positive number")
     check_perturbations(perturbations, method)
+    check_workers(workers, method)
     grads: Gradients = {}
-    with open_checkpoints(checkpoints) as stack:
+    with open_checkpoints(checkpoints) as stack, hire(workers) as team:
         step = new_step(
             model, adapter, *check_batch(model.config, input_ids, labels), stack,
             on_gradients or (lambda number, found: grads.update(found)),
-            params=trainable == "all",
+            params=trainable == "all", workers=team,
         )  # fmt: skip
         if method == "mezo":
             seeds = perturbation_seeds(seed, perturbations)
             step = step._replace(parameters=_parameters(step), seeds=seeds, eps=eps)
         loss = METHODS[method](step)
-    return loss.item(), grads
+    return np.asarray(loss).item(), grads  # a scalar's own item() looks itself up by a new string
 
 
 def check_perturbations(perturbations: int, method: str) -> None:
@@ -77,6 +82,16 @@ def check_perturbations(perturbations: int, method: str) -> None:
     if perturbations > 1 and method != "mezo":
         raise MespRefError(
             f"perturbations: found {perturbations} with {method}, expected 1: only mezo averages"
+        )
+
+
+def check_workers(workers: int, method: str) -> None:
+    """Raise MespRefError for fewer workers than one, or for several where nothing is shared."""
+    if workers < 1:
+        raise MespRefError(f"workers: found {workers}, expected at least 1")
+    if workers > 1 and method != "mesp_tiled":
+        raise MespRefError(
+            f"workers: found {workers} with {method}, expected 1: only mesp_tiled has parts to share"
         )
 
 
@@ -106,11 +121,13 @@ def expected_cosine(parameters: int, perturbations: int = 1) -> float:
     return math.exp(ln((n + 1) / 2) - ln(n / 2) + ln((n + d - 1) / 2) - ln((n + d) / 2))
 
 
-def step_shapes(model: Model, adapter: Adapter, batch: int, tokens: int) -> Shapes:
+def step_shapes(
+    model: Model, adapter: Adapter, batch: int, tokens: int, workers: int = 1
+) -> Shapes:
     """What the closed form of memory knows of a step on [batch, tokens] ids."""
     return Shapes(
         model.config, batch, tokens, adapter.rank, adapter.targets,
-        itemsize=model.dtype.itemsize, base=Base.of(model.weights, model.head),
+        itemsize=model.dtype.itemsize, base=Base.of(model.weights, model.head), workers=workers,
     )  # fmt: skip
 
 
@@ -121,6 +138,7 @@ def choose_schedule(
     limit: int | str,
     *,
     hold_gradients: bool = False,
+    workers: int = 1,
     name: str = "memory_limit",
 ) -> Choice:
     """The fastest exact method, and place for its checkpoints, whose step keeps a memory limit.
@@ -128,11 +146,12 @@ def choose_schedule(
     Shapes    `shape` is that of input_ids, [N, T]
     limit     bytes above weights, LoRA parameters and optimiser state: 64_000_000, "64MB", "64MiB"
     hold_gradients   whether all LoRA gradients live until the step's end, as without on_gradients
+    workers   that would share the blocks of mesp_tiled
     Use       method, checkpoints = choose_schedule(...).schedule, both for loss_and_grads
 
     Raises MespRefError for a malformed limit, and for one that nothing keeps: what would fit
     """
-    shapes = step_shapes(model, adapter, *shape)
+    shapes = step_shapes(model, adapter, *shape, workers)
     return choose(shapes, parse_size(limit, name), hold_gradients=hold_gradients, name=name)
 
 
@@ -145,10 +164,11 @@ def new_step(
     emit: OnGradients,
     *,
     params: bool,
+    workers: Workers = ALONE,
 ) -> Step:
     """A step of a checked batch [N, T], ready for a method."""
-    blocks = layers(model, adapter, 0, ids.shape[1])
-    return Step(model, adapter, ids, labels, blocks, params, emit, stack)
+    blocks = layers(model, adapter, 0, ids.shape[1], workers)
+    return Step(model, adapter, ids, labels, blocks, params, emit, stack, workers)
 
 
 def _parameters(step: Step) -> dict[int, Gradients]:

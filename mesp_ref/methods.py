@@ -23,7 +23,14 @@ from mesp_ref.lora import Adapter
 from mesp_ref.model import EMBEDDING, NORM, Model, embed, head_matrix, shift
 from mesp_ref.model import loss as forward_loss
 from mesp_ref.ops import Array
-from mesp_ref.tiled import attention_half, attention_half_bwd, mlp_half, mlp_half_bwd
+from mesp_ref.tiled import (
+    attention_half,
+    attention_half_bwd,
+    mlp_half,
+    mlp_half_bwd,
+    shared_loss,
+)
+from mesp_ref.workers import ALONE, Workers
 
 Gradients = dict[str, Array]
 OnGradients = Callable[[int, Gradients], object]
@@ -40,6 +47,7 @@ class Step(NamedTuple):
     params: bool  # also the gradients of the base weights
     emit: OnGradients  # called once a block, when its gradients are complete
     checkpoints: Checkpoints
+    workers: Workers = ALONE
     parameters: Mapping[int, Gradients] = MappingProxyType({})  # mezo: what it perturbs, by block
     seeds: tuple[int, ...] = (0,)  # mezo: one for each perturbation
     eps: float = 1e-3  # mezo
@@ -172,7 +180,7 @@ def _head(step: Step, x: Array) -> tuple[Array, Array, Array | None]:
     eps = model.config.rms_norm_eps
     n, r_norm = ops.rmsnorm(x, w_norm, eps=eps)
     step.tap("model.norm", n)
-    loss, r_loss = ops.lm_loss(n, w, labels)
+    loss, r_loss = shared_loss(n, w, labels, step.workers)
     if step.tap is not untapped:
         _tap_logits(step, n, labels)
     dn = ops.lm_loss_bwd(1.0, r_loss, w)

@@ -13,6 +13,7 @@ from mesp_ref.lora import Adapter
 from mesp_ref.ops import IGNORED, Array, embedding, linear, lm_loss, rmsnorm, rope_tables
 from mesp_ref.tiled import NamedMatrix
 from mesp_ref.weights import Weights
+from mesp_ref.workers import ALONE, Workers
 
 EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
 
@@ -51,12 +52,15 @@ def shift(labels: Array) -> Array:
     return moved
 
 
-def layers(model: Model, adapter: Adapter | None, start: int, stop: int) -> list[Layer]:
+def layers(
+    model: Model, adapter: Adapter | None, start: int, stop: int, workers: Workers = ALONE
+) -> list[Layer]:
     """The blocks of a model, with the angles of positions start … stop−1."""
     config = model.config
     cos, sin = rope_tables(start, stop, config.head_dim, config.rope_theta, model.dtype)
     return [
-        Layer(i, config, model.weights, adapter, cos, sin) for i in range(config.num_hidden_layers)
+        Layer(i, config, model.weights, adapter, cos, sin, workers)
+        for i in range(config.num_hidden_layers)
     ]
 
 

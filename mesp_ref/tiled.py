@@ -5,8 +5,12 @@
 
 A backward rebuilds what it needs from its input, so between halves only `x`, `a` and one gradient
 are alive. The outputs of o_proj and down_proj are not needed and not computed again.
+Workers take a part of the heads each, then a part of the MLP's columns, or of its rows (parts.py).
 """
 
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +19,24 @@ from mesp_ref import ops
 from mesp_ref.block import Layer, project, project_bwd, qkv
 from mesp_ref.lora import tensor_name
 from mesp_ref.ops import Array, tiled
+from mesp_ref.parts import (
+    Cuts,
+    PartWeights,
+    attention_cuts,
+    bounds,
+    join,
+    mlp_cuts,
+    part_adapter,
+    share_rows,
+    total,
+)
 from mesp_ref.weights import Weights
+from mesp_ref.workers import Workers
 
 _H = frozenset({"h"})  # what LoRA layers drop: h is rebuilt
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+Half = tuple[Array, dict[str, Array]]  # a gradient, and those of parameters by tensor name
 
 
 class NamedMatrix(NamedTuple):
@@ -57,6 +75,39 @@ def _norm_bwd(
     return ops.rmsnorm_bwd(dy, r, w, eps=eps), grads
 
 
+def _part(layer: Layer, cuts: Cuts) -> Layer:
+    """The layer with some of its heads or of its MLP's columns alone."""
+    prefix = layer.name("")
+    return layer._replace(
+        weights=PartWeights(layer.weights, prefix, cuts),
+        adapter=layer.adapter and part_adapter(layer.adapter, prefix, cuts),
+    )
+
+
+def _by_heads(layer: Layer) -> list[Layer]:
+    """A part of the heads for each worker."""
+    count = layer.workers.size
+    if count == 1:
+        return [layer]
+    return [_part(layer, cuts) for cuts in attention_cuts(layer.config, count)]
+
+
+def _of_mlp(layer: Layer, rows: int) -> list[tuple[slice, Layer]]:
+    """For each worker some rows with the whole layer, or all rows with some of its columns."""
+    count = layer.workers.size
+    if share_rows(rows, count):
+        return [(slice(a, b), layer) for a, b in bounds(rows, count)]
+    return [(slice(0, rows), _part(layer, cuts)) for cuts in mlp_cuts(layer.config, count)]
+
+
+def _combined(shares: Sequence[tuple[slice, Layer]], found: Sequence[Half]) -> Half:
+    """What the workers found of the MLP's backward: joined over columns, or over rows."""
+    dx, grads = [dx for dx, _ in found], [grads for _, grads in found]
+    if shares[0][0] == shares[-1][0]:
+        return total(dx), join(grads)
+    return np.concatenate(dx), {name: total([g[name] for g in grads]) for name in grads[0]}
+
+
 def _attention(n: Array, layer: Layer) -> tuple[Array, tiled.AttentionRes]:
     """Attention over its projections, the output as the [N, T, H·D] that o_proj reads."""
     q, k, v = qkv(n, layer, lambda part, y, r: y, _H)
@@ -66,18 +117,29 @@ def _attention(n: Array, layer: Layer) -> tuple[Array, tiled.AttentionRes]:
 
 def attention_half(x: Array, layer: Layer) -> Array:
     """a = x + o_proj(attention(norm(x))).  Shapes  x [N, T, C] -> a [N, T, C]"""
-    o = _attention(_norm("input_layernorm", x, layer), layer)[0]
-    return x + project("self_attn.o_proj", o, layer, _H)[0]
+    n = _norm("input_layernorm", x, layer)
+
+    def share(part: Layer) -> Array:
+        return project("self_attn.o_proj", _attention(n, part)[0], part, _H)[0]
+
+    return x + total(layer.workers.each(share, _by_heads(layer)))
 
 
-def attention_half_bwd(
-    da: Array, x: Array, layer: Layer, *, params: bool = False
-) -> tuple[Array, dict[str, Array]]:
+def attention_half_bwd(da: Array, x: Array, layer: Layer, *, params: bool = False) -> Half:
     """VJP of attention_half from its input: dx, and its gradients by tensor name.
 
     Shapes    da, x [N, T, C] -> dx [N, T, C]
     """
     n = _norm("input_layernorm", x, layer)
+    found = layer.workers.each(partial(_attention_bwd, da, n, params), _by_heads(layer))
+    dn, grads = total([dn for dn, _ in found]), join([grads for _, grads in found])
+    del n, found
+    dx, norm = _norm_bwd("input_layernorm", dn, x, layer, params)
+    return da + dx, grads | norm
+
+
+def _attention_bwd(da: Array, n: Array, params: bool, layer: Layer) -> Half:
+    """From the gradient of o_proj's output to that of the norm, all between them rebuilt."""
     o, res = _attention(n, layer)
     do, grads = project_bwd("self_attn.o_proj", da, ops.LoraLinearRes(o, None), layer, params)
     del o
@@ -93,9 +155,7 @@ def attention_half_bwd(
         dx, found = project_bwd(f"self_attn.{letter}_proj", dy, r, layer, params)
         dn += dx
         grads |= found
-    del n, dy, dx, r
-    dx, found = _norm_bwd("input_layernorm", dn, x, layer, params)
-    return da + dx, grads | found
+    return dn, grads
 
 
 def _mlp_parameters(layer: Layer) -> list[Any]:
@@ -110,31 +170,78 @@ def _mlp_parameters(layer: Layer) -> list[Any]:
     return [*weights, *pairs]
 
 
-def _scale(layer: Layer) -> float:
-    return layer.adapter.scale if layer.adapter else 1.0
+def _options(layer: Layer, rows: int) -> dict[str, Any]:
+    """Scale and tile width of the MLP's ops."""
+    scale = layer.adapter.scale if layer.adapter else 1.0
+    return {"s": scale, "width": tiled.mlp_width(rows, layer.workers.size)}
 
 
 def mlp_half(a: Array, layer: Layer) -> Array:
     """y = a + mlp(norm(a)).  Shapes  a [N, T, C] -> y [N, T, C]"""
-    n = _norm("post_attention_layernorm", a, layer)
-    return a + tiled.mlp(n, *_mlp_parameters(layer), s=_scale(layer))[0]
+    n = ops.rows(_norm("post_attention_layernorm", a, layer))
+    shares, options = _of_mlp(layer, len(n)), _options(layer, len(n))
+
+    def share(rows_and_layer: tuple[slice, Layer]) -> Array:
+        rows, part = rows_and_layer
+        return tiled.mlp(n[rows], *_mlp_parameters(part), **options)[0]
+
+    found = layer.workers.each(share, shares)
+    y = np.array(a, found[0].dtype)
+    for (rows, _), part in zip(shares, found, strict=True):
+        ops.rows(y)[rows] += part
+    return y
 
 
-def mlp_half_bwd(
-    dy: Array, a: Array, layer: Layer, *, params: bool = False
-) -> tuple[Array, dict[str, Array]]:
+def mlp_half_bwd(dy: Array, a: Array, layer: Layer, *, params: bool = False) -> Half:
     """VJP of mlp_half from its input: da, and its gradients by tensor name.
 
     Shapes    dy, a [N, T, C] -> da [N, T, C]
     """
-    parameters = _mlp_parameters(layer)
-    res = tiled.MlpRes(_norm("post_attention_layernorm", a, layer))
-    dn, *found = tiled.mlp_bwd(dy, res, *parameters, s=_scale(layer))
+    n, dy2 = ops.rows(_norm("post_attention_layernorm", a, layer)), ops.rows(dy)
+    shares, options = _of_mlp(layer, len(n)), _options(layer, len(n))
+    found = layer.workers.each(partial(_mlp_bwd, dy2, n, options, params), shares)
+    dn, grads = _combined(shares, found)
+    del n, found
+    dx, norm = _norm_bwd("post_attention_layernorm", dn.reshape(a.shape), a, layer, params)
+    return dy + dx, grads | norm
+
+
+def _mlp_bwd(
+    dy: Array, n: Array, options: dict[str, Any], params: bool, share: tuple[slice, Layer]
+) -> Half:
+    """From the gradient of down_proj's output to that of the norm, all between them rebuilt."""
+    rows, layer = share
+    parameters, res = _mlp_parameters(layer), tiled.MlpRes(n[rows])
+    dn, *found = tiled.mlp_bwd(dy[rows], res, *parameters, **options)
     names = [tensor_name(layer.name(part), matrix) for part in _MLP for matrix in "AB"]
     grads = {name: g for name, g in zip(names, found, strict=True) if g.size}
     if params:
-        dws = tiled.mlp_bwd_params(dy, res, *parameters, s=_scale(layer))
+        dws = tiled.mlp_bwd_params(dy[rows], res, *parameters, **options)
         grads |= zip((w.name for w in parameters[:3]), dws, strict=True)
-    del res
-    dx, norm = _norm_bwd("post_attention_layernorm", dn, a, layer, params)
-    return dy + dx, grads | norm
+    return dn, grads
+
+
+def shared_loss(
+    n: Array, w: NamedMatrix, labels: Array, workers: Workers
+) -> tuple[Array, ops.LmLossRes]:
+    """lm_loss, of whose counted rows each worker takes as many as the others.
+
+    Forward   loss = Σ_parts loss_part·count_part/count, and ∂loss/∂x alike
+    Shapes    those of lm_loss: n [N, T, C], labels [N, T] -> loss []
+    """
+    x, flat = ops.rows(n), labels.reshape(-1)
+    counted = np.flatnonzero(flat != ops.IGNORED)
+    if workers.size == 1 or len(counted) < workers.size:
+        return ops.lm_loss(n, w, labels)
+    cuts = bounds(len(counted), workers.size)
+    edges = [0, *(int(counted[a]) for a, _ in cuts[1:]), len(flat)]
+    shares = [slice(a, b) for a, b in pairwise(edges)]
+    found = workers.each(lambda rows: ops.lm_loss(x[rows], w, flat[rows]), shares)
+    loss, dx = np.zeros((), found[0][0].dtype), np.empty(x.shape, found[0][0].dtype)
+    for (part, res), (a, b), rows in zip(found, cuts, shares, strict=True):
+        weight = (b - a) / len(counted)
+        loss = loss + part * part.dtype.type(weight)
+        assert res.dx is not None
+        np.multiply(res.dx, weight, out=dx[rows], dtype=dx.dtype)
+    lse = np.concatenate([res.lse for _, res in found])
+    return loss, ops.LmLossRes(n, labels, lse, dx.reshape(n.shape))

@@ -21,7 +21,7 @@ LAYERS = (
     ("registry",),
     ("weights",),
     ("lora", "lora_mlx"),
-    ("inputs", "checkpoints", "memory"),
+    ("inputs", "checkpoints", "parts", "workers", "memory"),
     ("block",),
     ("tiled", "model"),
     ("methods",),

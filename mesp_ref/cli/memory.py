@@ -64,6 +64,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument("--seq-len", type=int, default=256, metavar="T", help="default: 256")
     parser.add_argument("--rank", type=int, default=8, metavar="R", help="default: 8")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="of mesp_tiled, as for finetune"
+    )
     parser.add_argument("--targets", default="all", metavar="NAMES", help="as for finetune")
     parser.add_argument(
         "--checkpoints", choices=("ram", "disk"), help="default: ram; any with --memory-limit"
@@ -121,9 +124,13 @@ def _open(args: argparse.Namespace) -> tuple[Qwen2Config, Base, Model | None]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    at_least(args, batch_size=1, seq_len=2, rank=1)
+    at_least(args, batch_size=1, seq_len=2, rank=1, workers=1)
     if args.plot and Path(args.plot).suffix not in (".png", ".html"):
         raise MespRefError(f"--plot: found {args.plot!r}, expected a file ending in .png or .html")
+    if args.plot and args.workers > 1:
+        raise MespRefError(
+            "--workers: found beside --plot, expected 1: its ledger is of one thread"
+        )
     if args.memory_limit is not None and (args.plot or args.measure):
         raise MespRefError(
             "--memory-limit: found beside --measure or --plot, expected one of the two; "
@@ -141,11 +148,13 @@ class _Subject:
         rng, size = np.random.default_rng(0), (shapes.batch, shapes.tokens)
         self.ids: Array = rng.integers(0, model.config.vocab_size, size)
         self.model, self.checkpoints = model, "disk" if shapes.disk else "ram"
+        self.workers = shapes.workers
 
     def step(self, method: str) -> None:
         loss_and_grads(
             self.model, self.adapter, self.ids, self.ids, method=method,
             checkpoints=self.checkpoints, on_gradients=lambda layer, grads: None,
+            workers=self.workers if method == "mesp_tiled" else 1,
         )  # fmt: skip
 
     def measured(self, method: str) -> dict[str, Any]:
@@ -219,7 +228,10 @@ def run(args: argparse.Namespace) -> int:
     targets = parse_targets(args.targets)
     config, base, model = _open(args)
     disk = args.checkpoints == "disk"
-    shapes = Shapes(config, args.batch_size, args.seq_len, args.rank, targets, disk, base=base)
+    shapes = Shapes(
+        config, args.batch_size, args.seq_len, args.rank, targets, disk,
+        base=base, workers=args.workers,
+    )  # fmt: skip
     if args.memory_limit is not None:
         return _print_choice(args, _choice(args, shapes))
     facts = _facts(args, shapes, model)

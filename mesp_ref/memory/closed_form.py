@@ -17,6 +17,7 @@ from mesp_ref.config import PROJECTIONS, Qwen2Config
 from mesp_ref.lora import adapter_shapes, parse_targets
 from mesp_ref.memory.base import Base, Store
 from mesp_ref.ops import tiled
+from mesp_ref.parts import attention_cuts, mlp_cuts, share_rows
 
 Parts = dict[str, int]  # name -> bytes
 
@@ -48,6 +49,7 @@ class Shapes(NamedTuple):
     disk: bool = False
     itemsize: int = 4
     base: Base = Base()
+    workers: int = 1
 
     @property
     def rows(self) -> int:
@@ -140,16 +142,16 @@ def _residuals(s: Shapes, blocks: int) -> Parts:
     return {name: blocks * size for name, size in sizes.items()}
 
 
-def _head(s: Shapes, kept: Parts, gradient: bool = True) -> Peak:
-    """lm_loss, a tile of the vocabulary at a time."""
+def _head(s: Shapes, kept: Parts, gradient: bool = True, workers: int = 1) -> Peak:
+    """lm_loss, a tile of the vocabulary at a time; workers have some rows and a tile each."""
     c, rows = s.config.hidden_size, s.counted * s.itemsize
-    tile = tiled.widest(s.config.vocab_size, tiled.vocabulary_tile(s.counted))
+    tile = tiled.widest(s.config.vocab_size, tiled.vocabulary_tile(-(-s.counted // workers)))
     held = s.always() | kept | {"labels": s.rows * 8, "head input": s.x}
     added = {
         "logits of a tile": rows * tile,
         "rows": rows * c,
-        "decoded tile": s.decoded(s.base.head, tile, c),
-        "scratch of decoding": s.base.head.scratch(tile, c, itemsize=s.itemsize),
+        "decoded tile": workers * s.decoded(s.base.head, tile, c),
+        "scratch of decoding": workers * s.base.head.scratch(tile, c, itemsize=s.itemsize),
     }
     if gradient:
         held |= {"last block's output": s.x, "decoded norm": s.decoded(s.base.vectors, c)}
@@ -247,7 +249,7 @@ def mesp(s: Shapes) -> list[Peak]:
 def mesp_tiled(s: Shapes) -> list[Peak]:
     """Block inputs, and what one tiled op of half a block needs."""
     return [
-        _head(s, s.checkpoints()),
+        _head(s, s.checkpoints(), workers=s.workers),
         _mlp_bwd(s),
         _attention_bwd(s),
         *_o_proj_bwd(s),
@@ -256,25 +258,31 @@ def mesp_tiled(s: Shapes) -> list[Peak]:
 
 
 def _mlp_bwd(s: Shapes) -> Peak:
-    c = s.config.hidden_size
-    width = tiled.widest(s.config.intermediate_size, tiled.mlp_width(s.rows))
+    """Workers have some of the rows each, or some of the columns and a sum of their own."""
+    c, workers, rows = s.config.hidden_size, s.workers, share_rows(s.rows, s.workers)
+    cuts = mlp_cuts(s.config, 1 if rows else workers)
+    columns = max(cut.b - cut.a for cut in (part["mlp.up_proj"] for part in cuts))
+    width = tiled.widest(columns, tiled.mlp_width(s.rows, workers))
+    sums, gradients = (1, workers) if rows else (workers, 1)
     held = {"dy": s.x, "norm": s.x}
     held["sum after attention"] = 0 if s.disk else s.x
+    lora = s.lora(["gate_proj", "up_proj"], "B") + s.lora(["down_proj"], "A")
+    scratch = s.base.matrices.scratch(width, c, itemsize=s.itemsize)
     added = {
-        "tiles": s.of(5 * width, max(c, width)),
-        "dx": s.x,
-        "LoRA gradients": s.lora(["gate_proj", "up_proj"], "B") + s.lora(["down_proj"], "A"),
-        "h and dh": 2 * s.h(_MLP),
-        "decoded tiles": 2 * s.decoded(s.base.matrices, width, c),
-        "a tile's dB, or scratch of decoding": max(
-            2 * width * s.rank * s.itemsize, s.base.matrices.scratch(width, c, itemsize=s.itemsize)
-        ),
+        "tiles": sums * s.of(5 * width, max(c, width)),
+        "dx": sums * s.x,
+        "LoRA gradients": gradients * lora,
+        "h and dh": sums * 2 * s.h(_MLP),
+        "decoded tiles": workers * 2 * s.decoded(s.base.matrices, width, c),
+        "a tile's dB, or scratch of decoding": workers
+        * max(2 * width * s.rank * s.itemsize, scratch),
     }
     return Peak("mlp_bwd", s.always() | s.checkpoints() | held, added)
 
 
 def _attention_bwd(s: Shapes) -> Peak:
-    config = s.config
+    """Workers have some of the heads each."""
+    config, parts = s.config, len(attention_cuts(s.config, s.workers))
     share, d = config.num_attention_heads // config.num_key_value_heads, config.head_dim
     tile = share * tiled.widest(s.tokens, tiled.query_tile(share, s.tokens)) * s.itemsize
     held = {
@@ -283,12 +291,12 @@ def _attention_bwd(s: Shapes) -> Peak:
         "q, k, v": s.q + 2 * s.k,
         "attention output and its gradient": 2 * s.q,
         "log-sum-exp": s.of(config.num_attention_heads),
-        "LoRA gradients": s.lora([*_MLP, "o_proj"]),
+        "LoRA gradients": s.lora([*_MLP, "o_proj"]) + (parts - 1) * s.lora(["o_proj"], "B"),
     }
     added = {
         "dq, dk, dv": s.q + 2 * s.k,
-        "tiles": tile * (2 * s.tokens + 3 * d),
-        "a product": s.tokens * d * s.itemsize,
+        "tiles": parts * tile * (2 * s.tokens + 3 * d),
+        "a product": parts * s.tokens * d * s.itemsize,
     }
     return Peak("attention_bwd", s.always() | s.checkpoints() | held, added)
 
@@ -302,12 +310,16 @@ def _o_proj_bwd(s: Shapes) -> list[Peak]:
 
 
 def _q_proj_bwd(s: Shapes) -> list[Peak]:
-    """q_proj's backward, dk and dv waiting for theirs, and the sum of the three, not an op's yet."""
+    """q_proj's backward, dk and dv waiting for theirs, and the sum of the three, not an op's yet.
+
+    Workers decode their heads' rows of the matrix; each has a sum of its own.
+    """
+    parts = len(attention_cuts(s.config, s.workers))
     held = s.checkpoints() | {"dy, norm": 2 * s.x, "dq, dk, dv": s.q + 2 * s.k}
     held |= {"LoRA gradients": s.lora([*_MLP, "o_proj"])}
     held["decoded bias"] = s.decoded(s.base.vectors, s.matrix("q_proj")[0])
-    found = _decoding(s, "linear_bwd", "q_proj", held, s.config.hidden_size)
-    return [peak._replace(added=peak.added | {"sum of dx": s.x}) for peak in found]
+    found = _decoding(s, "linear_bwd", "q_proj", held, parts * s.config.hidden_size)
+    return [peak._replace(added=peak.added | {"sum of dx": parts * s.x}) for peak in found]
 
 
 def mezo(s: Shapes) -> list[Peak]:

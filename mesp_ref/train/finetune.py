@@ -14,6 +14,7 @@ import numpy as np
 from mesp_ref.config import PROJECTIONS
 from mesp_ref.errors import MespRefError
 from mesp_ref.generate import generate
+from mesp_ref.gradients import check_workers
 from mesp_ref.loading import load_model
 from mesp_ref.lora import Adapter, init_lora, load_adapter, parse_targets, save_adapter
 from mesp_ref.memory import Choice
@@ -85,7 +86,7 @@ class FinetuneOptions:
 
 
 # What an option that a saved run does not know must have been.
-_DEFAULTS = {"perturbations": 1, "patience": 0}
+_DEFAULTS = {"perturbations": 1, "patience": 0, "workers": 1}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -182,6 +183,7 @@ class Run:
         if options.memory_limit is not None:
             train, self.choice = within(options.memory_limit, options.train, self.model, adapter)
             self.options = options = dataclasses.replace(options, train=train)
+        check_workers(options.train.workers, options.train.method)
         self.identity = self._identity(adapter, files)
         self.trainer = Trainer(self.model, adapter, self.stream, options.train)
         self.adapter, self.resumed, self.best = adapter, saved is not None, Best()

@@ -21,10 +21,12 @@ def within(
     """
     choice = choose_schedule(
         model, adapter, (train.batch_size, train.seq_len), limit,
-        hold_gradients=not train.per_block, name="--memory-limit",
+        hold_gradients=not train.per_block, workers=train.workers, name="--memory-limit",
     )  # fmt: skip
     method, checkpoints = choice.schedule
-    return dataclasses.replace(train, method=method, checkpoints=checkpoints), choice
+    workers = train.workers if method == "mesp_tiled" else 1
+    chosen = dataclasses.replace(train, method=method, checkpoints=checkpoints, workers=workers)
+    return chosen, choice
 
 
 def sampling_need(tokens: int, model: Model, adapter: Adapter) -> int:

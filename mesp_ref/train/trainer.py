@@ -52,6 +52,7 @@ class TrainConfig:
                  one block's gradients are ever alive
     eps, perturbations   of MeZO: step of the two-sided difference, and how many of them a batch
                  is estimated from
+    workers      threads that share each block of mesp_tiled, with one BLAS thread each
 
     Raises MespRefError naming the first field that is out of range.
     """
@@ -70,6 +71,7 @@ class TrainConfig:
     momentum: float = 0.0
     eps: float = 1e-2
     perturbations: int = 1
+    workers: int = 1
     checkpoints: str = "ram"
     seed: int = 0
 
@@ -84,7 +86,7 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 found = getattr(self, name)
                 raise MespRefError(f"{name}: found {found!r}, expected one of {', '.join(allowed)}")
-        require_least(self, steps=1, batch_size=1, accumulate=1, seq_len=2, seed=0)
+        require_least(self, steps=1, batch_size=1, accumulate=1, seq_len=2, seed=0, workers=1)
         if not (0 < self.base_lr < math.inf):
             raise MespRefError(f"lr: found {self.lr}, expected a positive number")
         if not (0 < self.eps < math.inf):
@@ -213,6 +215,7 @@ class Trainer:
                 on_gradients=on_gradients,
                 checkpoints=config.checkpoints,
                 perturbations=config.perturbations,
+                workers=config.workers,
             )
         except NotFinite as error:  # mezo's forwards; its parameters are back where they were
             raise NonFinite(f"step {self.step + 1}: {error}; try a smaller --lr", False) from None

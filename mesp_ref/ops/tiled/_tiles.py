@@ -74,9 +74,12 @@ def fit(length: int, low: int, high: int) -> int:
     return max(low, min(high, SCRATCH // max(1, length)))
 
 
-def mlp_width(rows: int) -> int:
-    """Columns of the MLP at once: GEMMs get slow below 250 and no faster above 600."""
-    return fit(rows, 256, 640) // GROUP * GROUP
+def mlp_width(rows: int, workers: int = 1) -> int:
+    """Columns of the MLP at once: GEMMs get slow below 250 and no faster above 600.
+
+    Workers share what one would use, down to that.
+    """
+    return max(256, fit(rows, 256, 640) // workers) // GROUP * GROUP
 
 
 def query_tile(share: int, keys: int) -> int:

@@ -1,0 +1,223 @@
+"""Workers that share a block: the same gradients, repeatable bits, memory as predicted."""
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mesp_ref as mr
+from mesp_ref.cli import main
+from mesp_ref.config import Qwen2Config
+from mesp_ref.memory import Base, Shapes, peak
+from mesp_ref.parts import (
+    PartWeights,
+    attention_cuts,
+    bounds,
+    join,
+    mlp_cuts,
+    part_adapter,
+    share_rows,
+)
+from mesp_ref.weights import ArrayWeights, quantize_checkpoint, random_arrays, save_checkpoint
+from mesp_ref.workers import blas_threads, hire
+
+# Heads that workers cannot share evenly, a width that is no multiple of 128, an untied head.
+CONFIGS = {
+    "grouped": Qwen2Config(211, 48, 300, 2, 6, 3, 8, tie_word_embeddings=False),
+    "two": Qwen2Config(307, 32, 416, 2, 4, 2, 8),
+    "one": Qwen2Config(101, 32, 20, 1, 2, 1, 16),
+}
+SHAPES = {"column": (1, 33), "batch": (3, 20), "rows": (2, 280)}
+
+
+def step(config: Qwen2Config, shape: tuple[int, int], dtype: str, **options: Any) -> Any:
+    """Loss and gradients of one seeded case, some labels ignored."""
+    model = mr.Model(config, ArrayWeights(random_arrays(config, dtype=dtype, std=0.2)))
+    adapter = mr.init_lora(config, rank=3, b_std=0.2, dtype=dtype)
+    rng = np.random.default_rng(5)
+    ids = rng.integers(0, config.vocab_size, shape)
+    labels = np.where(rng.random(shape) < 0.6, ids, -100)
+    return mr.loss_and_grads(model, adapter, ids, labels, **options)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_gradients_are_those_of_mesp(config: str, shape: str, workers: int) -> None:
+    """In float64, every weight's: what differs is the order of sums."""
+    case = CONFIGS[config], SHAPES[shape], "float64"
+    loss, want = step(*case, trainable="all")
+    for checkpoints in ("ram", "disk"):
+        value, got = step(
+            *case, trainable="all", method="mesp_tiled", workers=workers, checkpoints=checkpoints
+        )
+        assert value == pytest.approx(loss, rel=1e-13)
+        assert got.keys() == want.keys()
+        for name, grad in got.items():
+            assert grad.shape == want[name].shape, name
+            size = np.abs(want[name]).max()
+            if name.endswith("k_proj.bias"):  # a sum that nearly cancels
+                size += np.abs(want[name.replace("k_proj", "q_proj")]).max()
+            assert np.abs(grad - want[name]).max() <= 1e-12 * size, name
+
+
+@pytest.mark.parametrize("shape", ["column", "rows"])
+def test_bits_repeat(shape: str) -> None:
+    """Who is done first decides nothing."""
+    case = CONFIGS["grouped"], SHAPES[shape], "float32"
+    runs = [step(*case, method="mesp_tiled", workers=3) for _ in range(5)]
+    for loss, grads in runs[1:]:
+        assert loss == runs[0][0]
+        assert all(np.array_equal(g, runs[0][1][name]) for name, g in grads.items())
+
+
+@pytest.mark.parametrize(
+    ("length", "parts", "unit"),
+    [(4864, 2, 128), (300, 3, 128), (7, 3, 1), (2, 2, 1), (640, 5, 128)],
+)
+def test_bounds_cover_all_once(length: int, parts: int, unit: int) -> None:
+    found = bounds(length, parts, unit)
+    assert [i for a, b in found for i in range(a, b)] == list(range(length))
+    assert len(found) == parts
+    assert all(a % unit == 0 and a < b for a, b in found)
+
+
+@pytest.mark.parametrize("kind", [attention_cuts, mlp_cuts])
+def test_parts_are_cuts_of_the_whole(kind: Any) -> None:
+    """Put side by side, the parts' weights and LoRA matrices are the layer's, tiles too."""
+    config = CONFIGS["grouped"]
+    weights, adapter = ArrayWeights(random_arrays(config)), mr.init_lora(config, 3, b_std=0.2)
+    prefix, parts = "model.layers.1.", kind(config, 3)
+    views = [PartWeights(weights, prefix, cuts) for cuts in parts]
+    for part, cut in parts[0].items():
+        name, axis = f"{prefix}{part}.weight", cut.axis
+        whole = weights(name)
+        np.testing.assert_array_equal(np.concatenate([v(name) for v in views], axis), whole)
+        for view, cuts in zip(views, parts, strict=True):
+            assert view.shape(name) == view(name).shape
+            np.testing.assert_array_equal(view.rows(name, 2, 5), view(name)[2:5])
+            np.testing.assert_array_equal(view.cols(name, 2, 5), view(name)[:, 2:5])
+            a, b = cuts[part][1:]
+            assert np.shares_memory(view(name), whole[a:b] if axis == 0 else whole[:, a:b])
+        pairs = [part_adapter(adapter, prefix, cuts).pair(prefix + part) for cuts in parts]
+        A, B = adapter.pair(prefix + part) or (None, None)
+        joined = np.concatenate([pair[1 - axis] for pair in pairs if pair], axis)
+        np.testing.assert_array_equal(joined, A if axis else B)
+        assert all(pair and np.array_equal(pair[axis], B if axis else A) for pair in pairs)
+
+
+def test_join_adds_what_is_shared() -> None:
+    q = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    down = "base_model.model.model.layers.0.mlp.down_proj.lora_{}.weight"
+    ones = [
+        {name.format(m): np.full((2, 2), i) for name in (q, down) for m in "AB"} for i in (1, 2)
+    ]
+    found = join(ones)
+    assert {name: grad.shape for name, grad in found.items()} == {
+        q.format("A"): (2, 2), q.format("B"): (4, 2),
+        down.format("A"): (2, 4), down.format("B"): (2, 2),
+    }  # fmt: skip
+    assert found[q.format("A")].tolist() == found[down.format("B")].tolist() == [[3, 3], [3, 3]]
+
+
+def test_an_error_of_any_worker_arrives_and_blas_has_its_threads_again() -> None:
+    before = blas_threads()
+
+    def work(i: int) -> int:
+        if i == 2:
+            raise MemoryError(str(i))
+        return i
+
+    with hire(3) as team:
+        assert blas_threads() == 1
+        assert team.each(lambda i: i * i, range(3)) == [0, 1, 4]
+        with pytest.raises(MemoryError, match="2"):
+            team.each(work, range(3))
+    assert blas_threads() == before
+
+
+def test_workers_see_the_callers_errstate() -> None:
+    """NumPy's warnings are errors in these tests; what the caller allows must be allowed there."""
+    with hire(2) as team, np.errstate(over="ignore"):
+        found = team.each(lambda x: np.exp(np.float32(x)), [100.0, 100.0])
+    assert np.isinf(found).all()
+
+
+MEMORY = {
+    "columns": (Qwen2Config(3001, 128, 640, 3, 8, 2, 16), 1, 160, 4),
+    "rows": (Qwen2Config(1201, 64, 384, 3, 4, 2, 16), 2, 300, 4),
+    "head": (Qwen2Config(20011, 96, 128, 2, 4, 2, 24), 1, 200, 2),
+    "attention": (Qwen2Config(257, 64, 128, 2, 8, 2, 16), 1, 500, 2),
+}
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("case", MEMORY)
+def test_memory_is_as_predicted(case: str, bits: int | None, tmp_path: Path) -> None:
+    """tracemalloc's peak with two workers: at most the closed form and Python's own objects.
+
+    That is of two at the worst place at once. These tasks are so short that one may end before the
+    other begins, so what one of them needs is the least.
+    """
+    config, batch, tokens, rank = MEMORY[case]
+    model = mr.Model(config, ArrayWeights(random_arrays(config)))
+    base = Base()
+    if bits:
+        save_checkpoint(config, random_arrays(config), tmp_path / "dense")
+        quantize_checkpoint(tmp_path / "dense", tmp_path / "packed", bits, 32, "float16")
+        model = mr.load_model(tmp_path / "packed")
+        base = Base.of(model.weights, model.head)
+    adapter = mr.init_lora(config, rank=rank, b_std=0.1)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, tokens))
+    seen = []
+    for _ in range(4):
+        tracemalloc.start()
+        try:
+            mr.loss_and_grads(
+                model, adapter, ids, ids, method="mesp_tiled", checkpoints="disk", workers=2,
+                on_gradients=lambda layer, grads: None,
+            )  # fmt: skip
+            seen.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    shapes = Shapes(config, batch, tokens, rank, adapter.targets, disk=True, base=base, workers=2)
+    found = peak("mesp_tiled", shapes)
+    assert found.total / 2 <= min(seen[1:]), (found.op, seen)
+    assert max(seen[1:]) <= found.total + 192 * 1024, (found.op, seen)
+
+
+def test_share_rows_needs_enough_of_them() -> None:
+    assert share_rows(1, 1)
+    assert share_rows(512, 2)
+    assert not share_rows(511, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--workers", "2", "--method", "mesp"], "workers: found 2 with mesp, expected 1"),
+        (["--workers", "0"], "workers: found 0, expected at least 1"),
+    ],
+)
+def test_bad_numbers_of_workers(
+    options: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["finetune", "--steps", "1", "--out", str(tmp_path / "run"), *options]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_run_with_workers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Trained, resumed with the same number, refused with another."""
+    text = tmp_path / "text.txt"
+    text.write_text("Lily had a red ball. She gave it to Tom.\n" * 60, encoding="utf-8")
+    run = ["finetune", "--data", str(text), "--method", "mesp_tiled", "--workers", "2", "--quiet",
+           "--seq-len", "32", "--eval-rows", "1", "--sample-tokens", "0",
+           "--schedule", "constant"]  # fmt: skip
+    out = ["--out", str(tmp_path / "run")]
+    assert main([*run, "--steps", "2", *out]) == 0
+    assert main([*run, "--steps", "3", *out, "--resume"]) == 0
+    other = [option.replace("2", "3") if option == "2" else option for option in run]
+    assert main([*other, "--steps", "4", *out, "--resume"]) == 2
+    assert "workers" in capsys.readouterr().err
