@@ -2,6 +2,7 @@
 # make lint    ruff, format and rules           make types   mypy
 # make parity  against transformers and peft    make ci      all that CI runs
 # make notebooks  run the notebooks             make format  let ruff repair what it can
+# make jupyter  open the notebooks
 # make notebooks-refresh  run them and store their outputs
 # make test-lowest  the tests on the lowest versions that pyproject.toml allows
 # make fuzz    a million hostile files for the readers (Linux, half an hour)
@@ -23,10 +24,10 @@ NOTES  = $(VENV)/.installed-notebooks
 BENCH  = $(VENV)/.installed-benchmarks
 FUZZ   = $(VENV)/.installed-fuzz
 
-.PHONY: help test test-lowest fuzz demo lint types parity notebooks notebooks-refresh benchmarks format ci clean
+.PHONY: help test test-lowest fuzz demo lint types parity notebooks jupyter notebooks-refresh benchmarks format ci clean
 
 help:
-	@sed -n '1,11s/^# \{0,1\}//p' Makefile
+	@sed -n '1,12s/^# \{0,1\}//p' Makefile
 
 test: $(TEST)
 	$(BIN)/python -m pytest
@@ -58,6 +59,11 @@ parity: $(PARITY) $(NOTES)
 
 notebooks: $(NOTES)
 	$(BIN)/python notebooks/refresh.py --check
+
+# JupyterLab beside what the notebooks need; another front end may open them as well.
+jupyter: $(NOTES)
+	$(BIN)/python -m pip install --quiet jupyterlab
+	$(BIN)/jupyter lab notebooks
 
 # Stored with peft and torch at hand: two notebooks show them where they are installed.
 notebooks-refresh: $(NOTES) $(PARITY)

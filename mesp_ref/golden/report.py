@@ -60,9 +60,18 @@ def summary(report: Report) -> list[str]:
     return lines
 
 
+def _is_absent(case: CaseReport) -> bool:
+    return all(v.problem == "missing" for v in case.verdicts)
+
+
 def as_text(report: Report) -> str:
-    """The whole report."""
-    return "\n".join([x for case in report.cases for x in case_lines(case)] + summary(report))
+    """The whole report; cases of which there is nothing share a line."""
+    lines = [x for case in report.cases if not _is_absent(case) for x in case_lines(case)]
+    absent = [case.case for case in report.cases if _is_absent(case)]
+    if absent:
+        named = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+        lines.append(f"FAIL  {len(absent)} cases without a file: {named}; --only checks a part")
+    return "\n".join(lines + summary(report))
 
 
 def _number(value: float) -> float | None:

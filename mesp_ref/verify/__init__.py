@@ -2,7 +2,7 @@
 
 from mesp_ref.verify import gradcheck
 result = gradcheck(forward, backward, args)     # forward(*args) -> y; backward(dy, *args) -> grads
-assert result.passed, result
+assert result.passed, str(result)
 
 Beside it: `oracles` and `precision` (over rows of the registry), `strategies` for Hypothesis,
 `properties`, `bugs` and `mutants`, `checkpoint_gradcheck`, and `adapters` for torch, JAX and MLX.

@@ -46,7 +46,7 @@ def decode(codes: Array, scales: Array, biases: Array) -> Array:
     w, dtype = np.empty(codes.shape), scales.dtype.type
     group = codes.shape[1] // scales.shape[1]
     for i, j in np.ndindex(*codes.shape):
-        product = dtype(scales[i, j // group] * dtype(codes[i, j]))
+        product = dtype(scales[i, j // group] * dtype(int(codes[i, j])))
         w[i, j] = dtype(product + biases[i, j // group])
     return w
 
