@@ -1,5 +1,7 @@
 """Workers that share a block: the same gradients, repeatable bits, memory as predicted."""
 
+import json
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pytest
 import mesp_ref as mr
 from mesp_ref.cli import main
 from mesp_ref.config import Qwen2Config
-from mesp_ref.memory import Base, Shapes, peak
+from mesp_ref.loading import named_shape
+from mesp_ref.memory import Base, Shapes, choose, peak
 from mesp_ref.parts import (
     PartWeights,
     attention_cuts,
@@ -221,3 +224,32 @@ def test_a_run_with_workers(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     other = [option.replace("2", "3") if option == "2" else option for option in run]
     assert main([*other, "--steps", "4", *out, "--resume"]) == 2
     assert "workers" in capsys.readouterr().err
+
+
+def test_memory_says_what_workers_need(capsys: pytest.CaptureFixture[str]) -> None:
+    """A second worker of the 0.5B shape has a sum and tiles of its own, below the goal of 10 MB."""
+    told = ["memory", "qwen2.5-0.5b", "--method", "mesp_tiled", "--checkpoints", "disk", "--json"]
+    needs = []
+    for workers in ("1", "2"):
+        assert main([*told, "--workers", workers]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        needs.append(answer["methods"]["mesp_tiled"]["predicted_peak_bytes"])
+    assert needs[0] < needs[1] < 10e6
+    assert main([*told[:-1], "--workers", "2", "--plot", "x.png"]) == 2
+    assert "--workers: found beside --plot" in capsys.readouterr().err
+
+
+def test_the_dial_counts_workers() -> None:
+    """Between what one worker needs and what two do, a run of two is refused."""
+    config = named_shape("qwen2.5-0.5b")
+    least = []
+    for workers in (1, 2):
+        with pytest.raises(mr.MespRefError) as refused:
+            choose(Shapes(config, workers=workers), 1000)
+        least.append(int(re.findall(r"at least (\d+) bytes", str(refused.value))[0]))
+    assert least[0] < least[1]
+    one, two = (Shapes(config, workers=workers) for workers in (1, 2))
+    assert choose(one, least[1] - 1).schedule.method == "mesp_tiled"
+    assert choose(two, least[1]).schedule.method == "mesp_tiled"
+    with pytest.raises(mr.MespRefError, match="memory_limit"):
+        choose(two, least[1] - 1)
