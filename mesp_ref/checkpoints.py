@@ -82,7 +82,7 @@ class DiskCheckpoints:
         """The latest array as a read-only view of its map."""
         room, dtype, shape = self._maps.pop()
         view = np.frombuffer(room, dtype, math.prod(shape)).reshape(shape)
-        view.flags.writeable = False
+        view.setflags(write=False)
         return view
 
     def _close(self) -> None:

@@ -145,7 +145,7 @@ def _attention_bwd(da: Array, n: Array, params: bool, layer: Layer) -> Half:
     del o
     heads = list(tiled.attention_bwd(do.reshape(res.q.shape), res))
     del do, res
-    dn = np.zeros_like(n)
+    dn: Array | None = None
     for letter in "qkv":
         dy = heads.pop(0)
         if letter != "v":
@@ -153,8 +153,12 @@ def _attention_bwd(da: Array, n: Array, params: bool, layer: Layer) -> Half:
         dy = dy.reshape(*n.shape[:2], -1)
         r = ops.LoraLinearRes(n, None)
         dx, found = project_bwd(f"self_attn.{letter}_proj", dy, r, layer, params)
-        dn += dx
+        if dn is not None:
+            dx += dn
+        dn = dx
+        del dx  # one sum beside what comes next
         grads |= found
+    assert dn is not None
     return dn, grads
 
 

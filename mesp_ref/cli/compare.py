@@ -32,6 +32,7 @@ Exit code 0: the exact gradients agree within rounding; 1: they do not; 2: misus
 examples:
   mesp-ref compare --steps 3
   mesp-ref compare --batch-size 1 --steps 2 --rank 2 --out quick.png --json
+  mesp-ref compare --perturbations 8 --steps 2 --out averaged.png
   mesp-ref compare --model Qwen2.5-0.5B --data notes.txt --seq-len 64 --steps 2 --out notes.png
 """
 
@@ -47,6 +48,7 @@ def add(commands: Any) -> None:
         ("batch-size", 4, "sequences per batch"),
         ("seq-len", 256, "tokens per sequence, at most"),
         ("seed", 0, "of the adapter, the data's order and MeZO's noise"),
+        ("perturbations", 1, "of MeZO per batch, two forwards each; the estimate is their mean"),
     )
     parser.add_argument(
         "--lr", type=float, metavar="X",
@@ -84,9 +86,8 @@ def run(args: argparse.Namespace) -> int:
         lr=lr, steps=args.steps, batch_size=args.batch_size, accumulate=1, seq_len=args.seq_len,
         seed=args.seed, schedule="constant",
     )  # fmt: skip
-    shared = {
-        name: getattr(args, name) for name in ("model", "dtype", "form", "packing", "mezo_lr")
-    }
+    names = ("model", "dtype", "form", "packing", "mezo_lr", "perturbations")
+    shared = {name: getattr(args, name) for name in names}
     try:
         with data_file(args.data, count=400) as data:
             options = CompareOptions(data=data, train=train, **shared, **lora_settings(args))

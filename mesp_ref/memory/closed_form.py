@@ -254,6 +254,7 @@ def mesp_tiled(s: Shapes) -> list[Peak]:
         _attention_bwd(s),
         *_o_proj_bwd(s),
         *_q_proj_bwd(s),
+        _k_proj_bwd(s),
     ]
 
 
@@ -310,16 +311,30 @@ def _o_proj_bwd(s: Shapes) -> list[Peak]:
 
 
 def _q_proj_bwd(s: Shapes) -> list[Peak]:
-    """q_proj's backward, dk and dv waiting for theirs, and the sum of the three, not an op's yet.
-
-    Workers decode their heads' rows of the matrix; each has a sum of its own.
-    """
+    """q_proj's backward, dk and dv waiting for theirs; workers decode their heads' rows."""
     parts = len(attention_cuts(s.config, s.workers))
     held = s.checkpoints() | {"dy, norm": 2 * s.x, "dq, dk, dv": s.q + 2 * s.k}
     held |= {"LoRA gradients": s.lora([*_MLP, "o_proj"])}
     held["decoded bias"] = s.decoded(s.base.vectors, s.matrix("q_proj")[0])
-    found = _decoding(s, "linear_bwd", "q_proj", held, parts * s.config.hidden_size)
-    return [peak._replace(added=peak.added | {"sum of dx": parts * s.x}) for peak in found]
+    return _decoding(s, "linear_bwd", "q_proj", held, parts * s.config.hidden_size)
+
+
+def _k_proj_bwd(s: Shapes) -> Peak:
+    """k_proj's backward beside the sum that q_proj's began; each worker has a sum of its own."""
+    parts, lora = len(attention_cuts(s.config, s.workers)), [*_MLP, "o_proj", "q_proj"]
+    shared = s.lora(["o_proj"], "B") + s.lora(["q_proj"], "A")
+    held = {"dy, norm": 2 * s.x, "sum of dx": parts * s.x, "dk, dv": 2 * s.k}
+    held["LoRA gradients"] = s.lora(lora) + (parts - 1) * shared
+    added = {"dx and a product": parts * 2 * s.x, "h and dh": parts * 2 * s.h(["k_proj"])}
+    name = "lora_linear_bwd self_attn.k_proj"
+    if not s.h(["k_proj"]):
+        name, added = name.removeprefix("lora_"), {"dx": parts * s.x}
+    shape, store = s.matrix("k_proj"), s.base.matrices
+    held["decoded bias"] = s.decoded(s.base.vectors, shape[0])
+    held["decoded matrix"] = s.decoded(store, *shape)
+    scratch = store.scratch(*shape, itemsize=s.itemsize)
+    added["scratch of decoding beyond these"] = max(0, scratch - sum(added.values()))
+    return Peak(name, s.always() | s.checkpoints() | held, added)
 
 
 def mezo(s: Shapes) -> list[Peak]:

@@ -4,7 +4,7 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class CompareOptions:
     data: Path
     train: TrainConfig = field(default_factory=TrainConfig)
     mezo_lr: float = DEFAULT_LR["mezo"]
+    perturbations: int = 1
     rank: int = 8
     alpha: float = 16.0
     targets: str = "all"
@@ -105,20 +106,25 @@ def _rows(options: CompareOptions, model: Model) -> list[Row]:
     return stream.take(train.steps * train.batch_size * train.accumulate)
 
 
+def _settings(options: CompareOptions, method: str) -> TrainConfig:
+    """What a method trains with: MeZO has a rate of its own, and alone averages."""
+    train = replace(options.train, method=method)
+    if method != "mezo":
+        return train
+    return replace(train, lr=options.mezo_lr, perturbations=options.perturbations)
+
+
 def _trainer(options: CompareOptions, model: Model, rows: list[Row], method: str) -> Trainer:
-    train = vars(options.train) | {"method": method}
-    if method == "mezo":
-        train["lr"] = options.mezo_lr
-    return Trainer(model, _adapter(options, model), _Replay(rows), TrainConfig(**train))
+    return Trainer(model, _adapter(options, model), _Replay(rows), _settings(options, method))
 
 
 def _gradients(
     model: Model, adapter: Adapter, batch: Batch, method: str, options: CompareOptions, **more: Any
 ) -> dict[str, Array]:
-    train = options.train
+    train = _settings(options, method)
     return loss_and_grads(
         model, adapter, *batch, method=method, seed=train.seed, eps=train.eps,
-        checkpoints=train.checkpoints, **more,
+        perturbations=train.perturbations, checkpoints=train.checkpoints, **more,
     )[1]  # fmt: skip
 
 
