@@ -40,7 +40,7 @@ ALONE = Workers()
 
 @cache
 def _blas() -> ThreadpoolController:
-    """The BLAS libraries of this process; looking for them takes some 2 ms."""
+    """The BLAS libraries of this process; looking for them takes a millisecond or more."""
     return ThreadpoolController()
 
 

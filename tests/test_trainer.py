@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -309,6 +308,7 @@ def test_a_failed_save_leaves_the_old_state(tmp_path):
     """As on a full disk: no file may grow beyond 4 KiB."""
     path = tmp_path / "state.safetensors"
     save_state(path, {"a": np.arange(3.0)}, {"step": 1})
+    resource = pytest.importorskip("resource", reason="not on Windows")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
@@ -435,6 +435,27 @@ def test_resume_is_exact_wherever_the_run_stopped(options, tmp_path, when):
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [e["step"] for e in lines if e["event"] == "step"] == list(range(1, 13))
     assert [e["step"] for e in lines if e["event"] == "eval"] == [0, 12]
+
+
+@pytest.mark.parametrize("when", ["step 1", "saved 8", "step 11"])
+def test_resume_draws_the_same_noise_for_every_perturbation(options, tmp_path, when):
+    """MeZO over three seeds a batch, each of them made from the step's own."""
+    noisy = dataclasses.replace(options.train, method="mezo", perturbations=3)
+    options = dataclasses.replace(options, train=noisy)
+    finetune(dataclasses.replace(options, out=str(tmp_path / "whole")))
+    kind, step = when.split()
+
+    def cut(event):
+        if (event["event"], event.get("step")) == (kind, int(step)):
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        finetune(options, cut)
+    finetune(dataclasses.replace(options, resume=True))
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "whole")
+    fewer = dataclasses.replace(noisy, perturbations=2)
+    with pytest.raises(MespRefError, match="--resume: perturbations: found 2, expected 3"):
+        finetune(dataclasses.replace(options, train=fewer, resume=True))
 
 
 def test_resume_completes_a_save_that_was_cut_in_two(options, tmp_path, monkeypatch):
