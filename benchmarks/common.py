@@ -147,7 +147,7 @@ def gemms(
 ) -> Gemms:
     """Every matrix product of one LoRA step on seven projections, all labels counted."""
     s, found = _Sizes(config, batch, seq, rank), Gemms()
-    forward, backward = _FORWARDS[method](s), _BACKWARDS[method](s, checkpoints == "disk")
+    forward, backward = _FORWARDS[method](s), _BACKWARDS[method](s, checkpoints)
     times = 2 if method == "mezo" else 1
     for products in (forward, backward):
         for shape, count in products.items():
@@ -234,20 +234,22 @@ def _tiled_mlp(s: _Sizes) -> Gemms:
     return found
 
 
-def _tiled_mlp_bwd(s: _Sizes) -> Gemms:
-    """dz, gate and up of a tile, its two shares of dx, its LoRA gradients; h and dh around them."""
-    found = Gemms({(s.M, s.C, s.R): 6, (s.M, s.R, s.C): 2, (s.R, s.M, s.C): 2, (s.C, s.M, s.R): 1})
+def _tiled_mlp_bwd(s: _Sizes, kept: bool) -> Gemms:
+    """dz of a tile, its two shares of dx, its LoRA gradients; h and dh around them; gate and up."""
+    again = 0 if kept else 2
+    found = Gemms({(s.M, s.C, s.R): 4 + again, (s.M, s.R, s.C): 2, (s.C, s.M, s.R): 1})
+    found[s.R, s.M, s.C] += 2
     for w in _mlp_tiles(s):
-        found.update([(s.M, s.C, w), (s.M, s.R, w), (s.M, w, s.R)] * 3)
+        found.update([(s.M, s.C, w), (s.M, s.R, w)] * (1 + again) + [(s.M, w, s.R)] * 3)
         found.update([(s.M, w, s.C), (w, s.M, s.R)] * 2 + [(s.R, s.M, w)])
     return found
 
 
-def _plain_bwd(s: _Sizes, disk: bool) -> Gemms:
+def _plain_bwd(s: _Sizes, checkpoints: str) -> Gemms:
     return _linear_bwd(s, *PROJECTIONS, h=False) + _attention_bwd(s)
 
 
-def _mesp_bwd(s: _Sizes, disk: bool) -> Gemms:
+def _mesp_bwd(s: _Sizes, checkpoints: str) -> Gemms:
     """The block once more, q, k and v once more after that, and every h."""
     rebuilt = _block(s) + _linear(s, *_QKV)
     return rebuilt + _linear_bwd(s, *PROJECTIONS, h=True) + _attention_bwd(s)
@@ -258,12 +260,12 @@ def _half(s: _Sizes) -> Gemms:
     return _linear(s, *_QKV, "o_proj") + _tiled_attention(s)
 
 
-def _mesp_tiled_bwd(s: _Sizes, disk: bool) -> Gemms:
+def _mesp_tiled_bwd(s: _Sizes, checkpoints: str) -> Gemms:
     """The MLP from its input, which in RAM is computed again; q, k, v and attention again."""
-    again = Gemms() if disk else _half(s)
-    rebuilt = _linear(s, *_QKV) + _tiled_attention(s)
+    kept, again = checkpoints == "offload", _half(s) if checkpoints == "ram" else Gemms()
+    rebuilt = Gemms() if kept else _linear(s, *_QKV) + _tiled_attention(s)
     projections = _linear_bwd(s, *_QKV, "o_proj", h=True)
-    return again + _tiled_mlp_bwd(s) + rebuilt + _tiled_attention(s, True) + projections
+    return again + _tiled_mlp_bwd(s, kept) + rebuilt + _tiled_attention(s, True) + projections
 
 
 _FORWARDS: dict[str, Callable[[_Sizes], Gemms]] = {
@@ -273,12 +275,12 @@ _FORWARDS: dict[str, Callable[[_Sizes], Gemms]] = {
     "mesp_tiled": lambda s: _half(s) + _tiled_mlp(s),
     "mezo": _block,
 }
-_BACKWARDS: dict[str, Callable[[_Sizes, bool], Gemms]] = {
+_BACKWARDS: dict[str, Callable[[_Sizes, str], Gemms]] = {
     "store_all": _plain_bwd,
-    "mebp": lambda s, disk: _block(s) + _plain_bwd(s, disk),
+    "mebp": lambda s, checkpoints: _block(s) + _plain_bwd(s, checkpoints),
     "mesp": _mesp_bwd,
     "mesp_tiled": _mesp_tiled_bwd,
-    "mezo": lambda s, disk: Gemms(),
+    "mezo": lambda s, checkpoints: Gemms(),
 }
 
 

@@ -114,23 +114,26 @@ def mesp_tiled(step: Step) -> Array:
     """MeSP in tiles: no array of T·T, T·F or T·V elements; half a block is alive at a time.
 
     Keeps     the input of each block, and on disk, where it costs no memory, of each half; in RAM
-              the input of the second half is computed again
+              the input of the second half is computed again. With "offload" the file also takes
+              q, k, v, the attention output, gate and up, and nothing but z is computed again
     """
-    x, halves = embed(step.model, step.ids), step.checkpoints.halves
+    x, stack, kept = embed(step.model, step.ids), step.checkpoints, []
+    keep = stack.keep if stack.offload else None
     for layer in step.layers:
-        step.checkpoints.push(x)
-        x = attention_half(x, layer)
-        if halves:
-            step.checkpoints.push(x)
-        x = mlp_half(x, layer)
+        stack.push(x)
+        x, attention = attention_half(x, layer, keep)
+        if stack.halves:
+            stack.push(x)
+        x, mlp = mlp_half(x, layer, keep)
+        kept.append((attention, mlp))
     loss, dx, head = _head(step, x)
     for layer in reversed(step.layers):
-        x = step.checkpoints.pop()
-        a = x if halves else attention_half(x, layer)
-        dx, grads = mlp_half_bwd(dx, a, layer, params=step.params)
-        del a
-        x = step.checkpoints.pop() if halves else x
-        dx, found = attention_half_bwd(dx, x, layer, params=step.params)
+        x, (attention, mlp) = stack.pop(), kept.pop()
+        a = x if stack.halves else attention_half(x, layer)[0]
+        dx, grads = mlp_half_bwd(dx, a, layer, mlp, params=step.params)
+        del a, mlp
+        x = stack.pop() if stack.halves else x
+        dx, found = attention_half_bwd(dx, x, layer, attention, params=step.params)
         step.emit(layer.number, found | grads)
         del grads, found  # handed over
     _embed_bwd(step, dx, head)

@@ -4,11 +4,12 @@
     y = a + mlp(norm(a))                        mlp_half
 
 A backward rebuilds what it needs from its input, so between halves only `x`, `a` and one gradient
-are alive. The outputs of o_proj and down_proj are not needed and not computed again.
+are alive; or it is given what the forward left with `keep`, and computes nothing again.
+The outputs of o_proj and down_proj are not needed.
 Workers take a part of the heads each, then a part of the MLP's columns, or of its rows (parts.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ from mesp_ref.workers import Workers
 _H = frozenset({"h"})  # what LoRA layers drop: h is rebuilt
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
+Keep = Callable[[Array], Array]  # an array -> its like that outlasts it, see DiskCheckpoints
+Kept = list[Any] | None  # what each worker left for its backward
 Half = tuple[Array, dict[str, Array]]  # a gradient, and those of parameters by tensor name
 
 
@@ -115,36 +118,49 @@ def _attention(n: Array, layer: Layer) -> tuple[Array, tiled.AttentionRes]:
     return o.reshape(*n.shape[:2], -1), res
 
 
-def attention_half(x: Array, layer: Layer) -> Array:
-    """a = x + o_proj(attention(norm(x))).  Shapes  x [N, T, C] -> a [N, T, C]"""
+def attention_half(x: Array, layer: Layer, keep: Keep | None = None) -> tuple[Array, Kept]:
+    """a = x + o_proj(attention(norm(x))), and with `keep` the residuals of attention.
+
+    Shapes    x [N, T, C] -> a [N, T, C]
+    """
     n = _norm("input_layernorm", x, layer)
 
-    def share(part: Layer) -> Array:
-        return project("self_attn.o_proj", _attention(n, part)[0], part, _H)[0]
+    def share(part: Layer) -> tuple[Array, Any]:
+        o, res = _attention(n, part)
+        kept = keep and tiled.AttentionRes(*map(keep, res))
+        del res
+        return project("self_attn.o_proj", o, part, _H)[0], kept
 
-    return x + total(layer.workers.each(share, _by_heads(layer)))
+    found = layer.workers.each(share, _by_heads(layer))
+    return x + total([y for y, _ in found]), keep and [kept for _, kept in found]
 
 
-def attention_half_bwd(da: Array, x: Array, layer: Layer, *, params: bool = False) -> Half:
+def attention_half_bwd(
+    da: Array, x: Array, layer: Layer, kept: Kept = None, *, params: bool = False
+) -> Half:
     """VJP of attention_half from its input: dx, and its gradients by tensor name.
 
     Shapes    da, x [N, T, C] -> dx [N, T, C]
     """
-    n = _norm("input_layernorm", x, layer)
-    found = layer.workers.each(partial(_attention_bwd, da, n, params), _by_heads(layer))
+    n, parts = _norm("input_layernorm", x, layer), _by_heads(layer)
+    shares = zip(parts, kept or [None] * len(parts), strict=True)
+    found = layer.workers.each(partial(_attention_bwd, da, n, params), shares)
     dn, grads = total([dn for dn, _ in found]), join([grads for _, grads in found])
     del n, found
     dx, norm = _norm_bwd("input_layernorm", dn, x, layer, params)
     return da + dx, grads | norm
 
 
-def _attention_bwd(da: Array, n: Array, params: bool, layer: Layer) -> Half:
-    """From the gradient of o_proj's output to that of the norm, all between them rebuilt."""
-    o, res = _attention(n, layer)
-    do, grads = project_bwd("self_attn.o_proj", da, ops.LoraLinearRes(o, None), layer, params)
-    del o
+def _attention_bwd(
+    da: Array, n: Array, params: bool, share: tuple[Layer, tiled.AttentionRes | None]
+) -> Half:
+    """From the gradient of o_proj's output to that of the norm; without residuals all rebuilt."""
+    layer, res = share
+    res = res or _attention(n, layer)[1]
+    r = ops.LoraLinearRes(res.o.reshape(*n.shape[:2], -1), None)
+    do, grads = project_bwd("self_attn.o_proj", da, r, layer, params)
     heads = list(tiled.attention_bwd(do.reshape(res.q.shape), res))
-    del do, res
+    del do, r, res, share
     dn: Array | None = None
     for letter in "qkv":
         dy = heads.pop(0)
@@ -180,42 +196,47 @@ def _options(layer: Layer, rows: int) -> dict[str, Any]:
     return {"s": scale, "width": tiled.mlp_width(rows, layer.workers.size)}
 
 
-def mlp_half(a: Array, layer: Layer) -> Array:
-    """y = a + mlp(norm(a)).  Shapes  a [N, T, C] -> y [N, T, C]"""
+def mlp_half(a: Array, layer: Layer, keep: Keep | None = None) -> tuple[Array, Kept]:
+    """y = a + mlp(norm(a)), and with `keep` gate and up.  Shapes  a [N, T, C] -> y [N, T, C]"""
     n = ops.rows(_norm("post_attention_layernorm", a, layer))
     shares, options = _of_mlp(layer, len(n)), _options(layer, len(n))
 
-    def share(rows_and_layer: tuple[slice, Layer]) -> Array:
+    def share(rows_and_layer: tuple[slice, Layer]) -> tuple[Array, Any]:
         rows, part = rows_and_layer
-        return tiled.mlp(n[rows], *_mlp_parameters(part), **options)[0]
+        y, res = tiled.mlp(n[rows], *_mlp_parameters(part), **options, keep=keep)
+        return y, res.kept
 
     found = layer.workers.each(share, shares)
-    y = np.array(a, found[0].dtype)
-    for (rows, _), part in zip(shares, found, strict=True):
+    y = np.array(a, found[0][0].dtype)
+    for (rows, _), (part, _) in zip(shares, found, strict=True):
         ops.rows(y)[rows] += part
-    return y
+    return y, keep and [kept for _, kept in found]
 
 
-def mlp_half_bwd(dy: Array, a: Array, layer: Layer, *, params: bool = False) -> Half:
+def mlp_half_bwd(
+    dy: Array, a: Array, layer: Layer, kept: Kept = None, *, params: bool = False
+) -> Half:
     """VJP of mlp_half from its input: da, and its gradients by tensor name.
 
     Shapes    dy, a [N, T, C] -> da [N, T, C]
     """
     n, dy2 = ops.rows(_norm("post_attention_layernorm", a, layer)), ops.rows(dy)
-    shares, options = _of_mlp(layer, len(n)), _options(layer, len(n))
+    parts, options = _of_mlp(layer, len(n)), _options(layer, len(n))
+    shares = zip(parts, kept or [None] * len(parts), strict=True)
     found = layer.workers.each(partial(_mlp_bwd, dy2, n, options, params), shares)
-    dn, grads = _combined(shares, found)
+    dn, grads = _combined(parts, found)
     del n, found
     dx, norm = _norm_bwd("post_attention_layernorm", dn.reshape(a.shape), a, layer, params)
     return dy + dx, grads | norm
 
 
 def _mlp_bwd(
-    dy: Array, n: Array, options: dict[str, Any], params: bool, share: tuple[slice, Layer]
-) -> Half:
-    """From the gradient of down_proj's output to that of the norm, all between them rebuilt."""
-    rows, layer = share
-    parameters, res = _mlp_parameters(layer), tiled.MlpRes(n[rows])
+    dy: Array, n: Array, options: dict[str, Any], params: bool,
+    share: tuple[tuple[slice, Layer], Any],
+) -> Half:  # fmt: skip
+    """From the gradient of down_proj's output to that of the norm; z at least is rebuilt."""
+    (rows, layer), kept = share
+    parameters, res = _mlp_parameters(layer), tiled.MlpRes(n[rows], kept)
     dn, *found = tiled.mlp_bwd(dy[rows], res, *parameters, **options)
     names = [tensor_name(layer.name(part), matrix) for part in _MLP for matrix in "AB"]
     grads = {name: g for name, g in zip(names, found, strict=True) if g.size}

@@ -58,8 +58,10 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int, int]]:
     return Counting.products
 
 
-@pytest.mark.parametrize("checkpoints", ["ram", "disk"])
-@pytest.mark.parametrize("method", mr.METHODS)
+@pytest.mark.parametrize(
+    ("method", "checkpoints"),
+    [*((m, kind) for m in mr.METHODS for kind in ("ram", "disk")), ("mesp_tiled", "offload")],
+)
 @pytest.mark.parametrize("seq", [5, 70])
 def test_gemms_are_those_that_the_engine_does(
     method: str, checkpoints: str, seq: int, counting: Counter[tuple[int, int, int]]

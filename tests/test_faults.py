@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,27 +111,31 @@ def test_a_full_disk_while_quantising_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(f.name for f in tmp_path.iterdir()) == ["m"]
 
 
-def test_a_full_disk_refuses_a_block_checkpoint_before_it_is_touched(tmp_path: Path) -> None:
-    needs = pytest.raises(mr.MespRefError, match="a checkpoint needs 65536 bytes")
-    with DiskCheckpoints(tmp_path) as stack, full_after(1000), needs:
-        stack.push(np.ones(1 << 14, np.float32))
+@pytest.mark.parametrize("room", [1000, 1 << 27])
+def test_a_full_disk_refuses_a_block_checkpoint(room: int, tmp_path: Path) -> None:
+    """With room for the first ones only; what was kept before is what it was, nothing is left."""
+    array, kept = np.arange(1 << 22, dtype=np.float32), []
+    needs = pytest.raises(mr.MespRefError, match="a checkpoint needs 16777216 bytes")
+    with DiskCheckpoints(tmp_path) as stack, full_after(room), needs:
+        for _ in range(9):
+            kept.append(stack.keep(array))
+    assert len(kept) == room // array.nbytes
+    assert all(np.array_equal(twin, array) for twin in kept)
+    assert not any(tmp_path.iterdir())
 
 
-def test_room_is_reserved_where_there_is_no_fallocate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """macOS: the same error before a map is touched, and the same arrays."""
-    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+def test_twins_on_disk_are_their_arrays(tmp_path: Path) -> None:
+    """Of any type, shape and order in memory, kept by two threads at once, and read-only."""
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(size, np.float32) for size in (3, 1 << 14, 70_001)]
-    with DiskCheckpoints(tmp_path) as stack:
-        for array in arrays:
-            stack.push(array)
-        for array in reversed(arrays):
-            np.testing.assert_array_equal(stack.pop(), array)
-    needs = pytest.raises(mr.MespRefError, match="a checkpoint needs 65536 bytes")
-    with DiskCheckpoints(tmp_path) as stack, full_after(1000), needs:
-        stack.push(arrays[1])
+    shapes = [(3,), (1 << 14,), (70_001,), (5, 7, 2), (), (0, 4)]
+    arrays = [rng.standard_normal(shape) for shape in shapes for _ in range(20)]
+    arrays += [a.astype(np.complex128) for a in arrays] + [a.astype(np.float32).T for a in arrays]
+    with DiskCheckpoints(tmp_path) as stack, ThreadPoolExecutor(2) as pool:
+        twins = list(pool.map(stack.keep, arrays))
+    for array, twin in zip(arrays, twins, strict=True):
+        assert twin.dtype == array.dtype
+        np.testing.assert_array_equal(twin, array)
+        assert not twin.flags.writeable
 
 
 # A run on a small model

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
+from mesp_ref.checkpoints import KINDS
 from mesp_ref.cli import main
 from mesp_ref.config import Qwen2Config
-from mesp_ref.memory import PEAKS, Ledger, Shapes, measure, peak
+from mesp_ref.memory import PEAKS, Ledger, Shapes, at, measure, peak
 from mesp_ref.memory.closed_form import ESTIMATE
 from mesp_ref.weights import ArrayWeights, random_arrays
 
@@ -45,7 +46,7 @@ def run(case: str, method: str, checkpoints: str, targets: Any = "all") -> tuple
     step()  # caches of Python and NumPy fill once
     gc.collect()
     ledger = measure(step, [*weights.arrays.values(), *adapter.weights.values(), ids])
-    return ledger, Shapes(config, batch, tokens, rank, adapter.targets, checkpoints == "disk")
+    return ledger, at(Shapes(config, batch, tokens, rank, adapter.targets), checkpoints)
 
 
 def traced_peak(ledger: Ledger) -> int:
@@ -53,12 +54,13 @@ def traced_peak(ledger: Ledger) -> int:
     return max(max(m.between, m.traced + m.added) for m in ledger.moments)
 
 
+PLACES_OF = {"mebp": ("ram", "disk"), "mesp": ("ram", "disk"), "mesp_tiled": KINDS}
 ALL = [
     (case, method, checkpoints)
     for case in CASES
     for method in PEAKS
-    for checkpoints in ("ram", "disk")
-    if checkpoints == "ram" or method not in ("store_all", "mezo")
+    for checkpoints in KINDS
+    if checkpoints in PLACES_OF.get(method, ("ram",))
 ]
 
 

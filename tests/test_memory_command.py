@@ -151,10 +151,10 @@ def test_the_drawing_shows_the_ledger() -> None:
 
 def test_the_dial_names_a_method(small: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["memory", "qwen2.5-3b", "--memory-limit", "64MB"]) == 0
-    assert capsys.readouterr().out.startswith("mesp_tiled, checkpoints on disk: needs ")
+    assert capsys.readouterr().out.startswith("mesp_tiled, activations on disk: needs ")
     assert main(["memory", "qwen2.5-3b", "--memory-limit", "64MB", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert (printed["method"], printed["checkpoints"]) == ("mesp_tiled", "disk")
+    assert (printed["method"], printed["checkpoints"]) == ("mesp_tiled", "offload")
     assert not small.exists()
 
 
@@ -234,8 +234,9 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("place", ["disk", "offload"])
 def test_a_disk_too_full_for_checkpoints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     folder = tmp_path / "scratch"
     folder.mkdir()
@@ -244,8 +245,8 @@ def test_a_disk_too_full_for_checkpoints(
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "posix_fallocate", full, raising=False)
-    command = ["memory", "qwen2.5-0.5b", "--method", "mesp_tiled", "--checkpoints", "disk"]
+    monkeypatch.setattr(checkpoints.os, "pwrite", full)
+    command = ["memory", "qwen2.5-0.5b", "--method", "mesp_tiled", "--checkpoints", place]
     assert main([*command, "--measure"]) == 2
     said = capsys.readouterr().err
     assert "a checkpoint needs" in said

@@ -54,6 +54,28 @@ def test_head_survives_huge_logits() -> None:
     assert np.isfinite(res.dx).all()
 
 
+@pytest.mark.parametrize("width", [1, 5, 64])
+def test_mlp_with_gate_and_up_kept(width: int) -> None:
+    """The same bits as when they are rebuilt; what is kept is gate and up, tile by tile."""
+    given = OPS["tiled_mlp"].sample(np.random.default_rng(0), SIZES, np.float64) | {"width": width}
+    x, s = given["x"], given["s"]
+    y, rebuilt = tiled.mlp(**given)
+    same, res = tiled.mlp(**given, keep=np.copy)
+    np.testing.assert_array_equal(same, y)
+    for at, letter in enumerate("gu"):
+        w, A, B = (given[f"{name}{letter}"] for name in ("w", "A", "B"))
+        whole, _ = ops.lora_linear(ops.rows(x), w, None, A, B, s=s)
+        kept = np.concatenate([tile[at] for tile in res.kept], axis=1)
+        np.testing.assert_allclose(kept, whole, rtol=0, atol=1e-14)
+    dy = np.random.default_rng(1).standard_normal(y.shape)
+    weights = {name: given[name] for name in given if name != "x"}
+    for backward in (tiled.mlp_bwd, tiled.mlp_bwd_params):
+        for got, wanted in zip(
+            backward(dy, res, **weights), backward(dy, rebuilt, **weights), strict=True
+        ):
+            np.testing.assert_array_equal(got, wanted)
+
+
 def test_attention_holds_no_square_array() -> None:
     q, k = np.zeros((1, 1024, 4, 8), np.float32), np.zeros((1, 1024, 2, 8), np.float32)
     tracemalloc.start()
@@ -67,7 +89,7 @@ def test_attention_holds_no_square_array() -> None:
     assert most < 1024 * 1024 * 4  # one head's scores alone
 
 
-@pytest.mark.parametrize("checkpoints", ["ram", "disk"])
+@pytest.mark.parametrize("checkpoints", ["ram", "disk", "offload"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("targets", ["all", ("q_proj", "down_proj"), ("gate_proj",)])
 def test_mesp_tiled_agrees_with_mesp(tied: bool, targets: Any, checkpoints: str) -> None:

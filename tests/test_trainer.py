@@ -819,7 +819,7 @@ def test_a_disk_too_small_for_block_inputs(options, tmp_path, small_disk, monkey
             file.write(bytes(1 << 12))
     os.truncate(filler, filler.stat().st_size - (1 << 12))  # room for the first of two
     with pytest.raises(MespRefError, match=r"a checkpoint needs \d+ bytes: No space left") as error:
-        finetune(change_train(options, checkpoints="disk"))
+        finetune(change_train(options, checkpoints="disk", batch_size=3))
     assert "the adapter as of step 0 is kept in" in str(error.value)
     assert [p.name for p in small_disk.iterdir()] == ["filler"]
     assert mr.load_adapter(tmp_path / "run" / "adapter").rank == 8

@@ -52,7 +52,7 @@ def test_gradients_are_those_of_mesp(config: str, shape: str, workers: int) -> N
     """In float64, every weight's: what differs is the order of sums."""
     case = CONFIGS[config], SHAPES[shape], "float64"
     loss, want = step(*case, trainable="all")
-    for checkpoints in ("ram", "disk"):
+    for checkpoints in ("ram", "disk", "offload"):
         value, got = step(
             *case, trainable="all", method="mesp_tiled", workers=workers, checkpoints=checkpoints
         )

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from mesp_ref.checkpoints import KINDS
 from mesp_ref.cli.options import (
     add_command,
     add_data,
@@ -105,8 +106,9 @@ def _add_training(group: Any) -> None:
             option = f"--{name.replace('_', '-')}"
             group.add_argument(option, type=kind, metavar=letter, help=text)
     group.add_argument(
-        "--checkpoints", choices=("ram", "disk"),
-        help="where block inputs wait for the backward (default: ram)",
+        "--checkpoints", choices=KINDS,
+        help="where block inputs wait for the backward (default: ram); offload: on disk with all "
+        "other activations of mesp_tiled, which is faster",
     )  # fmt: skip
     group.add_argument(
         "--memory-limit", metavar="SIZE",

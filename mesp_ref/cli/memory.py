@@ -15,12 +15,14 @@ from mesp_ref.loading import SHAPES, load_model, named_shape, random_checkpoint
 from mesp_ref.lora import Adapter, init_lora, parse_targets
 from mesp_ref.memory import (
     PEAKS,
+    PLACES,
     SCHEDULES,
     Base,
     Choice,
     Ledger,
     PeakResident,
     Shapes,
+    at,
     choose,
     measure,
     megabytes,
@@ -69,8 +71,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--targets", default="all", metavar="NAMES", help="as for finetune")
     parser.add_argument(
-        "--checkpoints", choices=("ram", "disk"), help="default: ram; any with --memory-limit"
-    )
+        "--checkpoints", choices=tuple(PLACES),
+        help="offload: other activations, too, for mesp_tiled (default: ram; any with --memory-limit)",
+    )  # fmt: skip
     _add_base(parser.add_argument_group("base weights"))
     parser.add_argument("--measure", action="store_true", help="run the step, too")
     parser.add_argument(
@@ -147,14 +150,15 @@ class _Subject:
         )
         rng, size = np.random.default_rng(0), (shapes.batch, shapes.tokens)
         self.ids: Array = rng.integers(0, model.config.vocab_size, size)
-        self.model, self.checkpoints = model, "disk" if shapes.disk else "ram"
-        self.workers = shapes.workers
+        self.model, self.shapes = model, shapes
 
     def step(self, method: str) -> None:
+        tiled = method == "mesp_tiled"
+        kind = "offload" if self.shapes.offload and tiled else "disk" if self.shapes.disk else "ram"
         loss_and_grads(
             self.model, self.adapter, self.ids, self.ids, method=method,
-            checkpoints=self.checkpoints, on_gradients=lambda layer, grads: None,
-            workers=self.workers if method == "mesp_tiled" else 1,
+            checkpoints=kind, on_gradients=lambda layer, grads: None,
+            workers=self.shapes.workers if tiled else 1,
         )  # fmt: skip
 
     def measured(self, method: str) -> dict[str, Any]:
@@ -188,6 +192,8 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
         found = peak(method, shapes)
         parts = {name: size for name, size in found.parts.items() if size}
         facts[method] = {"predicted_peak_bytes": found.total, "op": found.op, "parts": parts}
+        if size := shapes.file(method):
+            facts[method]["file_bytes"] = size
     if model is not None and (args.measure or args.plot):
         subject = _Subject(model, shapes)
         for method in methods if args.measure else ():
@@ -199,10 +205,10 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
 
 
 def _title(args: argparse.Namespace) -> str:
-    where = "on disk" if args.checkpoints == "disk" else "in RAM"
+    where = PLACES[args.checkpoints or "ram"]
     bits = f", {args.bits} bits" if args.bits else ""
     batch = f"batch {args.batch_size}, {args.seq_len} tokens, rank {args.rank}"
-    return f"{args.model}{bits}: {batch}, checkpoints {where}"
+    return f"{args.model}{bits}: {batch}, {where}"
 
 
 def _choice(args: argparse.Namespace, shapes: Shapes) -> Choice:
@@ -227,11 +233,10 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     targets = parse_targets(args.targets)
     config, base, model = _open(args)
-    disk = args.checkpoints == "disk"
     shapes = Shapes(
-        config, args.batch_size, args.seq_len, args.rank, targets, disk,
-        base=base, workers=args.workers,
-    )  # fmt: skip
+        config, args.batch_size, args.seq_len, args.rank, targets, base=base, workers=args.workers
+    )
+    shapes = at(shapes, args.checkpoints or "ram")
     if args.memory_limit is not None:
         return _print_choice(args, _choice(args, shapes))
     facts = _facts(args, shapes, model)
@@ -242,6 +247,8 @@ def run(args: argparse.Namespace) -> int:
     for method, found in facts.items():
         peak_at = f"predicted {megabytes(found['predicted_peak_bytes'])} in {found['op']}"
         print(f"\n{method:<11} {peak_at}{_measured(found)}")
+        if "file_bytes" in found:
+            print(f"  {found['file_bytes'] / 1e6:9.3f}  beside it, in a temporary file")
         for name, size in sorted(found["parts"].items(), key=lambda item: -item[1]):
             if size >= 0.005 * found["predicted_peak_bytes"]:
                 print(f"  {size / 1e6:9.3f}  {name}")

@@ -2,7 +2,17 @@
 
 from mesp_ref.memory.base import Base, Store
 from mesp_ref.memory.closed_form import PEAKS, Parts, Peak, Shapes, peak
-from mesp_ref.memory.dial import SCHEDULES, Choice, Schedule, choose, megabytes, need, parse_size
+from mesp_ref.memory.dial import (
+    PLACES,
+    SCHEDULES,
+    Choice,
+    Schedule,
+    at,
+    choose,
+    megabytes,
+    need,
+    parse_size,
+)
 from mesp_ref.memory.flops import FLOPS
 from mesp_ref.memory.kinds import KINDS, by_kind
 from mesp_ref.memory.ledger import Entry, Ledger, Moment, measure

@@ -50,6 +50,7 @@ class Shapes(NamedTuple):
     itemsize: int = 4
     base: Base = Base()
     workers: int = 1
+    offload: bool = False  # of mesp_tiled: to disk, too, what its backward would compute again
 
     @property
     def rows(self) -> int:
@@ -120,6 +121,16 @@ class Shapes(NamedTuple):
     def checkpoints(self) -> Parts:
         """Inputs of the blocks; on disk they are no memory of the process."""
         return {"checkpoints": 0 if self.disk else self.config.num_hidden_layers * self.x}
+
+    def file(self, method: str) -> int:
+        """Bytes of the temporary file that a method writes in a step, and reads once."""
+        if not self.disk or method in ("store_all", "mezo"):
+            return 0
+        inputs = self.x if method != "mesp_tiled" else 2 * self.x
+        activations = (
+            2 * self.q + 2 * self.k + self.of(self.config.num_attention_heads) + 2 * self.m
+        )
+        return self.config.num_hidden_layers * (inputs + self.offload * activations)
 
 
 ESTIMATE = "estimate"  # of mezo: where no op runs
@@ -281,17 +292,23 @@ def _mlp_bwd(s: Shapes) -> Peak:
     return Peak("mlp_bwd", s.always() | s.checkpoints() | held, added)
 
 
+def _attention_res(s: Shapes) -> Parts:
+    """What tiled attention leaves for its backward."""
+    if s.offload:
+        return {}
+    lse = s.of(s.config.num_attention_heads)
+    return {"q, k, v": s.q + 2 * s.k, "attention output": s.q, "log-sum-exp": lse}
+
+
 def _attention_bwd(s: Shapes) -> Peak:
     """Workers have some of the heads each."""
     config, parts = s.config, len(attention_cuts(s.config, s.workers))
     share, d = config.num_attention_heads // config.num_key_value_heads, config.head_dim
     tile = share * tiled.widest(s.tokens, tiled.query_tile(share, s.tokens)) * s.itemsize
-    held = {
+    held = _attention_res(s) | {
         "dy": s.x,
         "norm": s.x,
-        "q, k, v": s.q + 2 * s.k,
-        "attention output and its gradient": 2 * s.q,
-        "log-sum-exp": s.of(config.num_attention_heads),
+        "gradient of attention's output": s.q,
         "LoRA gradients": s.lora([*_MLP, "o_proj"]) + (parts - 1) * s.lora(["o_proj"], "B"),
     }
     added = {
@@ -304,8 +321,7 @@ def _attention_bwd(s: Shapes) -> Peak:
 
 def _o_proj_bwd(s: Shapes) -> list[Peak]:
     """o_proj's backward from the tiled attention's output, everything of attention alive."""
-    held = s.checkpoints() | {"dy": s.x, "norm": s.x, "q, k, v": s.q + 2 * s.k}
-    held |= {"attention output": s.q, "log-sum-exp": s.of(s.config.num_attention_heads)}
+    held = s.checkpoints() | {"dy": s.x, "norm": s.x} | _attention_res(s)
     held |= {"LoRA gradients": s.lora(_MLP)}
     return _decoding(s, "linear_bwd", "o_proj", held, s.matrix("o_proj")[1])
 

@@ -89,16 +89,18 @@ def mesp(s: Shapes) -> int:
 def mesp_tiled(s: Shapes) -> int:
     """What the backward needs twice: neither o_proj nor down_proj, and scores of visible keys.
 
-    In RAM the input of the block's second half is computed a second time.
+    In RAM the input of the block's second half is computed a second time; with offload, of what
+    the backward needs, the scores alone are.
     """
     scores = _tiled_scores(s)
     half = _forward(s, *_QKV, "o_proj") + 2 * scores
     mlp = _forward(s, *_GATE_UP, "down_proj")
-    mlp_bwd = _forward(s, *_GATE_UP) + _backward(s, *_GATE_UP)
+    mlp_bwd = _backward(s, *_GATE_UP) + (0 if s.offload else _forward(s, *_GATE_UP))
     mlp_bwd += _backward(s, "down_proj", rebuild_h=True)
     # x·Aᵀ of gate and up, and dy·B of down, are formed by the walk over the tiles and by its user
     mlp_bwd += _lora(s, *_GATE_UP, up=0) + _lora(s, "down_proj", down=0)
-    half_bwd = _forward(s, *_QKV) + _backward(s, *_QKV, "o_proj", rebuild_h=True) + 7 * scores
+    half_bwd = _backward(s, *_QKV, "o_proj", rebuild_h=True) + 5 * scores
+    half_bwd += 0 if s.offload else _forward(s, *_QKV) + 2 * scores
     return s.config.num_hidden_layers * (
         half * (1 if s.disk else 2) + mlp + mlp_bwd + half_bwd
     ) + _head(s)

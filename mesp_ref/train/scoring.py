@@ -20,7 +20,7 @@ def score(model: Model, adapter: Adapter | None, ids: Array, labels: Array) -> t
     ids, targets = check_batch(model.config, ids, labels)
     x, y = embed(model, ids), shift(targets).reshape(-1)
     for layer in layers(model, adapter, 0, ids.shape[1]):
-        x = mlp_half(attention_half(x, layer), layer)
+        x, _ = mlp_half(attention_half(x, layer)[0], layer)
     counted = np.flatnonzero(y != IGNORED)
     x = rows(x)[counted]
     n = rmsnorm(x, model.weights(NORM), eps=model.config.rms_norm_eps)[0]

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mesp_ref.checkpoints import KINDS
 from mesp_ref.errors import MespRefError
-from mesp_ref.gradients import check_perturbations, loss_and_grads
+from mesp_ref.gradients import check_offload, check_perturbations, loss_and_grads
 from mesp_ref.inputs import NotFinite
 from mesp_ref.lora import Adapter
 from mesp_ref.methods import METHODS
@@ -80,7 +81,7 @@ class TrainConfig:
             "method": tuple(METHODS),
             "optimizer": ("adamw", "sgd"),
             "schedule": SCHEDULES,
-            "checkpoints": ("ram", "disk"),
+            "checkpoints": KINDS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -94,6 +95,7 @@ class TrainConfig:
         if not (0 <= self.clip < math.inf):
             raise MespRefError(f"clip: found {self.clip}, expected a positive norm, or 0 for none")
         check_perturbations(self.perturbations, self.method)
+        check_offload(self.checkpoints, self.method)
         self.lr_at(0)
         self.new_optimizer()
 

@@ -3,13 +3,23 @@
 Everything is written into scratch that the callers in mlp.py make once.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from mesp_ref.ops._array import Array, sigmoids
+from mesp_ref.ops._array import Array, rows, sigmoids
 from mesp_ref.ops.tiled._tiles import Matrix, tiles, view, widest
+
+GateUp: TypeAlias = tuple[Array, Array]  # gate and up of one tile, [M, b−a] each
+Keep: TypeAlias = Callable[[Array], Array]  # an array in scratch -> its like that outlasts it
+
+
+class MlpRes(NamedTuple):
+    """Residuals of mlp: its input; gate and up of each tile too where they were kept."""
+
+    x: Array  # [..., C]
+    kept: list[GateUp] | None = None
 
 
 class MlpTile(NamedTuple):
@@ -42,30 +52,36 @@ def silu(x: Array, a: Array, b: Array) -> None:
 
 
 def backward_tiles(
-    dy: Array, x: Array, wg: Matrix, wu: Matrix, wd: Matrix,
+    dy: Array, res: MlpRes, wg: Matrix, wu: Matrix, wd: Matrix,
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
     s: float, width: int, dtype: np.dtype, spare: Array,
 ) -> Iterator[MlpTile]:  # fmt: skip
-    """Rebuild gate, up and z of each tile and take the gradient back through the gate.
+    """Rebuild z of each tile, and gate and up if need be; the gradient back through the gate.
 
     silu = gate ⊙ σ;  dz = dy·Wd + s·(dy·Bd)·Ad;  dup = dz ⊙ silu;
     dgate = dz ⊙ up ⊙ (σ + silu ⊙ (1 − σ)), with 1 − σ(g) formed as σ(−g)
     """
+    x = rows(res.x)
     m = len(x)
     scratch = np.empty((5, m * widest(wg.shape[0], width)), dtype)
-    hg, hu, dhd = x @ Ag.T * s, x @ Au.T * s, dy @ Bd * s  # [M, R]
-    for a, b in tiles(wg.shape[0], width):
-        gate, up, z, dz, slope = (view(part, m, b - a) for part in scratch)
+    hg, hu = (x @ Ag.T * s, x @ Au.T * s) if res.kept is None else (x, x)  # [M, R]
+    dhd = dy @ Bd * s
+    for index, (a, b) in enumerate(tiles(wg.shape[0], width)):
+        silu, dgate, z, dz, slope = (view(part, m, b - a) for part in scratch)
         product(dy, wd.cols(a, b), dhd, Ad[:, a:b], dz, spare)
-        product(x, (tile_g := wg.rows(a, b)).T, hg, Bg[a:b].T, gate, spare)
-        product(x, (tile_u := wu.rows(a, b)).T, hu, Bu[a:b].T, up, spare)
+        tile_g, tile_u = wg.rows(a, b), wu.rows(a, b)
+        if res.kept is None:
+            gate = product(x, tile_g.T, hg, Bg[a:b].T, silu, spare)
+            up = product(x, tile_u.T, hu, Bu[a:b].T, dgate, spare)
+        else:
+            gate, up = res.kept[index]
         sigmoids(gate, z, slope, view(spare, *gate.shape))
-        gate *= z  # silu
-        slope *= gate
+        np.multiply(gate, z, out=silu)
+        slope *= silu
         slope += z  # silu′
-        np.multiply(gate, up, out=z)
-        gate *= dz  # dup
-        up *= dz
-        up *= slope  # dgate
-        yield MlpTile(a, b, tile_g, tile_u, z, up, gate)
+        np.multiply(silu, up, out=z)
+        silu *= dz  # dup
+        np.multiply(up, dz, out=dgate)
+        dgate *= slope
+        yield MlpTile(a, b, tile_g, tile_u, z, dgate, silu)
         del tile_g, tile_u  # decoded weights die before the next are decoded

@@ -4,32 +4,25 @@ Weights and LoRA matrices carry the letter of their projection: g gate, u up, d 
 without an adapter has matrices of rank 0.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from mesp_ref.ops._array import Array, rows
-from mesp_ref.ops.tiled._mlp_tiles import backward_tiles, product, silu
+from mesp_ref.ops.tiled._mlp_tiles import GateUp, Keep, MlpRes, backward_tiles, product, silu
 from mesp_ref.ops.tiled._tiles import Matrix, matrix, mlp_width, tiles, view, widest
-
-
-class MlpRes(NamedTuple):
-    """Residuals of mlp: its input alone; gate, up and z are rebuilt tile by tile."""
-
-    x: Array  # [..., C]
 
 
 def mlp(
     x: Array, wg: Matrix | Array, wu: Matrix | Array, wd: Matrix | Array,
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
-    *, s: float, width: int | None = None,
+    *, s: float, width: int | None = None, keep: Keep | None = None,
 ) -> tuple[Array, MlpRes]:  # fmt: skip
     """Gate, up, the gate between them, and down, without holding any of the three whole.
 
     Forward   gate = x·Wgᵀ + s·(x·Agᵀ)·Bgᵀ, up alike;  z = silu(gate) ⊙ up;
               y = Σ_tiles z_tile·Wd[:, tile]ᵀ + s·(Σ_tiles z_tile·Ad[:, tile]ᵀ)·Bdᵀ
     Shapes    x [..., C]; wg, wu [F, C]; wd [C, F]; A [R, in], B [out, R] -> y [..., C]
-    Tiles     `width` of the F columns, by default mlp_width
+    Tiles     `width` of the F columns, by default mlp_width; the backward must be given the same
+    Keep      `keep` takes gate and up of a tile, which lie in scratch, and returns what outlasts it
     Source    Shazeer 2020, eq. 6; Hu et al. 2021, eq. 3
     """
     x2, wg, wu, wd = rows(x), matrix(wg), matrix(wu), matrix(wd)
@@ -40,15 +33,20 @@ def mlp(
     scratch, spare = np.empty((2, m * widths), dtype), np.empty(m * max(c, widths), dtype)
     hg, hu = x2 @ Ag.T * s, x2 @ Au.T * s  # [M, R]
     hd, y = np.zeros((m, len(Ad)), dtype), np.zeros((m, c), dtype)
+    kept: list[GateUp] = []
     for a, b in tiles(f, width):
         z, up = (view(part, m, b - a) for part in scratch)
         product(x2, wg.rows(a, b).T, hg, Bg[a:b].T, z, spare)
+        gate = keep(z) if keep else z
         silu(z, up, view(spare, *z.shape))
-        z *= product(x2, wu.rows(a, b).T, hu, Bu[a:b].T, up, spare)
+        product(x2, wu.rows(a, b).T, hu, Bu[a:b].T, up, spare)
+        if keep:
+            kept.append((gate, keep(up)))
+        z *= up
         y += np.matmul(z, wd.cols(a, b).T, out=view(spare, m, c))
         hd += z @ Ad[:, a:b].T
     y += (hd * s) @ Bd.T
-    return y.reshape(x.shape), MlpRes(x)
+    return y.reshape(x.shape), MlpRes(x, kept if keep else None)
 
 
 def mlp_bwd(
@@ -72,7 +70,7 @@ def mlp_bwd(
     dhg, dhu, hd = np.zeros_like(hg, dtype), np.zeros_like(hu, dtype), np.zeros_like(dhd, dtype)
     dx, dAd = np.zeros((m, c), dtype), np.empty(Ad.shape, dtype)
     dBg, dBu = np.empty(Bg.shape, dtype), np.empty(Bu.shape, dtype)
-    walk = backward_tiles(dy2, x, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype, spare)
+    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype, spare)
     for t in walk:
         at = slice(t.a, t.b)
         dAd[:, at] = dhd.T @ t.z
@@ -105,7 +103,7 @@ def mlp_bwd_params(
     width = width or mlp_width(len(x))
     spare = np.empty(len(x) * widest(wg.shape[0], width), dtype)
     dwg, dwu, dwd = (np.empty(w.shape, dtype) for w in (wg, wu, wd))
-    walk = backward_tiles(dy2, x, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype, spare)
+    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype, spare)
     for t in walk:
         dwg[t.a : t.b], dwu[t.a : t.b] = t.dgate.T @ x, t.dup.T @ x
         dwd[:, t.a : t.b] = dy2.T @ t.z

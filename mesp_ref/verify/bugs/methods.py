@@ -4,7 +4,7 @@ from mesp_ref.verify.bugs.bug import bug, one
 
 BUGS = [
     *one(
-        "checkpoints:RamCheckpoints.pop", "method", "model",
+        "checkpoints:Checkpoints.pop", "method", "model",
         ("checkpoint: of the wrong block", "self._stack.pop()", "self._stack.pop(0)"),
     ),
     *one(
