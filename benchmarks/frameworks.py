@@ -26,17 +26,18 @@ import common
 import frameworks_report
 import numpy as np
 from contender import Files, anonymous_mib
-from frameworks_report import FOUR_BIT, Facts, Measured, crippled
+from frameworks_report import DISK, FOUR_BIT, OFFLOAD, Facts, Measured, crippled
 
 from mesp_ref.errors import MespRefError
 from mesp_ref.lora import save_adapter
+from mesp_ref.memory import Shapes, at
 from mesp_ref.weights import quantize_checkpoint, save_checkpoint
 
 SHAPE, RANK = "qwen2.5-0.5b", 8
 DENSE = ("torch", "torch checkpointed", "store_all", "mebp", "mesp", "mesp_tiled ram")
 SYSTEMS = {
-    256: (*DENSE, "mesp_tiled disk", FOUR_BIT, "mezo"),
-    1024: ("torch", "torch checkpointed", "mesp", "mesp_tiled disk"),
+    256: (*DENSE, DISK, OFFLOAD, FOUR_BIT, "mezo"),
+    1024: ("torch", "torch checkpointed", "mesp", DISK, OFFLOAD),
 }
 ROUNDS = {256: 5, 1024: 2}
 LOSS, GRADIENT = 1e-5, 1e-3  # relative differences above which the systems do not do the same
@@ -158,6 +159,7 @@ def measure(
             if system in probes and not quick:
                 contender.facts.traced = contender.ask("traced")["bytes"]
                 say(f"{system}: {contender.facts.traced / 1e6:.2f} MB of NumPy")
+            contender.facts.file = file_of(system, seq)
         facts = {system: contender.facts for system, contender in found.items()}
     return Measured(seq, facts, timed, probes)
 
@@ -171,6 +173,13 @@ def products(system: str, seq: int) -> common.Gemms:
     method, _, checkpoints = system.partition(",")[0].partition(" ")
     config = common.SHAPES[SHAPE]
     return common.gemms(config, method, seq, RANK, checkpoints=checkpoints or "ram")
+
+
+def file_of(system: str, seq: int) -> int:
+    """Bytes of the temporary file of one step."""
+    method, _, checkpoints = system.partition(",")[0].partition(" ")
+    shapes = at(Shapes(common.SHAPES[SHAPE], tokens=seq, rank=RANK), checkpoints or "ram")
+    return shapes.file(method) if is_ours(system) else 0
 
 
 def is_exact(system: str) -> bool:

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 import common
 from common import COLOURS, Gemms, Timed, markdown_table, median
 
-PLAIN, CHECKPOINTED, DISK = "torch", "torch checkpointed", "mesp_tiled disk"
+PLAIN, CHECKPOINTED = "torch", "torch checkpointed"
+DISK, OFFLOAD = "mesp_tiled disk", "mesp_tiled offload"
 FOUR_BIT = f"{DISK}, 4-bit"
 NAMES = {
     PLAIN: "torch + peft",
     CHECKPOINTED: "torch + peft, gradient checkpointing",
     "mesp_tiled ram": "`mesp_tiled`, checkpoints in RAM",
     DISK: "`mesp_tiled`, checkpoints on disk",
+    OFFLOAD: "`mesp_tiled`, activations on disk",
     FOUR_BIT: "`mesp_tiled`, on disk, 4-bit base",
     "mlx": "mlx-lm",
 }
@@ -34,6 +36,7 @@ class Facts:
     loss: float = 0.0  # of the first step
     difference: float | None = None  # of its gradients from torch's
     traced: int | None = None  # NumPy's bytes above the model
+    file: int = 0  # bytes of the temporary file that a step writes and reads
     rate: float = 0.0  # FLOP/s of its own GEMM
     reads: list[int] = field(default_factory=list)  # waits for the disk in each timed step
 
@@ -88,9 +91,9 @@ class Ratio(NamedTuple):
 
 RATIOS = (
     Ratio(0.52, 256, "store_all", PLAIN),
-    Ratio(0.55, 256, DISK, PLAIN),
-    Ratio(0.43, 256, DISK, CHECKPOINTED),
-    Ratio(0.42, 1024, DISK, CHECKPOINTED),
+    *(Ratio(0.55, 256, system, PLAIN) for system in (DISK, OFFLOAD)),
+    *(Ratio(0.43, 256, system, CHECKPOINTED) for system in (DISK, OFFLOAD)),
+    *(Ratio(0.42, 1024, system, CHECKPOINTED) for system in (DISK, OFFLOAD)),
     Ratio(1.2, 256, FOUR_BIT, DISK),
 )
 OF_GEMM, PROCESS = 1.2, 60.0
@@ -153,9 +156,10 @@ def memory_table(m: Measured) -> str:
     rows = []
     for system, facts in m.facts.items():
         traced = NONE if facts.traced is None else f"{facts.traced / 1e6:.2f}"
-        rows.append((name(system), traced, f"{facts.above:.1f}", f"{facts.peak:.1f}"))
+        file = f"{facts.file / 1e6:.0f}" if facts.file else NONE
+        rows.append((name(system), traced, f"{facts.above:.1f}", f"{facts.peak:.1f}", file))
     header = ("system", "NumPy, MB", "process above the model, MiB", "whole process, MiB")
-    return markdown_table(header, rows)
+    return markdown_table((*header, "temporary file, MB"), rows)
 
 
 def agreement(m: Measured) -> str:
@@ -312,8 +316,9 @@ largest difference in any tensor by that tensor's largest entry. A 4-bit base is
   tracemalloc.
 - **Process, MiB** (2²⁰ bytes) is resident anonymous memory (RssAnon): what belongs to the process and
   to no file. It is looked at every 2 ms in the first step and every 20 ms later; *above the model* is
-  the peak less what stood when the model, the adapter and the libraries were loaded. Checkpoints on
-  disk are mapped file pages, which the system writes out and drops as it likes; they are not in it.
+  the peak less what stood when the model, the adapter and the libraries were loaded. What lies on
+  disk is in neither: pages of a **temporary file**, which the system keeps while it has room and
+  writes out and drops as it likes. Its size is given beside; it vanishes with the step.
 - torch: plain, and `gradient_checkpointing_enable(use_reentrant=False)`; `use_cache=False`; nothing
   else is set. The 4-bit base has groups of 64 with float16 scales.
 

@@ -67,13 +67,16 @@ class DiskCheckpoints(Checkpoints):
 
     def keep(self, x: Array) -> Array:
         """A read-only twin of the array in the file."""
+        room: mmap.mmap | None = None
         try:
             with self._lock:
                 handle, room, offset = self._reserve(x.nbytes)
                 start = self._start
             _write(handle, np.ascontiguousarray(x), start + offset)
         except OSError as error:
-            self._close()
+            room = (
+                None  # or the traceback would keep the file; another worker may still write to it
+            )
             raise MespRefError(
                 f"{self._folder}: a checkpoint needs {x.nbytes} bytes: {error.strerror}; free "
                 "space, set TMPDIR to another disk or keep checkpoints in RAM"
@@ -94,14 +97,11 @@ class DiskCheckpoints(Checkpoints):
         self._used = offset + size
         return handle, self._map, offset
 
-    def _close(self) -> None:
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
         if self._file is not None:
             self._file.close()  # a view that is still alive keeps its map open
         self._file = self._map = None
-        self._stack.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
 
 
 def _write(handle: int, x: Array, start: int) -> None:

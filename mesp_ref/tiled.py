@@ -11,7 +11,7 @@ Workers take a part of the heads each, then a part of the MLP's columns, or of i
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,7 +143,7 @@ def attention_half_bwd(
     Shapes    da, x [N, T, C] -> dx [N, T, C]
     """
     n, parts = _norm("input_layernorm", x, layer), _by_heads(layer)
-    shares = zip(parts, kept or [None] * len(parts), strict=True)
+    shares = zip(parts, kept or repeat(None), strict=False)
     found = layer.workers.each(partial(_attention_bwd, da, n, params), shares)
     dn, grads = total([dn for dn, _ in found]), join([grads for _, grads in found])
     del n, found
@@ -222,7 +222,7 @@ def mlp_half_bwd(
     """
     n, dy2 = ops.rows(_norm("post_attention_layernorm", a, layer)), ops.rows(dy)
     parts, options = _of_mlp(layer, len(n)), _options(layer, len(n))
-    shares = zip(parts, kept or [None] * len(parts), strict=True)
+    shares = zip(parts, kept or repeat(None), strict=False)
     found = layer.workers.each(partial(_mlp_bwd, dy2, n, options, params), shares)
     dn, grads = _combined(parts, found)
     del n, found

@@ -260,7 +260,7 @@ def test_goals_are_judged_by_what_was_measured(
 ) -> None:
     """Ours take half of torch's time, and the process 50 MiB: known before the code runs."""
     rows = {goal.what: goal.row()[2:] for goal in frameworks_report.goals(side_by_side)}
-    assert len(rows) == 5 + 1 + 6 + 2
+    assert len(rows) == 8 + 1 + 7 + 3
     assert rows["time of `store_all` / torch + peft, 256 tokens"] == ("0.5", "met")
     both = "`mesp_tiled`, checkpoints on disk / torch + peft, gradient checkpointing"
     assert rows[f"time of {both}, 1024 tokens"] == ("0.5", "19% above")
