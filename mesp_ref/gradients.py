@@ -1,6 +1,8 @@
 """The front door: the gradients of a batch by any method, and a trace of every intermediate."""
 
 import math
+import shutil
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -155,6 +157,8 @@ def choose_schedule(
 ) -> Choice:
     """The fastest exact method, and place for its checkpoints, whose step keeps a memory limit.
 
+    A temporary file must find room, too, where such files lie (TMPDIR).
+
     Shapes    `shape` is that of input_ids, [N, T]
     limit     bytes above weights, LoRA parameters and optimiser state: 64_000_000, "64MB", "64MiB"
     hold_gradients   whether all LoRA gradients live until the step's end, as without on_gradients
@@ -164,7 +168,10 @@ def choose_schedule(
     Raises MespRefError for a malformed limit, and for one that nothing keeps: what would fit
     """
     shapes = step_shapes(model, adapter, *shape, workers)
-    return choose(shapes, parse_size(limit, name), hold_gradients=hold_gradients, name=name)
+    room = shutil.disk_usage(tempfile.gettempdir()).free
+    return choose(
+        shapes, parse_size(limit, name), hold_gradients=hold_gradients, room=room, name=name
+    )
 
 
 def new_step(

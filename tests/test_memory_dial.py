@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,14 @@ import mesp_ref as mr
 from mesp_ref.cli import main
 from mesp_ref.config import Qwen2Config
 from mesp_ref.errors import MespRefError
+from mesp_ref.gradients import choose_schedule, step_shapes
 from mesp_ref.memory import (
     FLOPS,
     SCHEDULES,
     Schedule,
     Shapes,
     choose,
+    megabytes,
     need,
     parse_size,
     resident,
@@ -344,3 +348,28 @@ def test_samples_that_need_more_are_left_out(
     tight = dataclasses.replace(options, memory_limit="400kB", out=str(tmp_path / "b"))
     assert finetune(options)["after"]["sample"] is not None
     assert finetune(tight)["after"]["sample"] is None
+
+
+def test_a_file_needs_room() -> None:
+    """Offloading is left out where its file finds no room, and all that lies on disk without any."""
+    shapes, limit = Shapes(HALF_B), 40_000_000
+    size = OFFLOAD.shapes(shapes).file("mesp_tiled")
+    # inputs of both halves, q, k, v and the attention output, its log-sum-exp, gate and up
+    assert size == 24 * 256 * 4 * (2 * 896 + 2 * 896 + 2 * 128 + 14 + 2 * 4864)
+    assert choose(shapes, limit).schedule == OFFLOAD
+    assert f"and {megabytes(size)} of a temporary file" in str(choose(shapes, limit))
+    assert choose(shapes, limit, room=size).schedule == OFFLOAD
+    assert choose(shapes, limit, room=size - 1).schedule == TILED_DISK
+    assert choose(shapes, limit, room=0).schedule == Schedule("mesp_tiled", "ram")
+    with pytest.raises(mr.MespRefError, match="for mesp_tiled, checkpoints in RAM"):
+        choose(shapes, 20_000_000, room=0)
+
+
+def test_a_run_looks_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mr.random_model(Qwen2Config(61, 32, 64, 2, 2, 1, 16))
+    adapter = mr.init_lora(model.config, rank=2)
+    limit = need(OFFLOAD, step_shapes(model, adapter, 1, 300))
+    assert choose_schedule(model, adapter, (1, 300), limit).schedule == OFFLOAD
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(mr.MespRefError, match="checkpoints in RAM"):
+        choose_schedule(model, adapter, (1, 300), limit)

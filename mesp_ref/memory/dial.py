@@ -2,10 +2,11 @@
 
 A schedule is a method and a place for its checkpoints. Its need is the closed form's peak, plus
 the LoRA gradients where all of them are held (clipping, accumulation), plus OVERHEAD. Which of two
-is faster is decided by arithmetic (flops.py), where that is equal by checkpoints in RAM: nothing
-here is a timing of one machine.
+is faster is decided by arithmetic (flops.py) and by what goes through a file, a byte of which stands
+for FILE_WORK operations; where that is equal checkpoints in RAM come first.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -71,12 +72,15 @@ class Choice(NamedTuple):
     limit: int
     held_gradients: int  # of `need`: LoRA gradients beyond those of one block
     faster: tuple[Schedule, int] | None  # the one that would be next, and its need
+    file: int = 0  # of the temporary file that a step writes and reads
 
     def __str__(self) -> str:
         """What was chosen and why, in one line."""
         parts = f"needs {megabytes(self.need)} of {megabytes(self.limit)}"
         if self.held_gradients:
             parts += f", {megabytes(self.held_gradients)} of them LoRA gradients held for the step"
+        if self.file:
+            parts += f", and {megabytes(self.file)} of a temporary file"
         if self.faster is None:
             return f"{self.schedule}: {parts}; none is faster"
         other, size = self.faster
@@ -137,21 +141,24 @@ def choose(
     *,
     hold_gradients: bool = False,
     schedules: Iterable[Schedule] = SCHEDULES,
+    room: float = math.inf,
     name: str = "memory_limit",
 ) -> Choice:
     """The fastest schedule that needs no more than `limit` bytes.
 
     hold_gradients   whether all LoRA gradients live until the end of the step
+    room             bytes that a temporary file may take
 
     Raises MespRefError saying what is missing and which schedule needs least, when none fits
     """
-    ranked = by_speed(shapes, schedules)
+    files = {s: s.shapes(shapes).file(s.method) for s in schedules}
+    ranked = by_speed(shapes, [s for s, size in files.items() if size <= room])
     needs = [need(s, shapes, hold_gradients=hold_gradients) for s in ranked]
     held = held_gradients(shapes) if hold_gradients else 0
     for place, (schedule, size) in enumerate(zip(ranked, needs, strict=True)):
         if size <= limit:
             faster = (ranked[place - 1], needs[place - 1]) if place else None
-            return Choice(schedule, size, limit, held, faster)
+            return Choice(schedule, size, limit, held, faster, files[schedule])
     least = min(needs)
     shorter = "without --clip and --accumulate it is less" if held else "shorten the sequence"
     raise MespRefError(
