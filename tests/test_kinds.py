@@ -30,8 +30,10 @@ def ledger(method: str, checkpoints: str = "ram") -> Ledger:
     return measure(step, owned)
 
 
-@pytest.mark.parametrize("method", PEAKS)
-@pytest.mark.parametrize("checkpoints", ["ram", "disk"])
+@pytest.mark.parametrize(
+    ("method", "checkpoints"),
+    [*((m, kind) for m in PEAKS for kind in ("ram", "disk")), ("mesp_tiled", "offload")],
+)
 def test_every_living_buffer_has_a_kind(method: str, checkpoints: str) -> None:
     for moment in ledger(method, checkpoints).moments:
         found = by_kind(moment, RANK)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
+from mesp_ref.checkpoints import KINDS
 from mesp_ref.config import Qwen2Config
-from mesp_ref.memory import PEAKS, Base, Ledger, Peak, Shapes, measure, peak
+from mesp_ref.memory import PEAKS, Base, Ledger, Peak, Shapes, at, measure, peak
 from mesp_ref.memory.closed_form import ESTIMATE
 from mesp_ref.weights import Affine, write_random_checkpoint
 
@@ -29,15 +30,15 @@ BASES = {
     "4 bits, float32 scales": ("float32", Affine(4, 32)),
     "8 bits": ("float16", Affine(8, 32)),
 }
-DISK = ("mesp", "mesp_tiled")
+PLACES_OF = {"mesp": ("ram", "disk"), "mesp_tiled": KINDS}
 ALL = [
     (case, base, method, checkpoints)
     for case in CASES
     for base in BASES
     if case in ("narrow", "wide") or base in ("bfloat16", "4 bits")
     for method in PEAKS
-    for checkpoints in ("ram", "disk")
-    if checkpoints == "ram" or method in DISK
+    for checkpoints in KINDS
+    if checkpoints in PLACES_OF.get(method, ("ram",))
 ]
 
 
@@ -74,8 +75,8 @@ def run(model: mr.Model, case: str, method: str, checkpoints: str) -> tuple[Ledg
     gc.collect()
     ledger = measure(step, [*adapter.weights.values(), ids])
     found = Base.of(model.weights, model.head)
-    shapes = Shapes(config, batch, tokens, rank, adapter.targets, checkpoints == "disk", base=found)
-    return ledger, shapes
+    shapes = Shapes(config, batch, tokens, rank, adapter.targets, base=found)
+    return ledger, at(shapes, checkpoints)
 
 
 @pytest.mark.parametrize(("case", "base"), [(c, b) for c in CASES for b in BASES])

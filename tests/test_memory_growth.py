@@ -31,7 +31,7 @@ class _Rows:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoints", ["ram", "disk"])
+@pytest.mark.parametrize("checkpoints", ["ram", "disk", "offload"])
 def test_memory_is_flat_over_two_thousand_steps(checkpoints: str, capsys: Any) -> None:
     """tracemalloc and the ledger of a step are the same after 2,000 steps; RssAnon within 2%."""
     config = TrainConfig(method="mesp_tiled", steps=3 * STEPS, seq_len=24, checkpoints=checkpoints,

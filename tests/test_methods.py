@@ -46,7 +46,26 @@ def test_bit_identical(method: str, kind: str, dtype: str, tied: bool, trainable
         np.testing.assert_array_equal(same[name], grad, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["ram", "disk"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_offloading_changes_no_bit(dtype: str, workers: int) -> None:
+    """What is read from the file is what would have been computed again."""
+    given, options = case(dtype, shape=(2, 70)), {"method": "mesp_tiled", "workers": workers}
+    loss, grads = mr.loss_and_grads(*given, trainable="all", checkpoints="disk", **options)
+    again, same = mr.loss_and_grads(*given, trainable="all", checkpoints="offload", **options)
+    assert again == loss
+    assert list(same) == list(grads)
+    for name, grad in grads.items():
+        np.testing.assert_array_equal(same[name], grad, err_msg=name)
+
+
+@pytest.mark.parametrize("method", sorted(set(mr.METHODS) - {"mesp_tiled"}))
+def test_only_tiles_are_offloaded(method: str) -> None:
+    with pytest.raises(mr.MespRefError, match=f"found 'offload' with {method}, expected 'ram' or"):
+        mr.loss_and_grads(*case(), method=method, checkpoints="offload")
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk", "offload"])
 def test_tiles_change_only_the_order_of_sums(kind: str) -> None:
     given = case(shape=(2, 70))
     loss, grads = mr.loss_and_grads(*given, method="mesp", trainable="all")
