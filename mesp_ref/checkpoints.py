@@ -4,25 +4,27 @@ import mmap
 import os
 import tempfile
 import threading
+import traceback
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array
 
-# "ram"; "disk", a mapped file; "offload", the same with all that a backward would compute again.
+# "ram"; "disk", a temporary file; "offload", the same with results of projections, too: mesp_tiled.
 KINDS = ("ram", "disk", "offload")
 _ALIGN = 64  # bytes, a cache line
-_ROOM = 1 << 26  # bytes of the file that are mapped together
+_ROOM = 1 << 26  # bytes of the file that are mapped together, at least
+_MOST = 1 << 30  # bytes of one write; some systems refuse 2 GiB
 
 
 class Checkpoints:
     """A stack of arrays in memory: references, nothing is copied."""
 
     halves = False  # is room for the input of each half of a block, too, free of memory?
-    offload = False  # and room for what its backward would compute again?
+    offload = False  # and room for results of projections, too?
 
     def __init__(self) -> None:
         self._stack: list[Array] = []
@@ -67,48 +69,47 @@ class DiskCheckpoints(Checkpoints):
 
     def keep(self, x: Array) -> Array:
         """A read-only twin of the array in the file."""
-        room: mmap.mmap | None = None
         try:
             with self._lock:
-                handle, room, offset = self._reserve(x.nbytes)
-                start = self._start
+                handle, start, room, offset = self._reserve(x.nbytes)
             _write(handle, np.ascontiguousarray(x), start + offset)
-        except OSError as error:
-            room = (
-                None  # or the traceback would keep the file; another worker may still write to it
-            )
+        except OSError as error:  # the file stays open: another worker may be writing to it
             raise MespRefError(
-                f"{self._folder}: a checkpoint needs {x.nbytes} bytes: {error.strerror}; free "
-                "space, set TMPDIR to another disk or keep checkpoints in RAM"
+                f"{self._folder}: a checkpoint needs {x.nbytes} bytes beside {self._start + self._used} "
+                f"before: {error.strerror}; free space, set TMPDIR to another disk or keep checkpoints "
+                "in RAM"
             ) from None
         return np.frombuffer(room, x.dtype, x.size, offset).reshape(x.shape)
 
-    def _reserve(self, size: int) -> tuple[int, mmap.mmap, int]:
-        """The file, a map of a piece of it, and where in that piece there is room."""
+    def _reserve(self, size: int) -> tuple[int, int, mmap.mmap, int]:
+        """The file, where the latest piece of it begins, its map, and where in it there is room."""
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # outlives us
         handle, offset = self._file.fileno(), -(-self._used // _ALIGN) * _ALIGN
         if self._map is None or offset + size > len(self._map):
-            self._start += 0 if self._map is None else len(self._map)
-            length = -(-max(size, _ROOM) // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
-            os.ftruncate(handle, self._start + length)  # a hole: it takes no room yet
-            self._map = mmap.mmap(handle, length, access=mmap.ACCESS_READ, offset=self._start)
-            offset = 0
+            start, offset = self._start + (len(self._map) if self._map else 0), 0
+            length = max(size, _ROOM, start)  # twice the file: each map holds a descriptor
+            length = -(-length // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+            os.ftruncate(handle, start + length)  # a hole: it takes no room yet
+            self._map = mmap.mmap(handle, length, access=mmap.ACCESS_READ, offset=start)
+            self._start = start
         self._used = offset + size
-        return handle, self._map, offset
+        return handle, self._start, self._map, offset
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *failure: Any) -> None:
         super().__exit__()
         if self._file is not None:
-            self._file.close()  # a view that is still alive keeps its map open
+            self._file.close()  # a view that is still alive keeps its map, and so the file
         self._file = self._map = None
+        if trace := failure[-1]:
+            traceback.clear_frames(trace)  # of views
 
 
 def _write(handle: int, x: Array, start: int) -> None:
     """All bytes of a contiguous array: one call may write fewer."""
     left = x.reshape(-1).view(np.uint8)
     while len(left):
-        done = os.pwrite(handle, left.data, start)
+        done = os.pwrite(handle, left[:_MOST].data, start)
         left, start = left[done:], start + done
 
 

@@ -115,7 +115,7 @@ def mesp_tiled(step: Step) -> Array:
 
     Keeps     the input of each block, and on disk, where it costs no memory, of each half; in RAM
               the input of the second half is computed again. With "offload" the file also takes
-              q, k, v, the attention output, gate and up, and nothing but z is computed again
+              q, k, v, the attention output, gate and up, and no projection is computed again
     """
     x, stack, kept = embed(step.model, step.ids), step.checkpoints, []
     keep = stack.keep if stack.offload else None

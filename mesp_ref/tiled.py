@@ -4,14 +4,14 @@
     y = a + mlp(norm(a))                        mlp_half
 
 A backward rebuilds what it needs from its input, so between halves only `x`, `a` and one gradient
-are alive; or it is given what the forward left with `keep`, and computes nothing again.
+are alive; or it is given what the forward left with `keep`, and computes no projection again.
 The outputs of o_proj and down_proj are not needed.
 Workers take a part of the heads each, then a part of the MLP's columns, or of its rows (parts.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise, repeat
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +37,6 @@ from mesp_ref.workers import Workers
 _H = frozenset({"h"})  # what LoRA layers drop: h is rebuilt
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
-Keep = Callable[[Array], Array]  # an array -> its like that outlasts it, see DiskCheckpoints
 Kept = list[Any] | None  # what each worker left for its backward
 Half = tuple[Array, dict[str, Array]]  # a gradient, and those of parameters by tensor name
 
@@ -111,6 +110,11 @@ def _combined(shares: Sequence[tuple[slice, Layer]], found: Sequence[Half]) -> H
     return np.concatenate(dx), {name: total([g[name] for g in grads]) for name in grads[0]}
 
 
+def _with_kept(parts: list[Any], kept: Kept) -> list[tuple[Any, Any]]:
+    """Each worker's part of a half with what it left in the forward, if anything."""
+    return list(zip(parts, kept or [None] * len(parts), strict=True))
+
+
 def _attention(n: Array, layer: Layer) -> tuple[Array, tiled.AttentionRes]:
     """Attention over its projections, the output as the [N, T, H·D] that o_proj reads."""
     q, k, v = qkv(n, layer, lambda part, y, r: y, _H)
@@ -118,7 +122,7 @@ def _attention(n: Array, layer: Layer) -> tuple[Array, tiled.AttentionRes]:
     return o.reshape(*n.shape[:2], -1), res
 
 
-def attention_half(x: Array, layer: Layer, keep: Keep | None = None) -> tuple[Array, Kept]:
+def attention_half(x: Array, layer: Layer, keep: tiled.Keep | None = None) -> tuple[Array, Kept]:
     """a = x + o_proj(attention(norm(x))), and with `keep` the residuals of attention.
 
     Shapes    x [N, T, C] -> a [N, T, C]
@@ -143,7 +147,7 @@ def attention_half_bwd(
     Shapes    da, x [N, T, C] -> dx [N, T, C]
     """
     n, parts = _norm("input_layernorm", x, layer), _by_heads(layer)
-    shares = zip(parts, kept or repeat(None), strict=False)
+    shares = _with_kept(parts, kept)
     found = layer.workers.each(partial(_attention_bwd, da, n, params), shares)
     dn, grads = total([dn for dn, _ in found]), join([grads for _, grads in found])
     del n, found
@@ -196,7 +200,7 @@ def _options(layer: Layer, rows: int) -> dict[str, Any]:
     return {"s": scale, "width": tiled.mlp_width(rows, layer.workers.size)}
 
 
-def mlp_half(a: Array, layer: Layer, keep: Keep | None = None) -> tuple[Array, Kept]:
+def mlp_half(a: Array, layer: Layer, keep: tiled.Keep | None = None) -> tuple[Array, Kept]:
     """y = a + mlp(norm(a)), and with `keep` gate and up.  Shapes  a [N, T, C] -> y [N, T, C]"""
     n = ops.rows(_norm("post_attention_layernorm", a, layer))
     shares, options = _of_mlp(layer, len(n)), _options(layer, len(n))
@@ -222,7 +226,7 @@ def mlp_half_bwd(
     """
     n, dy2 = ops.rows(_norm("post_attention_layernorm", a, layer)), ops.rows(dy)
     parts, options = _of_mlp(layer, len(n)), _options(layer, len(n))
-    shares = zip(parts, kept or repeat(None), strict=False)
+    shares = _with_kept(parts, kept)
     found = layer.workers.each(partial(_mlp_bwd, dy2, n, options, params), shares)
     dn, grads = _combined(parts, found)
     del n, found

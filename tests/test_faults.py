@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,6 +137,56 @@ def test_twins_on_disk_are_their_arrays(tmp_path: Path) -> None:
         assert twin.dtype == array.dtype
         np.testing.assert_array_equal(twin, array)
         assert not twin.flags.writeable
+
+
+def test_a_write_of_fewer_bytes_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, array = os.pwrite, np.arange(100, dtype=np.float64)
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, data[:7], at))
+    with DiskCheckpoints(tmp_path) as stack:
+        np.testing.assert_array_equal(stack.keep(array), array)
+
+
+def test_after_a_piece_that_found_no_room_the_next_array_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    first, small = np.arange(10.0), np.full(8, 7.0)
+    with DiskCheckpoints(tmp_path) as stack:
+        twin = stack.keep(first)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "ftruncate", full)
+            with pytest.raises(mr.MespRefError, match="No space left"):
+                stack.keep(np.ones(1 << 24))
+        np.testing.assert_array_equal(stack.keep(small), small)
+        np.testing.assert_array_equal(twin, first)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells")
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", ["disk", "offload"])
+def test_a_step_that_fails_leaves_no_file(
+    kind: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even while its exception is looked at."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = small_config()
+    model, adapter = mr.random_model(config), mr.init_lora(config, rank=2)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, 40))
+
+    def interrupt(layer: int, grads: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        mr.loss_and_grads(
+            model, adapter, ids, ids, method="mesp_tiled", checkpoints=kind, workers=workers,
+            on_gradients=interrupt,
+        )  # fmt: skip
+    assert caught.value is not None
+    held = [str(f.readlink()) for f in Path("/proc/self/fd").iterdir() if f.is_symlink()]
+    assert not [path for path in held if str(tmp_path) in path]
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 # A run on a small model

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
-from mesp_ref.checkpoints import KINDS
+from mesp_ref.checkpoints import KINDS, DiskCheckpoints
 from mesp_ref.cli import main
 from mesp_ref.config import Qwen2Config
 from mesp_ref.memory import PEAKS, Ledger, Shapes, at, measure, peak
@@ -88,6 +88,30 @@ def test_peak_is_what_tracemalloc_counts(case: str, method: str, checkpoints: st
     if traced_peak(ledger) > predicted + PYTHON:
         ledger, _ = run.__wrapped__(case, method, checkpoints)
     assert 0 <= traced_peak(ledger) - predicted <= PYTHON, peak(method, shapes)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("case", "method", "checkpoints"), ALL)
+def test_file_is_what_goes_to_disk(
+    case: str, method: str, checkpoints: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes of all that is kept there in a step."""
+    config, batch, tokens, rank = CASES[case]
+    model = mr.Model(config, ArrayWeights(random_arrays(config)))
+    adapter, kept = mr.init_lora(config, rank=rank), []
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, tokens))
+    keep = DiskCheckpoints.keep
+
+    def counted(stack: DiskCheckpoints, x: np.ndarray) -> np.ndarray:
+        kept.append(x.nbytes)
+        return keep(stack, x)
+
+    monkeypatch.setattr(DiskCheckpoints, "keep", counted)
+    mr.loss_and_grads(
+        model, adapter, ids, ids, method=method, checkpoints=checkpoints,
+        workers=workers if method == "mesp_tiled" else 1,
+    )  # fmt: skip
+    assert sum(kept) == at(Shapes(config, batch, tokens, rank), checkpoints).file(method)
 
 
 @pytest.mark.parametrize("perturbations", [1, 5])

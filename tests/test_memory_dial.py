@@ -1,5 +1,6 @@
 """The memory dial: the order is arithmetic, the choice fits, and what fits is kept."""
 
+import dataclasses
 import json
 import math
 import os
@@ -373,3 +374,26 @@ def test_a_run_looks_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(mr.MespRefError, match="checkpoints in RAM"):
         choose_schedule(model, adapter, (1, 300), limit)
+
+
+def test_a_run_goes_on_as_it_began(
+    tiny_model_dir: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even when by now another schedule would be chosen, since there is no room for files."""
+    train, out = TrainConfig(steps=2, seq_len=64, schedule="constant"), tmp_path / "run"
+    model = mr.load_model(tiny_model_dir)
+    given = train, model, mr.init_lora(model.config, rank=2)
+    shapes = step_shapes(*given[1:], train.batch_size, train.seq_len)
+    limit = need(OFFLOAD, shapes, hold_gradients=True)
+    options = FinetuneOptions(
+        model=str(tiny_model_dir), data=str(text_file), out=str(out), train=train, sample_tokens=0,
+        rank=2, memory_limit=limit,
+    )  # fmt: skip
+    finetune(options)
+    assert within(limit, *given)[1].schedule == OFFLOAD
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    with pytest.raises(mr.MespRefError, match="activations on disk fits with .* free"):
+        within(limit, *given)
+    more = dataclasses.replace(train, steps=3)
+    finetune(dataclasses.replace(options, train=more, resume=True))
+    assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["steps"] == 3

@@ -10,7 +10,7 @@ import numpy as np
 from mesp_ref.cli.options import add_command, add_json, at_least, print_json
 from mesp_ref.config import Qwen2Config
 from mesp_ref.errors import MespRefError
-from mesp_ref.gradients import loss_and_grads
+from mesp_ref.gradients import check_offload, loss_and_grads
 from mesp_ref.loading import SHAPES, load_model, named_shape, random_checkpoint
 from mesp_ref.lora import Adapter, init_lora, parse_targets
 from mesp_ref.memory import (
@@ -72,7 +72,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--targets", default="all", metavar="NAMES", help="as for finetune")
     parser.add_argument(
         "--checkpoints", choices=tuple(PLACES),
-        help="offload: other activations, too, for mesp_tiled (default: ram; any with --memory-limit)",
+        help="offload: results of projections, too, of mesp_tiled; others as with disk (default: ram; "
+        "any with --memory-limit)",
     )  # fmt: skip
     _add_base(parser.add_argument_group("base weights"))
     parser.add_argument("--measure", action="store_true", help="run the step, too")
@@ -134,6 +135,8 @@ def _check(args: argparse.Namespace) -> None:
         raise MespRefError(
             "--workers: found beside --plot, expected 1: its ledger is of one thread"
         )
+    for method in args.method or ():
+        check_offload(args.checkpoints, method)
     if args.memory_limit is not None and (args.plot or args.measure):
         raise MespRefError(
             "--memory-limit: found beside --measure or --plot, expected one of the two; "

@@ -126,11 +126,11 @@ class Shapes(NamedTuple):
         """Bytes of the temporary file that a method writes in a step, and reads once."""
         if not self.disk or method in ("store_all", "mezo"):
             return 0
-        inputs = self.x if method != "mesp_tiled" else 2 * self.x
-        activations = (
-            2 * self.q + 2 * self.k + self.of(self.config.num_attention_heads) + 2 * self.m
-        )
-        return self.config.num_hidden_layers * (inputs + self.offload * activations)
+        blocks, lse = self.config.num_hidden_layers, self.of(self.config.num_attention_heads)
+        if method != "mesp_tiled":
+            return blocks * self.x
+        activations = 2 * self.q + 2 * self.k + lse + 2 * self.m
+        return blocks * (2 * self.x + self.offload * activations)
 
 
 ESTIMATE = "estimate"  # of mezo: where no op runs

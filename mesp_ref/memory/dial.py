@@ -3,7 +3,7 @@
 A schedule is a method and a place for its checkpoints. Its need is the closed form's peak, plus
 the LoRA gradients where all of them are held (clipping, accumulation), plus OVERHEAD. Which of two
 is faster is decided by arithmetic (flops.py) and by what goes through a file, a byte of which stands
-for FILE_WORK operations; where that is equal checkpoints in RAM come first.
+for FILE_WORK operations: that of a page cache with room for the file.
 """
 
 import math
@@ -153,6 +153,8 @@ def choose(
     """
     files = {s: s.shapes(shapes).file(s.method) for s in schedules}
     ranked = by_speed(shapes, [s for s, size in files.items() if size <= room])
+    if not ranked:
+        raise MespRefError(f"{name}: no schedule fits {megabytes(room)} of room for files")
     needs = [need(s, shapes, hold_gradients=hold_gradients) for s in ranked]
     held = held_gradients(shapes) if hold_gradients else 0
     for place, (schedule, size) in enumerate(zip(ranked, needs, strict=True)):
@@ -164,4 +166,9 @@ def choose(
     raise MespRefError(
         f"{name}: found {megabytes(limit)}, expected at least {least} bytes ({megabytes(least)}), "
         f"{megabytes(least - limit)} more, for {ranked[needs.index(least)]}; raise it, or {shorter}"
+        + "".join(
+            f"; {s} fits with {megabytes(size)} free for temporary files (TMPDIR)"
+            for s, size in files.items()
+            if size > room and need(s, shapes, hold_gradients=hold_gradients) <= limit
+        )
     )

@@ -89,8 +89,8 @@ def mesp(s: Shapes) -> int:
 def mesp_tiled(s: Shapes) -> int:
     """What the backward needs twice: neither o_proj nor down_proj, and scores of visible keys.
 
-    In RAM the input of the block's second half is computed a second time; with offload, of what
-    the backward needs, the scores alone are.
+    In RAM the input of the block's second half is computed a second time; with offload no
+    projection is, but the scores.
     """
     scores = _tiled_scores(s)
     half = _forward(s, *_QKV, "o_proj") + 2 * scores

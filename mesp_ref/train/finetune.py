@@ -17,7 +17,7 @@ from mesp_ref.generate import generate
 from mesp_ref.gradients import check_workers
 from mesp_ref.loading import load_model
 from mesp_ref.lora import Adapter, init_lora, load_adapter, parse_targets, save_adapter
-from mesp_ref.memory import Choice
+from mesp_ref.memory import Choice, Schedule
 from mesp_ref.model import Model
 from mesp_ref.ops import IGNORED
 from mesp_ref.train.curves import plot_loss, write_csv
@@ -181,7 +181,11 @@ class Run:
         adapter.base_model_name_or_path = options.model or str(self.model.path)
         self.choice: Choice | None = None
         if options.memory_limit is not None:
-            train, self.choice = within(options.memory_limit, options.train, self.model, adapter)
+            identity = saved[1]["identity"] if saved else {}
+            train, self.choice = within(
+                options.memory_limit, options.train, self.model, adapter,
+                schedule=saved and Schedule(identity["method"], identity["checkpoints"]),
+            )  # fmt: skip
             self.options = options = dataclasses.replace(options, train=train)
         check_workers(options.train.workers, options.train.method)
         self.identity = self._identity(adapter, files)
@@ -255,7 +259,9 @@ class Run:
             if not ids:
                 raise MespRefError("--prompt: found no text, expected some to continue")
             return ids
-        row = self.heldout[0] if self.heldout else next(self.stream.once(1))
+        row = self.heldout[0] if self.heldout else next(self.stream.once(1), None)
+        if row is None:
+            return []
         said = np.flatnonzero(row.labels[1:] != IGNORED) + 1
         length = max(int(said[0]), min(16, len(row.ids) // 2)) if said[0] <= 1 else int(said[0])
         return row.ids[:length].tolist()

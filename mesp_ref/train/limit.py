@@ -4,24 +4,30 @@ import dataclasses
 
 from mesp_ref.gradients import choose_schedule, step_shapes
 from mesp_ref.lora import Adapter
-from mesp_ref.memory import PEAKS, Choice
+from mesp_ref.memory import PEAKS, Choice, Schedule
 from mesp_ref.model import Model
 from mesp_ref.train.trainer import TrainConfig
 
 
 def within(
-    limit: str | int, train: TrainConfig, model: Model, adapter: Adapter
+    limit: str | int,
+    train: TrainConfig,
+    model: Model,
+    adapter: Adapter,
+    schedule: Schedule | None = None,
 ) -> tuple[TrainConfig, Choice]:
     """The same run with the fastest method that keeps the limit, and why it is that one.
 
     The limit is on bytes above weights, LoRA parameters and optimiser state. Clipping and
-    accumulation hold all LoRA gradients until the step's end, and that is counted.
+    accumulation hold all LoRA gradients until the step's end, and that is counted. A run that goes
+    on keeps its `schedule`, whatever room there is for files by now.
 
     Raises MespRefError for a malformed limit, and for one that no exact method keeps
     """
     choice = choose_schedule(
         model, adapter, (train.batch_size, train.seq_len), limit,
         hold_gradients=not train.per_block, workers=train.workers, name="--memory-limit",
+        schedule=schedule,
     )  # fmt: skip
     method, checkpoints = choice.schedule
     workers = train.workers if method == "mesp_tiled" else 1

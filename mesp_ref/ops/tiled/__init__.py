@@ -6,6 +6,7 @@ every tile, and takes a weight as a `Matrix`, of which it asks one tile at a tim
 array.
 """
 
+from mesp_ref.ops.tiled._mlp_tiles import Keep
 from mesp_ref.ops.tiled._tiles import (
     Matrix,
     mlp_width,

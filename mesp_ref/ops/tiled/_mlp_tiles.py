@@ -64,24 +64,25 @@ def backward_tiles(
     x = rows(res.x)
     m = len(x)
     scratch = np.empty((5, m * widest(wg.shape[0], width)), dtype)
-    hg, hu = (x @ Ag.T * s, x @ Au.T * s) if res.kept is None else (x, x)  # [M, R]
-    dhd = dy @ Bd * s
+    dhd = dy @ Bd * s  # [M, R]
+    h = None if res.kept else (x @ Ag.T * s, x @ Au.T * s)
     for index, (a, b) in enumerate(tiles(wg.shape[0], width)):
-        silu, dgate, z, dz, slope = (view(part, m, b - a) for part in scratch)
+        dup, dgate, z, dz, slope = (view(part, m, b - a) for part in scratch)
         product(dy, wd.cols(a, b), dhd, Ad[:, a:b], dz, spare)
         tile_g, tile_u = wg.rows(a, b), wu.rows(a, b)
-        if res.kept is None:
-            gate = product(x, tile_g.T, hg, Bg[a:b].T, silu, spare)
-            up = product(x, tile_u.T, hu, Bu[a:b].T, dgate, spare)
+        if h:  # gate and up lie where dup and dgate will
+            gate = product(x, tile_g.T, h[0], Bg[a:b].T, dup, spare)
+            up = product(x, tile_u.T, h[1], Bu[a:b].T, dgate, spare)
         else:
+            assert res.kept
             gate, up = res.kept[index]
         sigmoids(gate, z, slope, view(spare, *gate.shape))
-        np.multiply(gate, z, out=silu)
-        slope *= silu
+        act = np.multiply(gate, z, out=dup)  # silu
+        slope *= act
         slope += z  # silu′
-        np.multiply(silu, up, out=z)
-        silu *= dz  # dup
+        np.multiply(act, up, out=z)
+        dup *= dz
         np.multiply(up, dz, out=dgate)
         dgate *= slope
-        yield MlpTile(a, b, tile_g, tile_u, z, dgate, silu)
+        yield MlpTile(a, b, tile_g, tile_u, z, dgate, dup)
         del tile_g, tile_u  # decoded weights die before the next are decoded
