@@ -392,7 +392,7 @@ def test_a_run_goes_on_as_it_began(
     finetune(options)
     assert within(limit, *given)[1].schedule == OFFLOAD
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    with pytest.raises(mr.MespRefError, match="activations on disk fits with .* free"):
+    with pytest.raises(mr.MespRefError, match=r"activations on disk fits with .* free"):
         within(limit, *given)
     more = dataclasses.replace(train, steps=3)
     finetune(dataclasses.replace(options, train=more, resume=True))
