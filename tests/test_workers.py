@@ -13,7 +13,7 @@ import mesp_ref as mr
 from mesp_ref.cli import main
 from mesp_ref.config import Qwen2Config
 from mesp_ref.loading import named_shape
-from mesp_ref.memory import Base, Shapes, choose, peak
+from mesp_ref.memory import Base, Shapes, at, choose, peak
 from mesp_ref.parts import (
     PartWeights,
     attention_cuts,
@@ -156,9 +156,12 @@ MEMORY = {
 }
 
 
+@pytest.mark.parametrize("checkpoints", ["disk", "offload"])
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("case", MEMORY)
-def test_memory_is_as_predicted(case: str, bits: int | None, tmp_path: Path) -> None:
+def test_memory_is_as_predicted(
+    case: str, bits: int | None, checkpoints: str, tmp_path: Path
+) -> None:
     """tracemalloc's peak with two workers: at most the closed form and Python's own objects.
 
     That is of two at the worst place at once. These tasks are so short that one may end before the
@@ -179,14 +182,14 @@ def test_memory_is_as_predicted(case: str, bits: int | None, tmp_path: Path) -> 
         tracemalloc.start()
         try:
             mr.loss_and_grads(
-                model, adapter, ids, ids, method="mesp_tiled", checkpoints="disk", workers=2,
+                model, adapter, ids, ids, method="mesp_tiled", checkpoints=checkpoints, workers=2,
                 on_gradients=lambda layer, grads: None,
             )  # fmt: skip
             seen.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
-    shapes = Shapes(config, batch, tokens, rank, adapter.targets, disk=True, base=base, workers=2)
-    found = peak("mesp_tiled", shapes)
+    shapes = Shapes(config, batch, tokens, rank, adapter.targets, base=base, workers=2)
+    found = peak("mesp_tiled", at(shapes, checkpoints))
     assert found.total / 2 <= min(seen[1:]), (found.op, seen)
     assert max(seen[1:]) <= found.total + 192 * 1024, (found.op, seen)
 

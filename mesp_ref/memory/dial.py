@@ -19,8 +19,9 @@ from mesp_ref.memory.flops import FLOPS
 # Python objects and small temporaries of a step, beside the arrays that the closed form counts.
 OVERHEAD = 256 * 1024
 
-# FLOPs in whose time a byte is written to a file and read: 0.3 ns of the page cache, at 200 GFLOP/s.
-FILE_WORK = 60
+# FLOPs in whose time a byte is written to a file and read: 1 ns at 200 GFLOP/s. Measured on one virtual
+# machine: 0.3 ns where the page cache had pages at hand, 3 ns where the host had to find them first.
+FILE_WORK = 200
 
 _UNITS = {"": 1, "B": 1} | {
     f"{letter}{suffix}": base**power
