@@ -75,9 +75,8 @@ class DiskCheckpoints(Checkpoints):
             _write(handle, np.ascontiguousarray(x), start + offset)
         except OSError as error:  # the file stays open: another worker may be writing to it
             raise MespRefError(
-                f"{self._folder}: a checkpoint needs {x.nbytes} bytes beside {self._start + self._used} "
-                f"before: {error.strerror}; free space, set TMPDIR to another disk or keep checkpoints "
-                "in RAM"
+                f"{self._folder}: a checkpoint needs {x.nbytes} bytes: {error.strerror}; free "
+                "space, set TMPDIR to another disk or keep checkpoints in RAM"
             ) from None
         return np.ndarray(x.shape, x.dtype, room, offset)  # np.frombuffer takes 400 bytes more
 

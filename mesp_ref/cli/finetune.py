@@ -107,9 +107,8 @@ def _add_training(group: Any) -> None:
             group.add_argument(option, type=kind, metavar=letter, help=text)
     group.add_argument(
         "--checkpoints", choices=KINDS,
-        help="where block inputs wait for the backward (default: ram); on disk: in TMPDIR, "
-        "which should not be a tmpfs; offload: with results of projections of mesp_tiled, too, which "
-        "is faster while the file fits into the page cache",
+        help="where block inputs wait for the backward (default: ram); disk: in TMPDIR, which should be "
+        "no tmpfs; offload: results of projections, too, faster while they fit into the page cache",
     )  # fmt: skip
     group.add_argument(
         "--memory-limit", metavar="SIZE",
