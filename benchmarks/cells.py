@@ -47,7 +47,10 @@ STORE_H, DISK = "mesp, h stored", "mesp_tiled, disk"
 VARIANTS = (*METHODS, STORE_H, DISK)
 PYTHON = 96 * 1024  # bytes of Python objects that tracemalloc may see beside the arrays
 LR = 1e-4
-_ENGINE = ("ops", "memory", "block.py", "model.py", "methods.py", "tiled.py", "checkpoints.py")
+_ENGINE = (
+    "ops", "memory", "layer.py", "block.py", "model.py", "methods.py", "tiled.py", "parts.py",
+    "checkpoints.py",
+)  # fmt: skip
 
 
 class Cell(NamedTuple):

@@ -55,7 +55,7 @@ class Ours:
     def __init__(self, system: str, files: Files, stages: Stages):
         self.method, _, kind = system.partition(" ")
         self.files, self.checkpoints = files, kind or "ram"
-        self.workers = files.threads if self.method == "mesp_tiled" else 1
+        self.workers = files.threads
         import numpy as np
 
         stages["NumPy"] = anonymous_mib()

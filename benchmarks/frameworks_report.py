@@ -281,9 +281,9 @@ TEXT = """\
 Qwen2.5-0.5B with random float32 weights, LoRA of rank 8 on the seven projections, batch 1, one SGD
 step. Every system runs in a process of its own with {threads} threads and maps the same file of
 weights, torch by `torch.from_numpy`; attention there is `sdpa`. In each of them glibc keeps freed
-memory (`mesp_ref.keep_freed_memory`), as our command line sets it. `mesp_tiled` has {threads} workers
-with one BLAS thread each, all others of ours a BLAS of {threads} threads. The systems take turns,
-round after round. `make benchmarks` regenerates this page and its pictures.
+memory (`mesp_ref.keep_freed_memory`), as our command line sets it. Ours have {threads} workers with
+one BLAS thread each, as with `--workers {threads}`. The systems take turns, round after round.
+`make benchmarks` regenerates this page and its pictures.
 
 ## Goals
 

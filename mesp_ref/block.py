@@ -3,17 +3,18 @@
 The forward runs each op and hands its output to `run`, which may keep the residual in a dict; the
 backward pops each residual at its last use, so that it dies there. What the forward dropped is
 rebuilt by the very functions that made it: `qkv` and `swiglu`.
+Workers share a block: each has a part of the heads, then a part of the MLP's columns (parts.py).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from mesp_ref import ops
-from mesp_ref.config import Qwen2Config
-from mesp_ref.lora import Adapter, tensor_name
+from mesp_ref.layer import Layer
+from mesp_ref.lora import tensor_name
 from mesp_ref.ops import NOTHING, Array
-from mesp_ref.weights import Weights
-from mesp_ref.workers import ALONE, Workers
+from mesp_ref.parts import Half, attention_cuts, combined, mlp_cuts, total
 
 # What MeSP does not keep: h = x·Aᵀ of every LoRA layer, silu(gate), q, k, v, and z, the input of
 # down_proj. Left are the paper's eight: block input, first norm, probabilities, attention output,
@@ -28,29 +29,6 @@ class KeyValueStore(Protocol):
     """Earlier keys and values of a sequence being generated."""
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]: ...
-
-
-class Layer(NamedTuple):
-    """What one block computes with: its number, its weights and adapter, its angles, and who."""
-
-    number: int
-    config: Qwen2Config
-    weights: Weights
-    adapter: Adapter | None
-    cos: Array  # [T, D/2]
-    sin: Array  # [T, D/2]
-    workers: Workers = ALONE  # who share a tiled block
-
-    def name(self, part: str) -> str:
-        return f"model.layers.{self.number}.{part}"
-
-    def weight(self, part: str) -> Array:
-        return self.weights(self.name(part) + ".weight")
-
-    def parameters(self, part: str) -> tuple[Array, Array | None]:
-        """W and b of a projection; Qwen2 has biases on q, k and v only."""
-        bias = self.name(part) + ".bias"
-        return self.weight(part), self.weights(bias) if bias in self.weights else None
 
 
 def untapped(name: str, value: Array) -> None:
@@ -90,7 +68,9 @@ def _recorder(
                 tap(f"{layer.name(part)}.{field}", getattr(r, field))
         tap(layer.name(part), y)
         if res is not None:
-            res[part] = r._replace(**{field: None for field in r._fields if field in drop})
+            res[layer.key(part)] = r._replace(
+                **{field: None for field in r._fields if field in drop}
+            )
         return y
 
     return run
@@ -115,27 +95,44 @@ def block(
     """
     eps, run = layer.config.rms_norm_eps, _recorder(layer, res, drop, tap)
     n = run("input_layernorm", *ops.rmsnorm(x, layer.weight("input_layernorm"), eps=eps))
-    q, k, v = qkv(n, layer, run, drop)
-    if past is not None:
-        k, v = past.extend(k, v)
-    o = run("self_attn.attention", *ops.attention(q, k, v))
-    del n, q, k, v
-    o = o.reshape(*x.shape[:2], -1)  # [N, T, H·D]
-    a = x + run("self_attn.o_proj", *project("self_attn.o_proj", o, layer, drop))
-    del o
+    attention = partial(_attention, n, res, drop, past, tap)
+    a = x + total(layer.each(attention_cuts, attention))
+    del x, n, attention
     tap(layer.name("after_attention"), a)
 
     part = "post_attention_layernorm"
     n = run(part, *ops.rmsnorm(a, layer.weight(part), eps=eps))
+    y = a + total(layer.each(mlp_cuts, partial(_mlp, n, res, drop, tap)))
+    tap(f"model.layers.{layer.number}", y)
+    return y
+
+
+def _attention(
+    n: Array, res: dict[str, Any] | None, drop: frozenset[str], past: KeyValueStore | None,
+    tap: Tap, layer: Layer,
+) -> Array:  # fmt: skip
+    """o_proj(attention(n)), or what a worker's heads give to it."""
+    run = _recorder(layer, res, drop, tap)
+    q, k, v = qkv(n, layer, run, drop)
+    if past is not None:
+        k, v = past.extend(k, v)
+    o = run("self_attn.attention", *ops.attention(q, k, v))
+    del q, k, v
+    o = o.reshape(*n.shape[:2], -1)  # [N, T, H·D]
+    return run("self_attn.o_proj", *project("self_attn.o_proj", o, layer, drop))
+
+
+def _mlp(
+    n: Array, res: dict[str, Any] | None, drop: frozenset[str], tap: Tap, layer: Layer
+) -> Array:
+    """down_proj(silu(gate_proj(n)) ⊙ up_proj(n)), or what a worker's columns give to it."""
+    run = _recorder(layer, res, drop, tap)
     gate = run("mlp.gate_proj", *project("mlp.gate_proj", n, layer, drop))
     up = run("mlp.up_proj", *project("mlp.up_proj", n, layer, drop))
-    del n
     z = run("mlp.swiglu", *ops.swiglu(gate, up, drop=drop))
     del gate, up
     drop_z = drop | {"x"} if "z" in drop else drop
-    y = a + run("mlp.down_proj", *project("mlp.down_proj", z, layer, drop), drop_z)
-    tap(f"model.layers.{layer.number}", y)
-    return y
+    return run("mlp.down_proj", *project("mlp.down_proj", z, layer, drop), drop_z)
 
 
 def project_bwd(
@@ -158,25 +155,27 @@ def project_bwd(
     return dx, grads
 
 
-def _rebuild_z(res: dict[str, Any]) -> None:
+def _rebuild_z(res: dict[str, Any], layer: Layer) -> None:
     """Give down_proj its input back when it was dropped."""
-    if res["mlp.down_proj"].x is None:
-        r = res["mlp.swiglu"]
+    key = layer.key("mlp.down_proj")
+    if res[key].x is None:
+        r = res[layer.key("mlp.swiglu")]
         z, _ = ops.swiglu(r.gate, r.up, drop=frozenset({"silu"}))
-        res["mlp.down_proj"] = res["mlp.down_proj"]._replace(x=z)
+        res[key] = res[key]._replace(x=z)
 
 
 def _rebuild_qkv(res: dict[str, Any], layer: Layer) -> None:
     """Give attention its q, k and v back when they were dropped: projections, biases, RoPE."""
-    if res["self_attn.attention"].q is None:
-        n = res["self_attn.q_proj"].x
+    key = layer.key("self_attn.attention")
+    if res[key].q is None:
+        n = res[layer.key("self_attn.q_proj")].x
         q, k, v = qkv(n, layer, lambda part, y, r: y, frozenset({"h"}))
-        res["self_attn.attention"] = res["self_attn.attention"]._replace(q=q, k=k, v=v)
+        res[key] = res[key]._replace(q=q, k=k, v=v)
 
 
 def block_bwd(
     dy: Array, res: dict[str, Any], layer: Layer, *, params: bool = False, tap: Tap = untapped
-) -> tuple[Array, dict[str, Array]]:
+) -> Half:
     """VJP of block: dx, and the gradients of its LoRA matrices (with `params` of every weight).
 
     Backward  the ops of block in reverse; where a value was used twice, its gradients add
@@ -184,12 +183,6 @@ def block_bwd(
     Empties   `res`: each residual is popped at its last use
     """
     grads: dict[str, Array] = {}
-
-    def back(part: str, dy: Array) -> Array:
-        tap(f"{layer.name(part)}.grad", dy)
-        dx, found = project_bwd(part, dy, res.pop(part), layer, params)
-        grads.update(found)
-        return dx
 
     def back_norm(part: str, dy: Array) -> Array:
         tap(f"{layer.name(part)}.grad", dy)
@@ -199,40 +192,59 @@ def block_bwd(
         return ops.rmsnorm_bwd(dy, r, w, eps=eps)
 
     tap(f"model.layers.{layer.number}.grad", dy)
-    _rebuild_z(res)
-    dz = back("mlp.down_proj", dy)
-    tap(layer.name("mlp.swiglu.grad"), dz)
-    dgate, dup = ops.swiglu_bwd(dz, res.pop("mlp.swiglu"))
-    del dz
-    dn = back("mlp.gate_proj", dgate)
-    del dgate
-    dn = dn + back("mlp.up_proj", dup)
-    del dup
+    dn, found = combined(layer.each(mlp_cuts, partial(_mlp_bwd, dy, res, params, tap)))
+    grads |= found
     da = dy + back_norm("post_attention_layernorm", dn)  # the residual path and the MLP
     tap(layer.name("after_attention.grad"), da)
 
-    do = back("self_attn.o_proj", da)
-    _rebuild_qkv(res, layer)
-    dn = _attention_bwd(do, res, layer, back, tap)
+    dn, found = combined(layer.each(attention_cuts, partial(_attention_bwd, da, res, params, tap)))
+    grads |= found
     dx = da + back_norm("input_layernorm", dn)  # the residual path and the attention
     return dx, grads
 
 
-def _attention_bwd(
-    do: Array, res: dict[str, Any], layer: Layer, back: Callable[[str, Array], Array], tap: Tap
-) -> Array:
-    """From the gradient of the attention output to that of the norm before q, k and v."""
-    n, t, _ = do.shape
-    do = do.reshape(n, t, -1, layer.config.head_dim)  # [N, T, H, D]
+def _way_back(
+    res: dict[str, Any], params: bool, tap: Tap, layer: Layer
+) -> tuple[Callable[[str, Array], Array], dict[str, Array]]:
+    """`back(part, dy)` pops a projection's residual and returns dx; its gradients go to the dict."""
+    grads: dict[str, Array] = {}
+
+    def back(part: str, dy: Array) -> Array:
+        tap(f"{layer.name(part)}.grad", dy)
+        dx, found = project_bwd(part, dy, res.pop(layer.key(part)), layer, params)
+        grads.update(found)
+        return dx
+
+    return back, grads
+
+
+def _mlp_bwd(dy: Array, res: dict[str, Any], params: bool, tap: Tap, layer: Layer) -> Half:
+    """From the gradient of the MLP's output to that of the norm before gate and up."""
+    back, grads = _way_back(res, params, tap, layer)
+    _rebuild_z(res, layer)
+    dz = back("mlp.down_proj", dy)
+    tap(layer.name("mlp.swiglu.grad"), dz)
+    dgate, dup = ops.swiglu_bwd(dz, res.pop(layer.key("mlp.swiglu")))
+    del dz
+    dn = back("mlp.gate_proj", dgate)
+    del dgate
+    return dn + back("mlp.up_proj", dup), grads  # n₂ feeds gate and up
+
+
+def _attention_bwd(da: Array, res: dict[str, Any], params: bool, tap: Tap, layer: Layer) -> Half:
+    """From the gradient of o_proj's output to that of the norm before q, k and v."""
+    back, grads = _way_back(res, params, tap, layer)
+    n, t, _ = da.shape
+    do = back("self_attn.o_proj", da).reshape(n, t, -1, layer.config.head_dim)  # [N, T, H, D]
     tap(layer.name("self_attn.attention.grad"), do)
-    dn = None
-    for letter, dy in zip(
-        "qkv", ops.attention_bwd(do, res.pop("self_attn.attention")), strict=True
-    ):
+    _rebuild_qkv(res, layer)
+    dn, key = None, layer.key("self_attn.attention")
+    for letter, dy in zip("qkv", ops.attention_bwd(do, res.pop(key)), strict=True):
         if letter != "v":
-            tap(layer.name(f"self_attn.{letter}_rope.grad"), dy)
-            dy = ops.rope_bwd(dy, res.pop(f"self_attn.{letter}_rope"), layer.cos, layer.sin)
+            part = f"self_attn.{letter}_rope"
+            tap(layer.name(f"{part}.grad"), dy)
+            dy = ops.rope_bwd(dy, res.pop(layer.key(part)), layer.cos, layer.sin)
         dx = back(f"self_attn.{letter}_proj", dy.reshape(n, t, -1))
         dn = dx if dn is None else dn + dx  # n₁ feeds q, k and v
     assert dn is not None
-    return dn
+    return dn, grads

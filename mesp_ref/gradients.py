@@ -49,8 +49,8 @@ def loss_and_grads(
               that of mesp_tiled takes q, k, v, the attention output, gate and up, too, and no
               projection is computed again. At 0.5B the file is 7.6 times as large and a fifth of the
               arithmetic is saved: faster while the file finds room in the system's page cache
-    workers   threads that share a block of mesp_tiled, and the head; each has one BLAS thread, so
-              that as many workers as BLAS had threads are faster than those: see blas_threads
+    workers   threads that share each block and the head; each has one BLAS thread, so that as many
+              workers as BLAS had threads are faster than those: see blas_threads
 
     Raises MespRefError for an unknown method, ids outside the vocabulary, a foreign adapter
     """
@@ -65,7 +65,7 @@ def loss_and_grads(
     if not eps > 0:
         raise MespRefError(f"eps: found {eps!r}, expected a positive number")
     check_perturbations(perturbations, method)
-    check_workers(workers, method)
+    check_workers(workers)
     check_offload(checkpoints, method)
     grads: Gradients = {}
     with open_checkpoints(checkpoints) as stack, hire(workers) as team:
@@ -91,14 +91,10 @@ def check_perturbations(perturbations: int, method: str) -> None:
         )
 
 
-def check_workers(workers: int, method: str) -> None:
-    """Raise MespRefError for fewer workers than one, or for several where nothing is shared."""
+def check_workers(workers: int) -> None:
+    """Raise MespRefError for fewer workers than one."""
     if workers < 1:
         raise MespRefError(f"workers: found {workers}, expected at least 1")
-    if workers > 1 and method != "mesp_tiled":
-        raise MespRefError(
-            f"workers: found {workers} with {method}, expected 1: only mesp_tiled has parts to share"
-        )
 
 
 def check_offload(checkpoints: str | None, method: str) -> None:
@@ -165,7 +161,7 @@ def choose_schedule(
     Shapes    `shape` is that of input_ids, [N, T]
     limit     bytes above weights, LoRA parameters and optimiser state: 64_000_000, "64MB", "64MiB"
     hold_gradients   whether all LoRA gradients live until the step's end, as without on_gradients
-    workers   that would share the blocks of mesp_tiled
+    workers   that would share the blocks
     schedule  the only one to be considered, whatever room there is
     Use       method, checkpoints = choose_schedule(...).schedule, both for loss_and_grads
 

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref import ops
-from mesp_ref.block import MESP, Layer, Tap, block, block_bwd, untapped
+from mesp_ref.block import MESP, Tap, block, block_bwd, untapped
 from mesp_ref.checkpoints import Checkpoints
+from mesp_ref.inputs import finite
+from mesp_ref.layer import Layer
 from mesp_ref.lora import Adapter
 from mesp_ref.model import EMBEDDING, NORM, Model, embed, head_matrix, shift
-from mesp_ref.model import loss as forward_loss
 from mesp_ref.ops import Array
 from mesp_ref.tiled import (
     attention_half,
@@ -226,10 +227,21 @@ def _two_sides(step: Step, seed: int) -> list[float]:
         for side in (step.eps, -step.eps):
             _perturb(step, seed, side - at)
             at = side
-            losses.append(forward_loss(step.model, step.adapter, step.ids, step.labels))
+            losses.append(_forward(step))
     finally:  # an interrupted step leaves the parameters as they were, too
         _perturb(step, seed, -at)
     return losses
+
+
+def _forward(step: Step) -> float:
+    """The loss alone.  Raises MespRefError for one that is not finite."""
+    x = [embed(step.model, step.ids)]
+    for layer in step.layers:
+        x.append(block(x.pop(), layer))  # nobody else holds a block's input
+    eps = step.model.config.rms_norm_eps
+    n = ops.rmsnorm(x.pop(), step.model.weights(NORM), eps=eps)[0]
+    w, labels, drop = head_matrix(step.model), shift(step.labels), frozenset({"dx"})
+    return finite("loss", shared_loss(n, w, labels, step.workers, drop)[0].item())
 
 
 def _perturb(step: Step, seed: int, by: float) -> None:

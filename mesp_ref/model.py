@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.block import KeyValueStore, Layer, Tap, block, untapped
+from mesp_ref.block import KeyValueStore, Tap, block, untapped
 from mesp_ref.config import Qwen2Config
 from mesp_ref.inputs import check_batch, check_ids, finite
+from mesp_ref.layer import Layer
 from mesp_ref.lora import Adapter
 from mesp_ref.ops import IGNORED, Array, embedding, linear, lm_loss, rmsnorm, rope_tables
 from mesp_ref.tiled import NamedMatrix

@@ -39,6 +39,7 @@ class Cut(NamedTuple):
 
 
 Cuts = dict[str, Cut]  # by projection: "self_attn.q_proj"
+Half = tuple[Array, dict[str, Array]]  # a gradient, and those of parameters by tensor name
 
 
 def bounds(length: int, parts: int, unit: int = 1) -> list[tuple[int, int]]:
@@ -155,3 +156,8 @@ def total(arrays: Sequence[Array]) -> Array:
     for other in others:
         first += other
     return first
+
+
+def combined(parts: Sequence[Half]) -> Half:
+    """The sum of the parts' gradients of what all read, and their parameters' gradients joined."""
+    return total([dx for dx, _ in parts]), join([grads for _, grads in parts])

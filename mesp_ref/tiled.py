@@ -17,20 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref import ops
-from mesp_ref.block import Layer, project, project_bwd, qkv
+from mesp_ref.block import project, project_bwd, qkv
+from mesp_ref.layer import Layer
 from mesp_ref.lora import tensor_name
-from mesp_ref.ops import Array, tiled
-from mesp_ref.parts import (
-    Cuts,
-    PartWeights,
-    attention_cuts,
-    bounds,
-    join,
-    mlp_cuts,
-    part_adapter,
-    share_rows,
-    total,
-)
+from mesp_ref.ops import NOTHING, Array, tiled
+from mesp_ref.parts import Half, attention_cuts, bounds, combined, mlp_cuts, share_rows, total
 from mesp_ref.weights import Weights
 from mesp_ref.workers import Workers
 
@@ -38,7 +29,6 @@ _H = frozenset({"h"})  # what LoRA layers drop: h is rebuilt
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 Kept = list[Any] | None  # what each worker left for its backward
-Half = tuple[Array, dict[str, Array]]  # a gradient, and those of parameters by tensor name
 
 
 class NamedMatrix(NamedTuple):
@@ -77,36 +67,19 @@ def _norm_bwd(
     return ops.rmsnorm_bwd(dy, r, w, eps=eps), grads
 
 
-def _part(layer: Layer, cuts: Cuts) -> Layer:
-    """The layer with some of its heads or of its MLP's columns alone."""
-    prefix = layer.name("")
-    return layer._replace(
-        weights=PartWeights(layer.weights, prefix, cuts),
-        adapter=layer.adapter and part_adapter(layer.adapter, prefix, cuts),
-    )
-
-
-def _by_heads(layer: Layer) -> list[Layer]:
-    """A part of the heads for each worker."""
-    count = layer.workers.size
-    if count == 1:
-        return [layer]
-    return [_part(layer, cuts) for cuts in attention_cuts(layer.config, count)]
-
-
 def _of_mlp(layer: Layer, rows: int) -> list[tuple[slice, Layer]]:
     """For each worker some rows with the whole layer, or all rows with some of its columns."""
     count = layer.workers.size
     if share_rows(rows, count):
         return [(slice(a, b), layer) for a, b in bounds(rows, count)]
-    return [(slice(0, rows), _part(layer, cuts)) for cuts in mlp_cuts(layer.config, count)]
+    return [(slice(0, rows), part) for part in layer.parts(mlp_cuts)]
 
 
-def _combined(shares: Sequence[tuple[slice, Layer]], found: Sequence[Half]) -> Half:
+def _of_shares(shares: Sequence[tuple[slice, Layer]], found: Sequence[Half]) -> Half:
     """What the workers found of the MLP's backward: joined over columns, or over rows."""
-    dx, grads = [dx for dx, _ in found], [grads for _, grads in found]
     if shares[0][0] == shares[-1][0]:
-        return total(dx), join(grads)
+        return combined(found)
+    dx, grads = [dx for dx, _ in found], [grads for _, grads in found]
     return np.concatenate(dx), {name: total([g[name] for g in grads]) for name in grads[0]}
 
 
@@ -135,7 +108,7 @@ def attention_half(x: Array, layer: Layer, keep: tiled.Keep | None = None) -> tu
         del res
         return project("self_attn.o_proj", o, part, _H)[0], kept
 
-    found = layer.workers.each(share, _by_heads(layer))
+    found = layer.each(attention_cuts, share)
     return x + total([y for y, _ in found]), keep and [kept for _, kept in found]
 
 
@@ -146,11 +119,9 @@ def attention_half_bwd(
 
     Shapes    da, x [N, T, C] -> dx [N, T, C]
     """
-    n, parts = _norm("input_layernorm", x, layer), _by_heads(layer)
-    shares = _with_kept(parts, kept)
-    found = layer.workers.each(partial(_attention_bwd, da, n, params), shares)
-    dn, grads = total([dn for dn, _ in found]), join([grads for _, grads in found])
-    del n, found
+    n, shares = _norm("input_layernorm", x, layer), _with_kept(layer.parts(attention_cuts), kept)
+    dn, grads = combined(layer.workers.each(partial(_attention_bwd, da, n, params), shares))
+    del n
     dx, norm = _norm_bwd("input_layernorm", dn, x, layer, params)
     return da + dx, grads | norm
 
@@ -228,7 +199,7 @@ def mlp_half_bwd(
     parts, options = _of_mlp(layer, len(n)), _options(layer, len(n))
     shares = _with_kept(parts, kept)
     found = layer.workers.each(partial(_mlp_bwd, dy2, n, options, params), shares)
-    dn, grads = _combined(parts, found)
+    dn, grads = _of_shares(parts, found)
     del n, found
     dx, norm = _norm_bwd("post_attention_layernorm", dn.reshape(a.shape), a, layer, params)
     return dy + dx, grads | norm
@@ -251,7 +222,7 @@ def _mlp_bwd(
 
 
 def shared_loss(
-    n: Array, w: NamedMatrix, labels: Array, workers: Workers
+    n: Array, w: NamedMatrix, labels: Array, workers: Workers, drop: frozenset[str] = NOTHING
 ) -> tuple[Array, ops.LmLossRes]:
     """lm_loss, of whose counted rows each worker takes as many as the others.
 
@@ -261,16 +232,17 @@ def shared_loss(
     x, flat = ops.rows(n), labels.reshape(-1)
     counted = np.flatnonzero(flat != ops.IGNORED)
     if workers.size == 1 or len(counted) < workers.size:
-        return ops.lm_loss(n, w, labels)
+        return ops.lm_loss(n, w, labels, drop=drop)
     cuts = bounds(len(counted), workers.size)
     edges = [0, *(int(counted[a]) for a, _ in cuts[1:]), len(flat)]
     shares = [slice(a, b) for a, b in pairwise(edges)]
-    found = workers.each(lambda rows: ops.lm_loss(x[rows], w, flat[rows]), shares)
-    loss, dx = np.zeros((), found[0][0].dtype), np.empty(x.shape, found[0][0].dtype)
+    found = workers.each(lambda rows: ops.lm_loss(x[rows], w, flat[rows], drop=drop), shares)
+    loss, dtype = np.zeros((), found[0][0].dtype), found[0][0].dtype
+    dx = None if "dx" in drop else np.empty(n.shape, dtype)
     for (part, res), (a, b), rows in zip(found, cuts, shares, strict=True):
-        weight = (b - a) / len(counted)
-        loss = loss + part * part.dtype.type(weight)
-        assert res.dx is not None
-        np.multiply(res.dx, weight, out=dx[rows], dtype=dx.dtype)
+        weight = dtype.type((b - a) / len(counted))
+        loss = loss + part * weight
+        if dx is not None and res.dx is not None:
+            np.multiply(res.dx, weight, out=ops.rows(dx)[rows])
     lse = np.concatenate([res.lse for _, res in found])
-    return loss, ops.LmLossRes(n, labels, lse, dx.reshape(n.shape))
+    return loss, ops.LmLossRes(n, labels, lse, dx)

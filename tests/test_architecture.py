@@ -22,6 +22,7 @@ LAYERS = (
     ("weights",),
     ("lora", "lora_mlx"),
     ("inputs", "checkpoints", "parts", "workers", "memory"),
+    ("layer",),
     ("block",),
     ("tiled", "model"),
     ("methods",),

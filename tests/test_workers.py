@@ -45,16 +45,21 @@ def step(config: Qwen2Config, shape: tuple[int, int], dtype: str, **options: Any
     return mr.loss_and_grads(model, adapter, ids, labels, **options)
 
 
+EXACT = sorted(set(mr.METHODS) - {"mezo"})
+PLACED = [(method, "ram") for method in EXACT]
+PLACED += [("mesp", "disk"), ("mesp_tiled", "disk"), ("mesp_tiled", "offload")]
+
+
 @pytest.mark.parametrize("workers", [2, 3, 5])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("config", CONFIGS)
-def test_gradients_are_those_of_mesp(config: str, shape: str, workers: int) -> None:
-    """In float64, every weight's: what differs is the order of sums."""
+def test_gradients_are_those_of_one(config: str, shape: str, workers: int) -> None:
+    """In float64, every weight's, of every exact method: what differs is the order of sums."""
     case = CONFIGS[config], SHAPES[shape], "float64"
     loss, want = step(*case, trainable="all")
-    for checkpoints in ("ram", "disk", "offload"):
+    for method, checkpoints in PLACED:
         value, got = step(
-            *case, trainable="all", method="mesp_tiled", workers=workers, checkpoints=checkpoints
+            *case, trainable="all", method=method, workers=workers, checkpoints=checkpoints
         )
         assert value == pytest.approx(loss, rel=1e-13)
         assert got.keys() == want.keys()
@@ -63,17 +68,38 @@ def test_gradients_are_those_of_mesp(config: str, shape: str, workers: int) -> N
             size = np.abs(want[name]).max()
             if name.endswith("k_proj.bias"):  # a sum that nearly cancels
                 size += np.abs(want[name.replace("k_proj", "q_proj")]).max()
-            assert np.abs(grad - want[name]).max() <= 1e-12 * size, name
+            assert np.abs(grad - want[name]).max() <= 1e-12 * size, (method, name)
 
 
 @pytest.mark.parametrize("shape", ["column", "rows"])
-def test_bits_repeat(shape: str) -> None:
+@pytest.mark.parametrize("method", mr.METHODS)
+def test_bits_repeat(method: str, shape: str) -> None:
     """Who is done first decides nothing."""
     case = CONFIGS["grouped"], SHAPES[shape], "float32"
-    runs = [step(*case, method="mesp_tiled", workers=3) for _ in range(5)]
+    runs = [step(*case, method=method, workers=3) for _ in range(5)]
     for loss, grads in runs[1:]:
         assert loss == runs[0][0]
         assert all(np.array_equal(g, runs[0][1][name]) for name, g in grads.items())
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_store_all_mebp_and_mesp_agree_bit_for_bit(workers: int) -> None:
+    """With any number of workers they call the same ops in the same order."""
+    case = CONFIGS["grouped"], SHAPES["batch"], "float32"
+    loss, want = step(*case, method="store_all", workers=workers)
+    for method in ("mebp", "mesp"):
+        value, got = step(*case, method=method, workers=workers)
+        assert value == loss
+        assert all(np.array_equal(got[name], grad) for name, grad in want.items())
+
+
+def test_losses_of_mezo_are_those_of_one() -> None:
+    """Its estimate is their difference by 2·eps, times the same noise."""
+    case = CONFIGS["grouped"], SHAPES["column"], "float64"
+    (one, want), (loss, got) = (step(*case, method="mezo", workers=w) for w in (1, 3))
+    assert loss == pytest.approx(one, rel=1e-13)
+    for name, grad in want.items():
+        np.testing.assert_allclose(got[name], grad, rtol=1e-8, atol=1e-10, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -156,11 +182,15 @@ MEMORY = {
 }
 
 
-@pytest.mark.parametrize("checkpoints", ["disk", "offload"])
+@pytest.mark.parametrize(
+    ("method", "checkpoints"),
+    [("store_all", "ram"), ("mebp", "ram"), ("mesp", "ram"), ("mezo", "ram"),
+     ("mesp_tiled", "disk"), ("mesp_tiled", "offload")],
+)  # fmt: skip
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("case", MEMORY)
 def test_memory_is_as_predicted(
-    case: str, bits: int | None, checkpoints: str, tmp_path: Path
+    case: str, bits: int | None, method: str, checkpoints: str, tmp_path: Path
 ) -> None:
     """tracemalloc's peak with two workers: at most the closed form and Python's own objects.
 
@@ -182,14 +212,14 @@ def test_memory_is_as_predicted(
         tracemalloc.start()
         try:
             mr.loss_and_grads(
-                model, adapter, ids, ids, method="mesp_tiled", checkpoints=checkpoints, workers=2,
+                model, adapter, ids, ids, method=method, checkpoints=checkpoints, workers=2,
                 on_gradients=lambda layer, grads: None,
             )  # fmt: skip
             seen.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
     shapes = Shapes(config, batch, tokens, rank, adapter.targets, base=base, workers=2)
-    found = peak("mesp_tiled", at(shapes, checkpoints))
+    found = peak(method, at(shapes, checkpoints))
     assert found.total / 2 <= min(seen[1:]), (found.op, seen)
     assert max(seen[1:]) <= found.total + 192 * 1024, (found.op, seen)
 
@@ -200,18 +230,12 @@ def test_share_rows_needs_enough_of_them() -> None:
     assert not share_rows(511, 2)
 
 
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        (["--workers", "2", "--method", "mesp"], "workers: found 2 with mesp, expected 1"),
-        (["--workers", "0"], "workers: found 0, expected at least 1"),
-    ],
-)
-def test_bad_numbers_of_workers(
-    options: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert main(["finetune", "--steps", "1", "--out", str(tmp_path / "run"), *options]) == 2
-    assert line in capsys.readouterr().err
+def test_no_workers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = ["finetune", "--steps", "1", "--out", str(tmp_path / "run"), "--workers", "0"]
+    assert main(command) == 2
+    assert "workers: found 0, expected at least 1" in capsys.readouterr().err
+    with pytest.raises(mr.MespRefError, match="workers: found 0, expected at least 1"):
+        step(CONFIGS["one"], (1, 4), "float32", workers=0)
 
 
 def test_a_run_with_workers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -66,9 +66,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument("--seq-len", type=int, default=256, metavar="T", help="default: 256")
     parser.add_argument("--rank", type=int, default=8, metavar="R", help="default: 8")
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="of mesp_tiled, as for finetune"
-    )
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="as for finetune")
     parser.add_argument("--targets", default="all", metavar="NAMES", help="as for finetune")
     parser.add_argument(
         "--checkpoints", choices=tuple(PLACES),
@@ -161,7 +159,7 @@ class _Subject:
         loss_and_grads(
             self.model, self.adapter, self.ids, self.ids, method=method,
             checkpoints=kind, on_gradients=lambda layer, grads: None,
-            workers=self.shapes.workers if tiled else 1,
+            workers=self.shapes.workers,
         )  # fmt: skip
 
     def measured(self, method: str) -> dict[str, Any]:

@@ -101,9 +101,25 @@ class Shapes(NamedTuple):
         shapes = adapter_shapes(self.config, self.rank, self.targets)
         return max(map(math.prod, shapes.values())) * self.itemsize
 
+    def parts(self, target: str) -> int:
+        """How many workers have a part of a projection."""
+        cut = mlp_cuts if target in _MLP else attention_cuts
+        return len(cut(self.config, self.workers))
+
+    def shared(self, targets: Iterable[str]) -> int:
+        """Bytes of the LoRA gradients that all workers but one have beside the first's, to be added.
+
+        All read A of what they write a part of, and B of what they read a part of.
+        """
+        return sum(
+            (self.parts(name) - 1) * self.lora([name], "B" if name in _READERS else "A")
+            for name in targets
+        )
+
     def h(self, targets: Iterable[str]) -> int:
-        """Bytes of h = x·Aᵀ of one block's targets."""
-        return self.of(*(self.rank for name in self.targets if name in set(targets)))
+        """Bytes of h = x·Aᵀ of one block's targets; each worker has its own."""
+        chosen = [name for name in self.targets if name in set(targets)]
+        return self.of(*(self.rank * self.parts(name) for name in chosen))
 
     def matrix(self, part: str) -> tuple[int, int]:
         """[out, in] of a projection."""
@@ -136,6 +152,7 @@ class Shapes(NamedTuple):
 ESTIMATE = "estimate"  # of mezo: where no op runs
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _ALL = ("q_proj", "k_proj", "v_proj", "o_proj", *_MLP)
+_READERS = ("o_proj", "down_proj")  # whose input is cut for workers; the others' output is
 
 
 def _residuals(s: Shapes, blocks: int) -> Parts:
@@ -153,9 +170,9 @@ def _residuals(s: Shapes, blocks: int) -> Parts:
     return {name: blocks * size for name, size in sizes.items()}
 
 
-def _head(s: Shapes, kept: Parts, gradient: bool = True, workers: int = 1) -> Peak:
+def _head(s: Shapes, kept: Parts, gradient: bool = True) -> Peak:
     """lm_loss, a tile of the vocabulary at a time; workers have some rows and a tile each."""
-    c, rows = s.config.hidden_size, s.counted * s.itemsize
+    c, rows, workers = s.config.hidden_size, s.counted * s.itemsize, s.workers
     tile = tiled.widest(s.config.vocab_size, tiled.vocabulary_tile(-(-s.counted // workers)))
     held = s.always() | kept | {"labels": s.rows * 8, "head input": s.x}
     added = {
@@ -174,41 +191,42 @@ def _swiglu_bwd(s: Shapes, kept: Parts) -> Peak:
     """The gate's backward in the last block, whose down_proj is done."""
     held = s.always() | kept
     held |= {"dy": s.x, "dz": s.m, "LoRA gradients": s.lora(["down_proj"])}
+    held["LoRA gradients"] += s.shared(["down_proj"])
     return Peak("swiglu_bwd", held, {"dgate, dup and scratch": 3 * s.m})
 
 
 def _plain_attention_bwd(s: Shapes, kept: Parts) -> Peak:
     """Attention's backward in the last block; the gradient of the MLP's norm is still there."""
     held = s.always() | kept | {"dy, da, dn": 3 * s.x, "do": s.q}
-    held["LoRA gradients"] = s.lora([*_MLP, "o_proj"])
+    held["LoRA gradients"] = s.lora([*_MLP, "o_proj"]) + s.shared(["o_proj"])
     added = {"dp, ds": 2 * s.p, "dq, stacked q and do": 3 * s.q, "dk, dv": 2 * s.k}
     return Peak("attention_bwd", held, added)
 
 
-def _decoding(s: Shapes, op: str, part: str, held: Parts, width: int) -> list[Peak]:
+def _decoding(s: Shapes, op: str, part: str, held: Parts) -> list[Peak]:
     """A projection whose whole matrix is decoded first; none when it is a view of its file.
 
-    `width` is that of its result; with LoRA a product as large is added to it, and then the
-    gradients of A and B are formed beside it.
+    With LoRA a product as large as the result is added to it, and then the gradients of A and B are
+    formed beside it. What workers do not have a part of, each of them has whole.
     """
-    size = s.decoded(s.base.matrices, *s.matrix(part))
+    size, backward = s.decoded(s.base.matrices, *s.matrix(part)), op.endswith("bwd")
     if not size:
         return []
-    h, lora = s.h([part]), s.lora([part]) if op.endswith("bwd") else 0
-    name, results = f"{op} {PROJECTIONS[part]}", s.of(width)
-    added = {"result": results}
+    is_cut = (part in _READERS) == backward
+    results = s.of(s.matrix(part)[backward] * (1 if is_cut else s.parts(part)))
+    h, lora = s.h([part]), (s.lora([part]) + s.shared([part])) * backward
+    name, added = f"{op} {PROJECTIONS[part]}", {"result": results}
     if part in s.targets:
         name = f"lora_{name}"
         added |= {"h and dh": 2 * h, "a product, or dA and dB": max(results, lora + h)}
-    scratch = s.base.matrices.scratch(*s.matrix(part), itemsize=s.itemsize)
+    scratch = s.parts(part) * s.base.matrices.scratch(*s.matrix(part), itemsize=s.itemsize)
     added["scratch of decoding beyond these"] = max(0, scratch - sum(added.values()))
     return [Peak(name, s.always() | held | {"decoded matrix": size}, added)]
 
 
 def _down_bwd(s: Shapes, kept: Parts) -> list[Peak]:
     """down_proj's backward in the last block, where the MLP's residuals all live."""
-    width = s.config.intermediate_size
-    return _decoding(s, "linear_bwd", "down_proj", kept | {"dy": s.x}, width)
+    return _decoding(s, "linear_bwd", "down_proj", kept | {"dy": s.x})
 
 
 def store_all(s: Shapes) -> list[Peak]:
@@ -235,12 +253,12 @@ def mebp(s: Shapes) -> list[Peak]:
     kept = s.checkpoints() | _residuals(s, 1)
     head = _head(s, s.checkpoints())
     held = kept | {"dy": s.x, "dgate, dup": 2 * s.m}
-    held["LoRA gradients"] = s.lora(["down_proj"])
-    gate = _decoding(s, "linear_bwd", "gate_proj", held, s.config.hidden_size)
+    held["LoRA gradients"] = s.lora(["down_proj"]) + s.shared(["down_proj"])
+    gate = _decoding(s, "linear_bwd", "gate_proj", held)
     held = kept | {"dy, da, dn": 3 * s.x, "do, dq twice": 3 * s.q, "dk, dv": 2 * s.k}
-    held["LoRA gradients"] = s.lora([*_MLP, "o_proj"])
+    held["LoRA gradients"] = s.lora([*_MLP, "o_proj"]) + s.shared(["o_proj"])
     held["decoded bias"] = s.decoded(s.base.vectors, s.matrix("q_proj")[0])
-    query = _decoding(s, "linear_bwd", "q_proj", held, s.config.hidden_size)
+    query = _decoding(s, "linear_bwd", "q_proj", held)
     return [head, _swiglu_bwd(s, kept), _plain_attention_bwd(s, kept), *gate, *query]
 
 
@@ -260,7 +278,7 @@ def mesp(s: Shapes) -> list[Peak]:
 def mesp_tiled(s: Shapes) -> list[Peak]:
     """Block inputs, and what one tiled op of half a block needs."""
     return [
-        _head(s, s.checkpoints(), workers=s.workers),
+        _head(s, s.checkpoints()),
         _mlp_bwd(s),
         _attention_bwd(s),
         *_o_proj_bwd(s),
@@ -284,7 +302,7 @@ def _mlp_bwd(s: Shapes) -> Peak:
         "tiles": sums * s.of(5 * width, max(c, width)),
         "dx": sums * s.x,
         "LoRA gradients": gradients * lora,
-        "h and dh": sums * 2 * s.h(_MLP),
+        "h and dh": sums * 2 * s.of(*(s.rank for name in s.targets if name in _MLP)),
         "decoded tiles": workers * 2 * s.decoded(s.base.matrices, width, c),
         "a tile's dB, or scratch of decoding": workers
         * max(2 * width * s.rank * s.itemsize, scratch),
@@ -309,7 +327,7 @@ def _attention_bwd(s: Shapes) -> Peak:
         "dy": s.x,
         "norm": s.x,
         "gradient of attention's output": s.q,
-        "LoRA gradients": s.lora([*_MLP, "o_proj"]) + (parts - 1) * s.lora(["o_proj"], "B"),
+        "LoRA gradients": s.lora([*_MLP, "o_proj"]) + s.shared(["o_proj"]),
     }
     added = {
         "dq, dk, dv": s.q + 2 * s.k,
@@ -323,25 +341,23 @@ def _o_proj_bwd(s: Shapes) -> list[Peak]:
     """o_proj's backward from the tiled attention's output, everything of attention alive."""
     held = s.checkpoints() | {"dy": s.x, "norm": s.x} | _attention_res(s)
     held |= {"LoRA gradients": s.lora(_MLP)}
-    return _decoding(s, "linear_bwd", "o_proj", held, s.matrix("o_proj")[1])
+    return _decoding(s, "linear_bwd", "o_proj", held)
 
 
 def _q_proj_bwd(s: Shapes) -> list[Peak]:
     """q_proj's backward, dk and dv waiting for theirs; workers decode their heads' rows."""
-    parts = len(attention_cuts(s.config, s.workers))
     held = s.checkpoints() | {"dy, norm": 2 * s.x, "dq, dk, dv": s.q + 2 * s.k}
-    held |= {"LoRA gradients": s.lora([*_MLP, "o_proj"])}
+    held |= {"LoRA gradients": s.lora([*_MLP, "o_proj"]) + s.shared(["o_proj"])}
     held["decoded bias"] = s.decoded(s.base.vectors, s.matrix("q_proj")[0])
-    return _decoding(s, "linear_bwd", "q_proj", held, parts * s.config.hidden_size)
+    return _decoding(s, "linear_bwd", "q_proj", held)
 
 
 def _k_proj_bwd(s: Shapes) -> Peak:
     """k_proj's backward beside the sum that q_proj's began; each worker has a sum of its own."""
-    parts, lora = len(attention_cuts(s.config, s.workers)), [*_MLP, "o_proj", "q_proj"]
-    shared = s.lora(["o_proj"], "B") + s.lora(["q_proj"], "A")
+    parts, done = s.parts("k_proj"), ["o_proj", "q_proj"]
     held = {"dy, norm": 2 * s.x, "sum of dx": parts * s.x, "dk, dv": 2 * s.k}
-    held["LoRA gradients"] = s.lora(lora) + (parts - 1) * shared
-    added = {"dx and a product": parts * 2 * s.x, "h and dh": parts * 2 * s.h(["k_proj"])}
+    held["LoRA gradients"] = s.lora([*_MLP, *done]) + s.shared(done)
+    added = {"dx and a product": parts * 2 * s.x, "h and dh": 2 * s.h(["k_proj"])}
     name = "lora_linear_bwd self_attn.k_proj"
     if not s.h(["k_proj"]):
         name, added = name.removeprefix("lora_"), {"dx": parts * s.x}
@@ -354,24 +370,20 @@ def _k_proj_bwd(s: Shapes) -> Peak:
 
 
 def mezo(s: Shapes) -> list[Peak]:
-    """Nothing but the forward, with angles of its own beside those of the step.
+    """Nothing but the forward.
 
     However many the perturbations: noise is drawn again, tensor by tensor, when a block's estimate
     is formed, so the last peak, which no op has, is the LoRA gradients of one block and two tensors.
     """
-    angles = {"RoPE angles of the forward": sum(s.always().values())}
-    held = s.always() | angles | {"block input": s.x}
-    projected = {"norm": s.x, "q, k, v": s.q + 2 * s.k}
-    middle = {"block input": s.x, "sum after attention": s.x, "norm": s.x, "gate": s.m}
+    projected = {"block input": s.x, "norm": s.x, "q, k, v": s.q + 2 * s.k}
+    middle = {"sum after attention": s.x, "norm": s.x}
+    masks = s.parts("q_proj") * s.tokens**2  # of a byte each
+    attention = {"scores, probabilities": 2 * s.p, "output, or masks": max(s.q, masks)}
     return [
         _head(s, {}, gradient=False),
-        Peak("attention", held | projected, {"scores, probabilities": 2 * s.p, "output": s.q}),
-        Peak(
-            "swiglu",
-            held | {"sum after attention": s.x, "gate, up": 2 * s.m},
-            {"z and scratch": 2 * s.m},
-        ),
-        *_decoding(s, "linear", "up_proj", angles | middle, s.config.intermediate_size),
+        Peak("attention", s.always() | projected, attention),
+        Peak("swiglu", s.always() | middle | {"gate, up": 2 * s.m}, {"z and scratch": 2 * s.m}),
+        *_decoding(s, "linear", "up_proj", middle | {"gate": s.m}),
         Peak(ESTIMATE, s.always(), {"LoRA gradients": s.lora(_ALL), "noise": 2 * s.largest()}),
     ]
 

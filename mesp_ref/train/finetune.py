@@ -14,7 +14,6 @@ import numpy as np
 from mesp_ref.config import PROJECTIONS
 from mesp_ref.errors import MespRefError
 from mesp_ref.generate import generate
-from mesp_ref.gradients import check_workers
 from mesp_ref.loading import load_model
 from mesp_ref.lora import Adapter, init_lora, load_adapter, parse_targets, save_adapter
 from mesp_ref.memory import Choice, Schedule
@@ -187,7 +186,6 @@ class Run:
                 schedule=saved and Schedule(identity["method"], identity["checkpoints"]),
             )  # fmt: skip
             self.options = options = dataclasses.replace(options, train=train)
-        check_workers(options.train.workers, options.train.method)
         self.identity = self._identity(adapter, files)
         self.trainer = Trainer(self.model, adapter, self.stream, options.train)
         self.adapter, self.resumed, self.best = adapter, saved is not None, Best()

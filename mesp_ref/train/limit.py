@@ -30,9 +30,7 @@ def within(
         schedule=schedule,
     )  # fmt: skip
     method, checkpoints = choice.schedule
-    workers = train.workers if method == "mesp_tiled" else 1
-    chosen = dataclasses.replace(train, method=method, checkpoints=checkpoints, workers=workers)
-    return chosen, choice
+    return dataclasses.replace(train, method=method, checkpoints=checkpoints), choice
 
 
 def sampling_need(tokens: int, model: Model, adapter: Adapter) -> int:

@@ -53,7 +53,7 @@ class TrainConfig:
                  one block's gradients are ever alive
     eps, perturbations   of MeZO: step of the two-sided difference, and how many of them a batch
                  is estimated from
-    workers      threads that share each block of mesp_tiled, with one BLAS thread each
+    workers      threads that share each block, with one BLAS thread each
 
     Raises MespRefError naming the first field that is out of range.
     """

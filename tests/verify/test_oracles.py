@@ -195,8 +195,8 @@ def test_checkpoint_gradcheck_proves_and_rejects() -> None:
     assert len(findings) == 2 + 5 * (1 + 2)
     real = original("block:_rebuild_z")
 
-    def forgetful(res: dict[str, Any]) -> None:
-        real(res)
+    def forgetful(res: dict[str, Any], layer: Any) -> None:
+        real(res, layer)
         res["mlp.down_proj"] = res["mlp.down_proj"]._replace(x=res["mlp.down_proj"].x * 1.001)
 
     with planted({"block:_rebuild_z": forgetful}):

@@ -7,11 +7,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mesp_ref.block import Layer, block, block_bwd
+from mesp_ref.block import block, block_bwd
 from mesp_ref.config import Qwen2Config
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.suite import Case
 from mesp_ref.gradients import loss_and_grads, trace
+from mesp_ref.layer import Layer
 from mesp_ref.loading import load_model
 from mesp_ref.lora import Adapter, load_adapter, tensor_name
 from mesp_ref.model import Model, loss

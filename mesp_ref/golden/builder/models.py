@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.block import Layer, block, block_bwd
+from mesp_ref.block import block, block_bwd
 from mesp_ref.config import PROJECTIONS, Qwen2Config
 from mesp_ref.golden.builder.draw import generator, representable, stored
 from mesp_ref.golden.builder.emulate import gates
 from mesp_ref.golden.plain import Arrays, Plain, Setting
 from mesp_ref.golden.suite import DTYPES, Case, Tensor, Vectors
 from mesp_ref.gradients import trace
+from mesp_ref.layer import Layer
 from mesp_ref.lora import Adapter, adapter_shapes, save_adapter
 from mesp_ref.model import Model
 from mesp_ref.ops import IGNORED, Array, rope_tables

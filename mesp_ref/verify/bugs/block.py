@@ -7,11 +7,14 @@ BUGS = [
         "block:block_bwd", "backward", "model",
         ("block: MLP residual path dropped", "da = dy + back_norm", "da = back_norm"),
         ("block: attention residual path dropped", "dx = da + back_norm", "dx = back_norm"),
-        ("block: up dropped at the fan-out", "dn = dn + back(", "back("),
-        ("block: gate dropped at the fan-out", "dn = dn + back(", "dn = back("),
         ("block: norm's backward skipped", "return ops.rmsnorm_bwd(dy, r, w, eps=eps)", "return dy"),
         ("block: weight of the other norm", "res.pop(part), layer.weight(part)",
          'res.pop(part), layer.weight("input_layernorm")'),
+    ),
+    *one(
+        "block:_mlp_bwd", "backward", "model",
+        ("block: up dropped at the fan-out", "dn + back(", "dn + 0 * back("),
+        ("block: gate dropped at the fan-out", "dn + back(", "back("),
         ("block: dup and dgate exchanged", "dgate, dup = ops", "dup, dgate = ops"),
     ),
     *one(
@@ -33,12 +36,12 @@ BUGS = [
          "n, layer._replace(cos=1 + 0 * layer.cos, sin=0 * layer.sin, weights=type(layer.weights)("
          "{k: layer.weights(k) for k in layer.weights.names() if not k.endswith('.bias')}, "
          "layer.weights.dtype)), lambda"),
-        ("rebuild: from the block's input", 'n = res["self_attn.q_proj"].x',
-         'n = res["input_layernorm"].x'),
+        ("rebuild: from the block's input", 'layer.key("self_attn.q_proj")', '"input_layernorm"'),
     ),
     *one(
         "block:block", "forward", "model",
-        ("block: attention reads what is not normalised", "qkv(n, layer", "qkv(x, layer"),
+        ("block: attention reads what is not normalised", "partial(_attention, n",
+         "partial(_attention, x"),
         ("block: MLP reads the first norm's input", "*ops.rmsnorm(a, layer", "*ops.rmsnorm(x, layer"),
     ),
 ]  # fmt: skip
