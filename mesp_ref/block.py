@@ -92,7 +92,9 @@ def block(
               n₂ = norm(a);  y = a + down_proj(silu(gate_proj(n₂)) ⊙ up_proj(n₂))
     Shapes    x [N, T, C] -> y [N, T, C]
     Keeps     residuals in `res` when it is given, without the fields named in `drop`
+    Alone     `past` and `tap` are for one worker: a cache grows once, a tensor is seen whole
     """
+    assert layer.workers.size == 1 or (past is None and tap is untapped)
     eps, run = layer.config.rms_norm_eps, _recorder(layer, res, drop, tap)
     n = run("input_layernorm", *ops.rmsnorm(x, layer.weight("input_layernorm"), eps=eps))
     attention = partial(_attention, n, res, drop, past, tap)
@@ -228,7 +230,8 @@ def _mlp_bwd(dy: Array, res: dict[str, Any], params: bool, tap: Tap, layer: Laye
     del dz
     dn = back("mlp.gate_proj", dgate)
     del dgate
-    return dn + back("mlp.up_proj", dup), grads  # n₂ feeds gate and up
+    dn += back("mlp.up_proj", dup)  # n₂ feeds gate and up
+    return dn, grads
 
 
 def _attention_bwd(da: Array, res: dict[str, Any], params: bool, tap: Tap, layer: Layer) -> Half:
@@ -245,6 +248,9 @@ def _attention_bwd(da: Array, res: dict[str, Any], params: bool, tap: Tap, layer
             tap(layer.name(f"{part}.grad"), dy)
             dy = ops.rope_bwd(dy, res.pop(layer.key(part)), layer.cos, layer.sin)
         dx = back(f"self_attn.{letter}_proj", dy.reshape(n, t, -1))
-        dn = dx if dn is None else dn + dx  # n₁ feeds q, k and v
+        if dn is not None:
+            dx += dn  # n₁ feeds q, k and v
+        dn = dx
+        del dx  # one sum beside what comes next
     assert dn is not None
     return dn, grads

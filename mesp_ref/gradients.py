@@ -39,9 +39,9 @@ def loss_and_grads(
     Shapes    input_ids, labels [N, T] integers; right padding through labels of −100
     Returns   the loss and {name: gradient}: PEFT names, and with trainable="all" also the Hugging
               Face name of every base weight, each gradient of its tensor's shape and dtype
-    method    "store_all", "mebp" and "mesp" are exact and agree bit for bit, "mesp_tiled" up to the
-              order of sums; "mezo" estimates from `seed` and `eps`, as a mean over `perturbations`
-              seeds (`perturbation_seeds`) and 2·perturbations forwards: see `expected_cosine`
+    method    "store_all", "mebp" and "mesp" are exact and with as many workers agree bit for bit,
+              "mesp_tiled" up to the order of sums; "mezo" estimates from `seed` and `eps`, as a mean
+              over `perturbations` seeds (`perturbation_seeds`), 2 forwards each: see `expected_cosine`
     on_gradients(layer, grads) receives each block's gradients once dx has been formed from the old
               parameters, so it may update them in place; the returned dict is then empty. Layer −1
               is the embedding, num_hidden_layers the final norm and head.
@@ -49,8 +49,9 @@ def loss_and_grads(
               that of mesp_tiled takes q, k, v, the attention output, gate and up, too, and no
               projection is computed again. At 0.5B the file is 7.6 times as large and a fifth of the
               arithmetic is saved: faster while the file finds room in the system's page cache
-    workers   threads that share each block and the head; each has one BLAS thread, so that as many
-              workers as BLAS had threads are faster than those: see blas_threads
+    workers   threads that share each block (its attention at most num_key_value_heads of them) and the
+              head, with one BLAS thread each; a base weight's gradient in head and embedding is one
+              thread's. They decide the order of sums, and so the last bits
 
     Raises MespRefError for an unknown method, ids outside the vocabulary, a foreign adapter
     """

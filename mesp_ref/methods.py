@@ -6,8 +6,8 @@
     mesp_tiled  block inputs; half a block at a time, its ops in tiles   exact
     mezo        nothing; two forwards for each seed of noise             an estimate
 
-The first three call the same op pairs in the same order, so their gradients agree bit for bit;
-those of mesp_tiled agree up to the order of summation.
+The first three call the same op pairs in the same order, so with as many workers their gradients agree
+bit for bit; those of mesp_tiled agree up to the order of summation.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from mesp_ref.checkpoints import Checkpoints
 from mesp_ref.inputs import finite
 from mesp_ref.layer import Layer
 from mesp_ref.lora import Adapter
-from mesp_ref.model import EMBEDDING, NORM, Model, embed, head_matrix, shift
+from mesp_ref.model import EMBEDDING, NORM, Model, embed, head_matrix, hidden_states, shift
 from mesp_ref.ops import Array
 from mesp_ref.tiled import (
     attention_half,
@@ -235,11 +235,7 @@ def _two_sides(step: Step, seed: int) -> list[float]:
 
 def _forward(step: Step) -> float:
     """The loss alone.  Raises MespRefError for one that is not finite."""
-    x = [embed(step.model, step.ids)]
-    for layer in step.layers:
-        x.append(block(x.pop(), layer))  # nobody else holds a block's input
-    eps = step.model.config.rms_norm_eps
-    n = ops.rmsnorm(x.pop(), step.model.weights(NORM), eps=eps)[0]
+    n = hidden_states(step.model, step.ids, blocks=step.layers)
     w, labels, drop = head_matrix(step.model), shift(step.labels), frozenset({"dx"})
     return finite("loss", shared_loss(n, w, labels, step.workers, drop)[0].item())
 

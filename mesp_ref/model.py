@@ -73,22 +73,24 @@ def embed(model: Model, ids: Array, tap: Tap = untapped) -> Array:
 
 
 def hidden_states(
-    model: Model, ids: Array, adapter: Adapter | None = None, past: list[Any] | None = None
+    model: Model,
+    ids: Array,
+    adapter: Adapter | None = None,
+    past: list[Any] | None = None,
+    blocks: list[Layer] | None = None,
 ) -> Array:
     """What the head reads: the normalised output of the last block, [N, T, C].
 
-    With `past`, one cache per block, the ids continue the sequence that the caches hold.
+    With `past`, one cache per block, the ids continue the sequence that the caches hold; `blocks` are
+    those of `layers` where a step has them already.
     """
     start = past[0].length if past else 0
-    x = embed(model, ids)
-    caches: list[KeyValueStore | None] = (
-        list(past) if past else [None] * model.config.num_hidden_layers
-    )
-    for layer, cache in zip(
-        layers(model, adapter, start, start + ids.shape[1]), caches, strict=True
-    ):
-        x = block(x, layer, past=cache)
-    return rmsnorm(x, model.weights(NORM), eps=model.config.rms_norm_eps)[0]
+    blocks = blocks or layers(model, adapter, start, start + ids.shape[1])
+    caches: list[KeyValueStore | None] = list(past) if past else [None] * len(blocks)
+    x = [embed(model, ids)]
+    for layer, cache in zip(blocks, caches, strict=True):
+        x.append(block(x.pop(), layer, past=cache))  # nobody else holds a block's input
+    return rmsnorm(x.pop(), model.weights(NORM), eps=model.config.rms_norm_eps)[0]
 
 
 def logits(model: Model, input_ids: Any, adapter: Adapter | None = None) -> Array:

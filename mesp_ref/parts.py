@@ -19,11 +19,12 @@ import numpy as np
 from mesp_ref.config import Qwen2Config
 from mesp_ref.lora import Adapter, tensor_name
 from mesp_ref.ops import Array
+from mesp_ref.ops.tiled import ranges
 from mesp_ref.weights import Weights
 
 _ROWS = 256  # of the MLP for a worker, from which on products are as fast as with all rows
 _GROUP = 128  # columns of a packed weight decode together, at most so many
-_READERS = ("o_proj", "down_proj")  # cut by columns; the other five by rows
+READERS = ("o_proj", "down_proj")  # cut by columns; the other five by rows
 
 
 class Cut(NamedTuple):
@@ -42,12 +43,6 @@ Cuts = dict[str, Cut]  # by projection: "self_attn.q_proj"
 Half = tuple[Array, dict[str, Array]]  # a gradient, and those of parameters by tensor name
 
 
-def bounds(length: int, parts: int, unit: int = 1) -> list[tuple[int, int]]:
-    """`parts` ranges (a, b) of whole units, as even as they can be."""
-    edges = [round(length / unit * i / parts) * unit for i in range(parts)]
-    return list(zip(edges, [*edges[1:], length], strict=True))
-
-
 def attention_cuts(config: Qwen2Config, parts: int) -> list[Cuts]:
     """Whole key/value heads with their queries: at most num_key_value_heads parts."""
     groups, d = config.num_key_value_heads, config.head_dim
@@ -59,7 +54,7 @@ def attention_cuts(config: Qwen2Config, parts: int) -> list[Cuts]:
             "self_attn.v_proj": Cut(0, a * d, b * d),
             "self_attn.o_proj": Cut(1, a * share, b * share),
         }
-        for a, b in bounds(groups, min(parts, groups))
+        for a, b in ranges(groups, min(parts, groups))
     ]
 
 
@@ -73,7 +68,7 @@ def mlp_cuts(config: Qwen2Config, parts: int) -> list[Cuts]:
             "mlp.up_proj": Cut(0, a, b),
             "mlp.down_proj": Cut(1, a, b),
         }
-        for a, b in bounds(width, min(parts, width), unit)
+        for a, b in ranges(width, min(parts, width), unit)
     ]
 
 
@@ -144,7 +139,7 @@ def join(grads: Sequence[dict[str, Array]]) -> dict[str, Array]:
 
 
 def _joined(name: str, arrays: list[Array]) -> Array:
-    axis = int(any(reader in name for reader in _READERS))
+    axis = int(any(reader in name for reader in READERS))
     if ".lora_" in name and ("lora_A" in name) != bool(axis):
         return total(arrays)  # all parts share A of what they write, and B of what they read
     return np.concatenate(arrays, axis=axis)

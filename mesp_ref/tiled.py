@@ -21,7 +21,7 @@ from mesp_ref.block import project, project_bwd, qkv
 from mesp_ref.layer import Layer
 from mesp_ref.lora import tensor_name
 from mesp_ref.ops import NOTHING, Array, tiled
-from mesp_ref.parts import Half, attention_cuts, bounds, combined, mlp_cuts, share_rows, total
+from mesp_ref.parts import Half, attention_cuts, combined, mlp_cuts, share_rows, total
 from mesp_ref.weights import Weights
 from mesp_ref.workers import Workers
 
@@ -71,7 +71,7 @@ def _of_mlp(layer: Layer, rows: int) -> list[tuple[slice, Layer]]:
     """For each worker some rows with the whole layer, or all rows with some of its columns."""
     count = layer.workers.size
     if share_rows(rows, count):
-        return [(slice(a, b), layer) for a, b in bounds(rows, count)]
+        return [(slice(a, b), layer) for a, b in tiled.ranges(rows, count)]
     return [(slice(0, rows), part) for part in layer.parts(mlp_cuts)]
 
 
@@ -224,16 +224,16 @@ def _mlp_bwd(
 def shared_loss(
     n: Array, w: NamedMatrix, labels: Array, workers: Workers, drop: frozenset[str] = NOTHING
 ) -> tuple[Array, ops.LmLossRes]:
-    """lm_loss, of whose counted rows each worker takes as many as the others.
+    """lm_loss, of which workers take a part of the counted rows each, or of the vocabulary.
 
     Forward   loss = Σ_parts loss_part·count_part/count, and ∂loss/∂x alike
     Shapes    those of lm_loss: n [N, T, C], labels [N, T] -> loss []
     """
     x, flat = ops.rows(n), labels.reshape(-1)
     counted = np.flatnonzero(flat != ops.IGNORED)
-    if workers.size == 1 or len(counted) < workers.size:
-        return ops.lm_loss(n, w, labels, drop=drop)
-    cuts = bounds(len(counted), workers.size)
+    if workers.size == 1 or not share_rows(len(counted), workers.size):
+        return ops.lm_loss(n, w, labels, drop=drop, parts=workers.size, each=workers.each)
+    cuts = tiled.ranges(len(counted), workers.size)
     edges = [0, *(int(counted[a]) for a, _ in cuts[1:]), len(flat)]
     shares = [slice(a, b) for a, b in pairwise(edges)]
     found = workers.each(lambda rows: ops.lm_loss(x[rows], w, flat[rows], drop=drop), shares)

@@ -116,11 +116,17 @@ def test_every_backward_is_registered() -> None:
 def test_every_row_names_its_arguments() -> None:
     """The five kinds of arguments are the forward's parameters, each once.
 
-    Beside what to drop of the residuals, or where to keep them: that has tests of its own.
+    Beside what to drop of the residuals, or where to keep them, and into how many parts a pass is cut:
+    those have tests of their own.
     """
     for row in OPS.values():
         kinds = row.differentiable + row.constants + row.attributes
-        parameters = set(inspect.signature(row.forward).parameters) - {"drop", "keep"}
+        parameters = set(inspect.signature(row.forward).parameters) - {
+            "drop",
+            "keep",
+            "parts",
+            "each",
+        }
         assert sorted(kinds) == sorted(parameters), row.name
 
 
@@ -128,5 +134,7 @@ def test_ops_import_numpy_and_siblings_only() -> None:
     for file in ROOT.glob("ops/**/*.py"):
         for module in imported(file):
             top = module.split(".")[0]
-            assert top in {"numpy", "typing", "collections", "mesp_ref"}, f"{file.name}: {module}"
+            assert top in {"numpy", "typing", "collections", "functools", "mesp_ref"}, (
+                f"{file.name}: {module}"
+            )
             assert top != "mesp_ref" or module.startswith("mesp_ref.ops"), f"{file.name}: {module}"

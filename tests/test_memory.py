@@ -109,7 +109,7 @@ def test_file_is_what_goes_to_disk(
     monkeypatch.setattr(DiskCheckpoints, "keep", counted)
     mr.loss_and_grads(
         model, adapter, ids, ids, method=method, checkpoints=checkpoints,
-        workers=workers if method == "mesp_tiled" else 1,
+        workers=workers,
     )  # fmt: skip
     assert sum(kept) == at(Shapes(config, batch, tokens, rank), checkpoints).file(method)
 

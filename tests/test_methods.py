@@ -15,7 +15,7 @@ from mesp_ref.block import MESP, block
 from mesp_ref.gradients import expected_cosine, perturbation_seeds
 from mesp_ref.model import embed, layers
 from mesp_ref.ops import Array
-from mesp_ref.verify.planted import planted
+from mesp_ref.verify.planted import original, planted
 from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, small_config
 from mesp_ref.weights import ArrayWeights
 
@@ -217,7 +217,7 @@ def test_mezo_restores_the_parameters(dtype: str, eps: float) -> None:
 def test_mezo_restores_the_parameters_after_an_interrupt(failing: int) -> None:
     model, adapter, ids, labels = given = case()
     z, before, calls = noise_of(given, 9), snapshot(adapter), []
-    real = methods.forward_loss
+    real = original("methods:_forward")
 
     def interrupted(*args: Any) -> float:
         calls.append(1)
@@ -225,7 +225,7 @@ def test_mezo_restores_the_parameters_after_an_interrupt(failing: int) -> None:
             raise KeyboardInterrupt
         return real(*args)
 
-    with planted({"model:loss": interrupted}), pytest.raises(KeyboardInterrupt):
+    with planted({"methods:_forward": interrupted}), pytest.raises(KeyboardInterrupt):
         mr.loss_and_grads(model, adapter, ids, labels, "mezo", seed=9, eps=0.1)
     assert_restored(adapter, before, z, 0.1)
 

@@ -118,3 +118,24 @@ def test_tiles_cover_evenly() -> None:
             assert [a for a, _ in bounds[1:]] == [b for _, b in bounds[:-1]]
             assert (bounds[0][0], bounds[-1][1]) == (0, length)
             assert max(b - a for a, b in bounds) == tiled.widest(length, width) <= width
+
+
+@pytest.mark.parametrize("parts", [2, 3, 40])
+@pytest.mark.parametrize("drop", [ops.NOTHING, frozenset({"dx"})])
+def test_parts_of_the_vocabulary_change_only_the_order_of_sums(
+    parts: int, drop: frozenset[str]
+) -> None:
+    """Also where a part has no label, or logits far above another's."""
+    rng = np.random.default_rng(3)
+    x, w = rng.standard_normal((2, 9, 5)), rng.standard_normal((31, 5))
+    w[20:] *= 40
+    labels = rng.integers(0, 12, (2, 9))
+    labels[0, :4] = -100
+    whole, res = ops.lm_loss(x, w, labels, width=4, drop=drop)
+    value, found = ops.lm_loss(x, w, labels, width=4, drop=drop, parts=parts)
+    assert value == pytest.approx(whole, rel=1e-14)
+    np.testing.assert_allclose(found.lse, res.lse, rtol=1e-14)
+    if drop:
+        assert found.dx is res.dx is None
+    else:
+        np.testing.assert_allclose(found.dx, res.dx, rtol=1e-12, atol=1e-14)

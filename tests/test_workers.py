@@ -14,16 +14,23 @@ from mesp_ref.cli import main
 from mesp_ref.config import Qwen2Config
 from mesp_ref.loading import named_shape
 from mesp_ref.memory import Base, Shapes, at, choose, peak
+from mesp_ref.ops.tiled import ranges
 from mesp_ref.parts import (
     PartWeights,
     attention_cuts,
-    bounds,
     join,
     mlp_cuts,
     part_adapter,
     share_rows,
 )
-from mesp_ref.weights import ArrayWeights, quantize_checkpoint, random_arrays, save_checkpoint
+from mesp_ref.verify.planted import original, planted
+from mesp_ref.weights import (
+    Affine,
+    ArrayWeights,
+    quantize_checkpoint,
+    random_arrays,
+    save_checkpoint,
+)
 from mesp_ref.workers import blas_threads, hire
 
 # Heads that workers cannot share evenly, a width that is no multiple of 128, an untied head.
@@ -107,7 +114,7 @@ def test_losses_of_mezo_are_those_of_one() -> None:
     [(4864, 2, 128), (300, 3, 128), (7, 3, 1), (2, 2, 1), (640, 5, 128)],
 )
 def test_bounds_cover_all_once(length: int, parts: int, unit: int) -> None:
-    found = bounds(length, parts, unit)
+    found = ranges(length, parts, unit)
     assert [i for a, b in found for i in range(a, b)] == list(range(length))
     assert len(found) == parts
     assert all(a % unit == 0 and a < b for a, b in found)
@@ -180,6 +187,7 @@ MEMORY = {
     "head": (Qwen2Config(20011, 96, 128, 2, 4, 2, 24), 1, 200, 2),
     "attention": (Qwen2Config(257, 64, 128, 2, 8, 2, 16), 1, 500, 2),
 }
+THIN = Qwen2Config(257, 192, 200, 3, 12, 6, 16)  # whose sums of six workers are larger than its MLP
 
 
 @pytest.mark.parametrize(
@@ -207,21 +215,107 @@ def test_memory_is_as_predicted(
         base = Base.of(model.weights, model.head)
     adapter = mr.init_lora(config, rank=rank, b_std=0.1)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, tokens))
+    seen = traced_peaks(model, adapter, ids, method=method, checkpoints=checkpoints, workers=2)
+    shapes = Shapes(config, batch, tokens, rank, adapter.targets, base=base, workers=2)
+    found = peak(method, at(shapes, checkpoints))
+    assert found.total / 2 <= min(seen), (found.op, seen)
+    assert max(seen) <= found.total + 192 * 1024, (found.op, seen)
+
+
+def traced_peaks(model: mr.Model, adapter: mr.Adapter, ids: Any, **options: Any) -> list[int]:
+    """tracemalloc's peaks of three steps, once caches of Python and NumPy are filled."""
     seen = []
     for _ in range(4):
         tracemalloc.start()
         try:
             mr.loss_and_grads(
-                model, adapter, ids, ids, method=method, checkpoints=checkpoints, workers=2,
-                on_gradients=lambda layer, grads: None,
-            )  # fmt: skip
+                model, adapter, ids, ids, on_gradients=lambda layer, grads: None, **options
+            )
             seen.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
-    shapes = Shapes(config, batch, tokens, rank, adapter.targets, base=base, workers=2)
-    found = peak(method, at(shapes, checkpoints))
-    assert found.total / 2 <= min(seen[1:]), (found.op, seen)
-    assert max(seen[1:]) <= found.total + 192 * 1024, (found.op, seen)
+    return seen[1:]
+
+
+@pytest.mark.parametrize("method", mr.METHODS)
+def test_memory_of_many_workers(method: str) -> None:
+    """Each has a sum of its own: where the MLP is narrow, those are the peak."""
+    model = mr.Model(THIN, ArrayWeights(random_arrays(THIN)))
+    adapter = mr.init_lora(THIN, rank=4, b_std=0.1)
+    ids = np.random.default_rng(0).integers(0, THIN.vocab_size, (8, 50))
+    found = peak(method, Shapes(THIN, 8, 50, 4, adapter.targets, workers=6))
+    seen = traced_peaks(model, adapter, ids, method=method, workers=6)
+    assert max(seen) <= found.total + 6 * 64 * 1024, (found, seen)
+
+
+def test_cuts_inside_a_packed_group_decode_all_of_it() -> None:
+    """o_proj of 0.5B, 896 columns cut at 448, in groups of 128: 512 columns for each of two workers."""
+    config, packed = named_shape("qwen2.5-0.5b"), Affine(4, 128)
+    base = Base.uniform(config, "float16", packed)
+    one, two = (Shapes(config, base=base, workers=workers) for workers in (1, 2))
+    assert one.decoded_parts("o_proj") == 896 * 896 * 4
+    assert two.decoded_parts("o_proj") == 896 * 1024 * 4
+    assert two.decoded_parts("q_proj") == one.decoded_parts("q_proj")
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "down_proj"), ("gate_proj",), None])
+@pytest.mark.parametrize("method", EXACT)
+def test_some_projections_without_lora(method: str, targets: tuple[str, ...] | None) -> None:
+    """And no adapter at all, where only the base weights learn."""
+    config, rng = CONFIGS["grouped"], np.random.default_rng(1)
+    model = mr.Model(config, ArrayWeights(random_arrays(config, dtype="float64", std=0.2)))
+    adapter = targets and mr.init_lora(config, 3, b_std=0.2, dtype="float64", targets=targets)
+    ids = rng.integers(0, config.vocab_size, (2, 13))
+    (loss, want), (value, got) = (
+        mr.loss_and_grads(model, adapter, ids, ids, method, "all", workers=w) for w in (1, 3)
+    )
+    assert value == pytest.approx(loss, rel=1e-13)
+    assert got.keys() == want.keys()
+    for name, grad in want.items():
+        np.testing.assert_allclose(got[name], grad, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_updates_in_place_do_not_reach_the_rest_of_the_step(method: str) -> None:
+    """Gradients are those of the parameters before, whatever `on_gradients` does to them."""
+    config, rng = CONFIGS["two"], np.random.default_rng(2)
+    model = mr.Model(config, ArrayWeights(random_arrays(config, dtype="float64", std=0.2)))
+    adapter = mr.init_lora(config, 3, b_std=0.2, dtype="float64")
+    ids = rng.integers(0, config.vocab_size, (1, 20))
+    _, want = mr.loss_and_grads(model, adapter, ids, ids, method, workers=2)
+    got: dict[str, Any] = {}
+
+    def update(layer: int, grads: dict[str, Any]) -> None:
+        got.update(grads)
+        for name in grads:
+            adapter.weights[name] -= 1.0
+
+    mr.loss_and_grads(model, adapter, ids, ids, method, workers=2, on_gradients=update)
+    for name, grad in want.items():
+        np.testing.assert_array_equal(got[name], grad, err_msg=name)
+
+
+@pytest.mark.parametrize("method", mr.METHODS)
+def test_an_error_in_a_step_arrives(method: str) -> None:
+    """From whichever worker: BLAS has its threads again, and mezo's parameters are as they were."""
+    config, before = CONFIGS["two"], blas_threads()
+    model = mr.Model(config, ArrayWeights(random_arrays(config)))
+    adapter = mr.init_lora(config, 3, b_std=0.2)
+    kept = {name: array.copy() for name, array in adapter.weights.items()}
+    calls = []
+
+    def failing(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise MemoryError("in a worker")
+        return real(*args, **options)
+
+    real = original("block:project")
+    with planted({"block:project": failing}), pytest.raises(MemoryError, match="in a worker"):
+        mr.loss_and_grads(model, adapter, [[1, 2, 3]], [[1, 2, 3]], method, workers=2)
+    assert blas_threads() == before
+    for name, array in kept.items():
+        np.testing.assert_allclose(adapter.weights[name], array, atol=1e-8, err_msg=name)
 
 
 def test_share_rows_needs_enough_of_them() -> None:
@@ -238,11 +332,14 @@ def test_no_workers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         step(CONFIGS["one"], (1, 4), "float32", workers=0)
 
 
-def test_a_run_with_workers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["mesp_tiled", "mesp", "mezo"])
+def test_a_run_with_workers(
+    method: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """Trained, resumed with the same number, refused with another."""
     text = tmp_path / "text.txt"
     text.write_text("Lily had a red ball. She gave it to Tom.\n" * 60, encoding="utf-8")
-    run = ["finetune", "--data", str(text), "--method", "mesp_tiled", "--workers", "2", "--quiet",
+    run = ["finetune", "--data", str(text), "--method", method, "--workers", "2", "--quiet",
            "--seq-len", "32", "--eval-rows", "1", "--sample-tokens", "0",
            "--schedule", "constant"]  # fmt: skip
     out = ["--out", str(tmp_path / "run")]

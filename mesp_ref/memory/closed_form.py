@@ -17,7 +17,7 @@ from mesp_ref.config import PROJECTIONS, Qwen2Config
 from mesp_ref.lora import adapter_shapes, parse_targets
 from mesp_ref.memory.base import Base, Store
 from mesp_ref.ops import tiled
-from mesp_ref.parts import attention_cuts, mlp_cuts, share_rows
+from mesp_ref.parts import READERS, Cuts, attention_cuts, mlp_cuts, share_rows
 
 Parts = dict[str, int]  # name -> bytes
 
@@ -101,10 +101,13 @@ class Shapes(NamedTuple):
         shapes = adapter_shapes(self.config, self.rank, self.targets)
         return max(map(math.prod, shapes.values())) * self.itemsize
 
-    def parts(self, target: str) -> int:
+    def cuts(self, part: str) -> list[Cuts]:
+        """The cuts that make a projection's parts."""
+        return (mlp_cuts if part in _MLP else attention_cuts)(self.config, self.workers)
+
+    def parts(self, part: str) -> int:
         """How many workers have a part of a projection."""
-        cut = mlp_cuts if target in _MLP else attention_cuts
-        return len(cut(self.config, self.workers))
+        return len(self.cuts(part))
 
     def shared(self, targets: Iterable[str]) -> int:
         """Bytes of the LoRA gradients that all workers but one have beside the first's, to be added.
@@ -112,7 +115,7 @@ class Shapes(NamedTuple):
         All read A of what they write a part of, and B of what they read a part of.
         """
         return sum(
-            (self.parts(name) - 1) * self.lora([name], "B" if name in _READERS else "A")
+            (self.parts(name) - 1) * self.lora([name], "B" if name in READERS else "A")
             for name in targets
         )
 
@@ -129,6 +132,17 @@ class Shapes(NamedTuple):
     def decoded(self, store: Store, *shape: int) -> int:
         """Bytes of a weight, or of a tile of it, beside its file: 0 where it is a view."""
         return store.decoded(*shape, itemsize=self.itemsize)
+
+    def decoded_parts(self, part: str) -> int:
+        """Bytes of a projection that workers decode; columns are decoded by whole groups."""
+        (out, columns), store = self.matrix(part), self.base.matrices
+        if part in READERS and store.affine and self.workers > 1:
+            g, found = (
+                store.affine.group_size,
+                (cuts[PROJECTIONS[part]] for cuts in self.cuts(part)),
+            )
+            columns = sum(-(-cut.b // g) * g - cut.a // g * g for cut in found)
+        return self.decoded(store, out, columns)
 
     def always(self) -> Parts:
         """Cosines and sines."""
@@ -152,7 +166,6 @@ class Shapes(NamedTuple):
 ESTIMATE = "estimate"  # of mezo: where no op runs
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _ALL = ("q_proj", "k_proj", "v_proj", "o_proj", *_MLP)
-_READERS = ("o_proj", "down_proj")  # whose input is cut for workers; the others' output is
 
 
 def _residuals(s: Shapes, blocks: int) -> Parts:
@@ -171,19 +184,23 @@ def _residuals(s: Shapes, blocks: int) -> Parts:
 
 
 def _head(s: Shapes, kept: Parts, gradient: bool = True) -> Peak:
-    """lm_loss, a tile of the vocabulary at a time; workers have some rows and a tile each."""
-    c, rows, workers = s.config.hidden_size, s.counted * s.itemsize, s.workers
-    tile = tiled.widest(s.config.vocab_size, tiled.vocabulary_tile(-(-s.counted // workers)))
+    """lm_loss, a tile of the vocabulary at a time; workers have some rows each, or some tiles."""
+    c, v, workers = s.config.hidden_size, s.config.vocab_size, s.workers
+    by_rows, rows = share_rows(s.counted, workers), s.counted * s.itemsize
+    sums, ranges = (1, [(0, v)]) if by_rows else (workers, tiled.ranges(v, min(workers, v)))
+    counted, parts = (-(-s.counted // workers), 1) if by_rows else (s.counted, workers)
+    width = tiled.vocabulary_tile(counted, parts)
+    tile = max(tiled.widest(b - a, width) for a, b in ranges)
     held = s.always() | kept | {"labels": s.rows * 8, "head input": s.x}
     added = {
-        "logits of a tile": rows * tile,
+        "logits of a tile": sums * rows * tile,
         "rows": rows * c,
         "decoded tile": workers * s.decoded(s.base.head, tile, c),
         "scratch of decoding": workers * s.base.head.scratch(tile, c, itemsize=s.itemsize),
     }
     if gradient:
         held |= {"last block's output": s.x, "decoded norm": s.decoded(s.base.vectors, c)}
-        added |= {"their mix and a product": 2 * rows * c, "dx": s.x}
+        added |= {"their mix and a product": sums * 2 * rows * c, "rows of their labels": rows * c}
     return Peak("lm_loss", held, added)
 
 
@@ -204,15 +221,19 @@ def _plain_attention_bwd(s: Shapes, kept: Parts) -> Peak:
 
 
 def _decoding(s: Shapes, op: str, part: str, held: Parts) -> list[Peak]:
-    """A projection whose whole matrix is decoded first; none when it is a view of its file.
+    """A projection whose whole matrix is decoded first; none when it is a view of its file."""
+    peak = _projection(s, op, part, held)
+    return [peak] if peak.held["decoded matrix"] else []
 
-    With LoRA a product as large as the result is added to it, and then the gradients of A and B are
-    formed beside it. What workers do not have a part of, each of them has whole.
+
+def _projection(s: Shapes, op: str, part: str, held: Parts) -> Peak:
+    """A projection: with LoRA a product as large as the result is added to it.
+
+    In the backward the gradients of A and B are formed beside it. What workers do not have a part
+    of, each of them has whole.
     """
-    size, backward = s.decoded(s.base.matrices, *s.matrix(part)), op.endswith("bwd")
-    if not size:
-        return []
-    is_cut = (part in _READERS) == backward
+    backward = op.endswith("bwd")
+    is_cut = (part in READERS) == backward
     results = s.of(s.matrix(part)[backward] * (1 if is_cut else s.parts(part)))
     h, lora = s.h([part]), (s.lora([part]) + s.shared([part])) * backward
     name, added = f"{op} {PROJECTIONS[part]}", {"result": results}
@@ -221,7 +242,23 @@ def _decoding(s: Shapes, op: str, part: str, held: Parts) -> list[Peak]:
         added |= {"h and dh": 2 * h, "a product, or dA and dB": max(results, lora + h)}
     scratch = s.parts(part) * s.base.matrices.scratch(*s.matrix(part), itemsize=s.itemsize)
     added["scratch of decoding beyond these"] = max(0, scratch - sum(added.values()))
-    return [Peak(name, s.always() | held | {"decoded matrix": size}, added)]
+    return Peak(name, s.always() | held | {"decoded matrix": s.decoded_parts(part)}, added)
+
+
+def _sums_bwd(s: Shapes, mlp: Parts, attention: Parts) -> list[Peak]:
+    """Where each worker has a sum of its own, the gradient of a norm, beside another summand."""
+    done = ["down_proj", "gate_proj"]
+    sums, c = s.parts("up_proj") * s.x, s.lora(done) + s.shared(done)
+    up = mlp | {"dy": s.x, "dup": s.m, "sum of dx": sums, "LoRA gradients": c}
+    done = ["o_proj", "q_proj", "k_proj"]
+    sums, c = s.parts("v_proj") * s.x, s.lora([*_MLP, *done]) + s.shared(done)
+    v = attention | {"dy, da, dn": 3 * s.x, "do": s.q, "dq, dk, dv": s.q + 2 * s.k}
+    widths = (cuts["self_attn.v_proj"] for cuts in s.cuts("v_proj"))
+    several = [cut.b - cut.a for cut in widths if cut.b - cut.a > s.config.head_dim]
+    v |= {"sum of dx": sums, "LoRA gradients": c, "dv with its heads in rows": s.of(*several)}
+    v["decoded bias"] = s.decoded(s.base.vectors, s.matrix("v_proj")[0])
+    peaks = _projection(s, "linear_bwd", "up_proj", up), _projection(s, "linear_bwd", "v_proj", v)
+    return list(peaks)
 
 
 def _down_bwd(s: Shapes, kept: Parts) -> list[Peak]:
@@ -234,6 +271,8 @@ def store_all(s: Shapes) -> list[Peak]:
     blocks = s.config.num_hidden_layers
     kept, below = ({"block inputs": blocks * s.x} | _residuals(s, n) for n in (blocks, blocks - 1))
     at_gate = {"silu, z": s.m, "h": s.h(["down_proj"])}
+    at_up = {"gate, up": 2 * s.m, "silu, z": 2 * s.m, "h": s.h(["down_proj", "gate_proj"])}
+    at_v = {"norms": s.x, "h": s.h(["v_proj"])}
     at_attention = {
         "norms": s.x,
         "q, k, v": s.q + 2 * s.k,
@@ -245,6 +284,11 @@ def store_all(s: Shapes) -> list[Peak]:
         _swiglu_bwd(s, {name: kept[name] - at_gate.get(name, 0) for name in kept}),
         _plain_attention_bwd(s, {name: below[name] + at_attention.get(name, 0) for name in below}),
         *_down_bwd(s, kept),
+        *_sums_bwd(
+            s,
+            {name: kept[name] - at_up.get(name, 0) for name in kept},
+            {name: below[name] + at_v.get(name, 0) for name in below},
+        ),
     ]
 
 
@@ -259,7 +303,14 @@ def mebp(s: Shapes) -> list[Peak]:
     held["LoRA gradients"] = s.lora([*_MLP, "o_proj"]) + s.shared(["o_proj"])
     held["decoded bias"] = s.decoded(s.base.vectors, s.matrix("q_proj")[0])
     query = _decoding(s, "linear_bwd", "q_proj", held)
-    return [head, _swiglu_bwd(s, kept), _plain_attention_bwd(s, kept), *gate, *query]
+    return [
+        head,
+        _swiglu_bwd(s, kept),
+        _plain_attention_bwd(s, kept),
+        *gate,
+        *query,
+        *_sums_bwd(s, kept, kept),
+    ]
 
 
 def mesp(s: Shapes) -> list[Peak]:
@@ -272,6 +323,11 @@ def mesp(s: Shapes) -> list[Peak]:
         _swiglu_bwd(s, s.checkpoints() | eight),
         _plain_attention_bwd(s, s.checkpoints() | rebuilt),
         *_down_bwd(s, s.checkpoints() | eight | {"z, rebuilt": s.m}),
+        *_sums_bwd(
+            s,
+            s.checkpoints() | {name: v for name, v in eight.items() if name != "gate, up"},
+            s.checkpoints() | {"norm": s.x},
+        ),
     ]
 
 
@@ -320,7 +376,7 @@ def _attention_res(s: Shapes) -> Parts:
 
 def _attention_bwd(s: Shapes) -> Peak:
     """Workers have some of the heads each."""
-    config, parts = s.config, len(attention_cuts(s.config, s.workers))
+    config, parts = s.config, s.parts("q_proj")
     share, d = config.num_attention_heads // config.num_key_value_heads, config.head_dim
     tile = share * tiled.widest(s.tokens, tiled.query_tile(share, s.tokens)) * s.itemsize
     held = _attention_res(s) | {
@@ -384,6 +440,7 @@ def mezo(s: Shapes) -> list[Peak]:
         Peak("attention", s.always() | projected, attention),
         Peak("swiglu", s.always() | middle | {"gate, up": 2 * s.m}, {"z and scratch": 2 * s.m}),
         *_decoding(s, "linear", "up_proj", middle | {"gate": s.m}),
+        _projection(s, "linear", "down_proj", middle | {"z": s.m}),
         Peak(ESTIMATE, s.always(), {"LoRA gradients": s.lora(_ALL), "noise": 2 * s.largest()}),
     ]
 

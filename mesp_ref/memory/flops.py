@@ -2,7 +2,7 @@
 
 Counted are the products of matrices, two operations for a multiply-add. What is left out
 (norms, softmax, the gate, RoPE, decoding, copies) is the same few passes over the same arrays in
-every method, and on a CPU about a tenth of the time.
+every method, and on a CPU about a tenth of the time; and what workers repeat, a few of LoRA's products.
 
 Letters: M = N·T rows; a layer of `in` inputs and `out` outputs takes 2·M·in·out forward and as
 much for its dx; LoRA of rank R takes 2·M·R·(in + out) forward and twice that backward.

@@ -11,6 +11,7 @@ from mesp_ref.ops.tiled._tiles import (
     Matrix,
     mlp_width,
     query_tile,
+    ranges,
     tiles,
     vocabulary_tile,
     widest,

@@ -56,6 +56,12 @@ def tiles(length: int, width: int) -> Iterator[tuple[int, int]]:
     return ((a, min(a + step, length)) for a in range(0, length, max(1, step)))
 
 
+def ranges(length: int, parts: int, unit: int = 1) -> list[tuple[int, int]]:
+    """`parts` ranges (a, b) of whole units, as even as they can be."""
+    edges = [round(length / unit * i / parts) * unit for i in range(parts)]
+    return list(zip(edges, [*edges[1:], length], strict=True))
+
+
 def widest(length: int, width: int) -> int:
     """Size of the largest tile: what scratch must hold."""
     return max((b - a for a, b in tiles(length, width)), default=0)
@@ -87,6 +93,9 @@ def query_tile(share: int, keys: int) -> int:
     return fit(share * keys, 16, 64)
 
 
-def vocabulary_tile(rows: int) -> int:
-    """Vocabulary entries at once; rows of 1024 logits, a power of two, would share cache sets."""
-    return fit(rows, 256, 1000)
+def vocabulary_tile(rows: int, parts: int = 1) -> int:
+    """Vocabulary entries at once; rows of 1024 logits, a power of two, would share cache sets.
+
+    Parts of the vocabulary share what one would use, down to 256.
+    """
+    return max(256, fit(rows, 256, 1000) // parts)

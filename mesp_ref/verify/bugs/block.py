@@ -13,16 +13,15 @@ BUGS = [
     ),
     *one(
         "block:_mlp_bwd", "backward", "model",
-        ("block: up dropped at the fan-out", "dn + back(", "dn + 0 * back("),
-        ("block: gate dropped at the fan-out", "dn + back(", "back("),
+        ("block: up dropped at the fan-out", "dn += back(", "back("),
+        ("block: gate dropped at the fan-out", "dn += back(", "dn = back("),
         ("block: dup and dgate exchanged", "dgate, dup = ops", "dup, dgate = ops"),
     ),
     *one(
         "block:_attention_bwd", "backward", "model",
         ("block: dk not rotated back", 'letter != "v"', 'letter == "q"'),
-        ("block: last of q, k, v only", "dn = dx if dn is None else dn + dx", "dn = dx"),
-        ("block: first of q, k, v only", "dn = dx if dn is None else dn + dx",
-         "dn = dx if dn is None else dn"),
+        ("block: last of q, k, v only", "dx += dn", "pass"),
+        ("block: first of q, k, v only", "dx += dn", "dx = dn"),
     ),
     *one(
         "block:_rebuild_z", "backward", "model",
