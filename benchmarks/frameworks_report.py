@@ -61,9 +61,9 @@ class Measured:
     products: Mapping[str, Gemms] = field(default_factory=dict)
 
     def of_gemm(self, system: str) -> float:
-        """Median time by that of its products, at the fastest median probe of all our systems: a
-        probe that something disturbed must not make a step look good."""
-        rate = max(median(self.timed.rates[name]) for name in self.products)
+        """Median time by that of its products, at the median of all probes beside our systems: what
+        disturbs the steps of one run disturbs the probes of the whole run as much."""
+        rate = median(rate for name in self.products for rate in self.timed.rates[name])
         return self.timed.median(system) * rate / common.total_flops(self.products[system])
 
 
@@ -308,8 +308,8 @@ largest difference in any tensor by that tensor's largest entry. A 4-bit base is
 - **GEMM probe**: right after each step NumPy multiplies matrices of the shapes of that step (for
   torch those of an MLP layer), each shape that has 1% of the FLOPs. It shows how much of the machine
   was to be had at that moment. *time / GEMM time* is the median time by that of the step's products
-  at the fastest median rate of these probes (a disturbed probe must not make a step look good); the
-  FLOPs are those of every product that the method really performs, rebuilds included.
+  at the median rate of all probes beside our systems, whose rounds they share; the FLOPs are those
+  of every product that the method really performs, rebuilds included.
 - The product [256, 896]·[896, 4864], best of half a second: {torch_rate:.0f} GFLOP/s by torch's own
   library, {numpy_rate:.0f} by NumPy's.
 - **NumPy, MB** (10⁶ bytes) is the peak above weights, LoRA parameters and optimiser state, by

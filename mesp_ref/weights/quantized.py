@@ -11,7 +11,7 @@ from mesp_ref.ops import Array
 
 # Weights decoded at a time. Beside its result a decode holds 3 bytes of scratch for each of them, 5
 # with 16-bit scales (4 more in float64), and the process the 256 KiB of `_nibbles`.
-CHUNK = 1 << 17
+CHUNK = 1 << 18
 
 # Type of scale and bias: Veltkamp's constant 2^(24−p)+1 for its p significant bits, and a bound
 # below which rounding to p bits is rounding to the type. There is none from below: a subnormal
