@@ -7,7 +7,7 @@ import numpy as np
 
 from mesp_ref.config import Qwen2Config
 from mesp_ref.weights import Affine, Quantized, Stored, Weights, storage_dtype
-from mesp_ref.weights.quantized import CHUNK
+from mesp_ref.weights.quantized import rows_at_once
 
 _GATE = "model.layers.0.mlp.gate_proj.weight"
 _NORM = "model.norm.weight"
@@ -37,7 +37,7 @@ class Store(NamedTuple):
         """
         if self.affine is None:
             return 0
-        chunk = min(rows, max(1, CHUNK // columns)) * columns
+        chunk = rows_at_once(rows, columns) * columns
         integer, index = (1, 2) if self.affine.bits == 4 else (0, 0)
         rounding = 4 if self.dtype in ("float16", "bfloat16") else 0
         scales = 4 * chunk // self.affine.group_size

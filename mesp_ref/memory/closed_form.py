@@ -355,7 +355,7 @@ def _mlp_bwd(s: Shapes) -> Peak:
     lora = s.lora(["gate_proj", "up_proj"], "B") + s.lora(["down_proj"], "A")
     scratch = s.base.matrices.scratch(width, c, itemsize=s.itemsize)
     added = {
-        "tiles": sums * s.of(5 * width, max(c, width)),
+        "tiles": sums * s.of(3 * width, max(c, 2 * width)),
         "dx": sums * s.x,
         "LoRA gradients": gradients * lora,
         "h and dh": sums * 2 * s.of(*(s.rank for name in s.targets if name in _MLP)),

@@ -9,8 +9,8 @@ import numpy as np
 
 from mesp_ref.ops import Array
 
-# Weights decoded at a time. Beside its result a decode holds 3 bytes of scratch for each of them, 5
-# with 16-bit scales (4 more in float64), and the process the 256 KiB of `_nibbles`.
+# The most weights decoded at a time. Beside its result a decode holds 3 bytes of scratch for each of
+# them, 5 with 16-bit scales (4 more in float64), and the process the 256 KiB of `_nibbles`.
 CHUNK = 1 << 18
 
 # Type of scale and bias: Veltkamp's constant 2^(24−p)+1 for its p significant bits, and a bound
@@ -59,9 +59,9 @@ class Quantized:
         return whole[..., start - skip : stop - skip]
 
     def _decode(self, packed: Array, scales: Array, biases: Array, out: Array) -> None:
-        """Decode rows into `out`, at most CHUNK weights (or one row) at a time."""
-        step = max(1, CHUNK // max(1, out.shape[-1]))
+        """Decode rows into `out`, some at a time."""
         arrays = [a.reshape(-1, a.shape[-1]) for a in (packed, scales, biases, out)]
+        step = rows_at_once(*arrays[-1].shape)
         for row in range(0, len(arrays[0]), step):
             self._decode_chunk(*(array[row : row + step] for array in arrays))
 
@@ -78,6 +78,12 @@ class Quantized:
         _, largest = _ROUNDING.get(self.scales.dtype, (0.0, np.inf))
         parts, bound = (self.scales, self.biases), largest / 256
         return all(-bound <= float(a.min()) and float(a.max()) <= bound for a in parts)
+
+
+def rows_at_once(rows: int, columns: int) -> int:
+    """How many rows to decode at a time: the fewest even pieces of at most CHUNK weights, or a row."""
+    most = max(1, CHUNK // max(1, columns))
+    return max(1, -(-rows // max(1, -(-rows // most))))
 
 
 @cache

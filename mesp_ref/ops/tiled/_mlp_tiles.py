@@ -58,31 +58,34 @@ def backward_tiles(
 ) -> Iterator[MlpTile]:  # fmt: skip
     """Rebuild z of each tile, and gate and up if need be; the gradient back through the gate.
 
-    silu = gate ⊙ σ;  dz = dy·Wd + s·(dy·Bd)·Ad;  dup = dz ⊙ silu;
-    dgate = dz ⊙ up ⊙ (σ + silu ⊙ (1 − σ)), with 1 − σ(g) formed as σ(−g)
+    dz = dy·Wd + s·(dy·Bd)·Ad;  silu = gate ⊙ σ;  z = silu ⊙ up;  dup = silu ⊙ dz;
+    dgate = (σ + silu ⊙ (1 − σ)) ⊙ up ⊙ dz, with 1 − σ(g) formed as σ(−g)
+    Scratch   five arrays of a tile: the three that it shows, in which gate and up lie before, and
+              two in `spare`, which is its user's for as long as a tile is shown
     """
     x = rows(res.x)
     m = len(x)
-    scratch = np.empty((5, m * widest(wg.shape[0], width)), dtype)
+    scratch = np.empty((3, m * widest(wg.shape[0], width)), dtype)
     dhd = dy @ Bd * s  # [M, R]
     h = None if res.kept else (x @ Ag.T * s, x @ Au.T * s)
     for index, (a, b) in enumerate(tiles(wg.shape[0], width)):
-        dup, dgate, z, dz, slope = (view(part, m, b - a) for part in scratch)
-        product(dy, wd.cols(a, b), dhd, Ad[:, a:b], dz, spare)
-        tile_g, tile_u = wg.rows(a, b), wu.rows(a, b)
-        if h:  # gate and up lie where dup and dgate will
-            gate = product(x, tile_g.T, h[0], Bg[a:b].T, dup, spare)
-            up = product(x, tile_u.T, h[1], Bu[a:b].T, dgate, spare)
-        else:
-            assert res.kept
-            gate, up = res.kept[index]
-        sigmoids(gate, z, slope, view(spare, *gate.shape))
-        act = np.multiply(gate, z, out=dup)  # silu
-        slope *= act
-        slope += z  # silu′
-        np.multiply(act, up, out=z)
-        dup *= dz
-        np.multiply(up, dz, out=dgate)
-        dgate *= slope
-        yield MlpTile(a, b, tile_g, tile_u, z, dgate, dup)
+        silu, slope, z = (view(part, m, b - a) for part in scratch)
+        dz, other = view(spare, 2, m, b - a)
+        product(dy, wd.cols(a, b), dhd, Ad[:, a:b], dz, other)
+        gate, up = res.kept[index] if res.kept else (silu, z)
+        tile_g = wg.rows(a, b)
+        if h:
+            product(x, tile_g.T, h[0], Bg[a:b].T, gate, other)
+        sigmoids(gate, z, slope, other)
+        np.multiply(gate, z, out=silu)
+        slope *= silu
+        slope += z
+        tile_u = wu.rows(a, b)
+        if h:
+            product(x, tile_u.T, h[1], Bu[a:b].T, up, other)
+        slope *= up  # ∂z/∂gate, and ∂z/∂up = silu
+        np.multiply(silu, up, out=z)
+        slope *= dz
+        silu *= dz
+        yield MlpTile(a, b, tile_g, tile_u, z, dgate=slope, dup=silu)
         del tile_g, tile_u  # decoded weights die before the next are decoded

@@ -83,9 +83,9 @@ def fit(length: int, low: int, high: int) -> int:
 def mlp_width(rows: int, workers: int = 1) -> int:
     """Columns of the MLP at once: GEMMs get slow below 250 and no faster above 600.
 
-    Workers share what one would use, down to that.
+    Workers that share the columns make do with 384 each: below that they hand the GIL over too often.
     """
-    return max(256, fit(rows, 256, 640) // workers) // GROUP * GROUP
+    return fit(rows, 256, 640 if workers == 1 else 384) // GROUP * GROUP
 
 
 def query_tile(share: int, keys: int) -> int:

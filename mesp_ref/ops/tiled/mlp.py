@@ -65,7 +65,7 @@ def mlp_bwd(
     (m, c), f = x.shape, wg.shape[0]
     width = width or mlp_width(m)
     dtype = np.result_type(dy, x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
-    spare = np.empty(m * max(c, widest(f, width)), dtype)
+    spare = np.empty(m * max(c, 2 * widest(f, width)), dtype)
     hg, hu, dhd = x @ Ag.T * s, x @ Au.T * s, dy2 @ Bd * s  # [M, R]
     dhg, dhu, hd = np.zeros_like(hg, dtype), np.zeros_like(hu, dtype), np.zeros_like(dhd, dtype)
     dx, dAd = np.zeros((m, c), dtype), np.empty(Ad.shape, dtype)
@@ -101,7 +101,7 @@ def mlp_bwd_params(
     x, dy2, wg, wu, wd = rows(res.x), rows(dy), matrix(wg), matrix(wu), matrix(wd)
     dtype = np.result_type(dy, x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
     width = width or mlp_width(len(x))
-    spare = np.empty(len(x) * widest(wg.shape[0], width), dtype)
+    spare = np.empty(len(x) * 2 * widest(wg.shape[0], width), dtype)
     dwg, dwu, dwd = (np.empty(w.shape, dtype) for w in (wg, wu, wd))
     walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype, spare)
     for t in walk:
