@@ -32,6 +32,7 @@ class MlpTile(NamedTuple):
     z: Array  # [M, b−a], input of down_proj
     dgate: Array  # [M, b−a]
     dup: Array  # [M, b−a]
+    spare: Array  # [M, C], scratch
 
 
 def product(x: Array, w: Array, h: Array, B: Array, out: Array, spare: Array) -> Array:
@@ -54,38 +55,38 @@ def silu(x: Array, a: Array, b: Array) -> None:
 def backward_tiles(
     dy: Array, res: MlpRes, wg: Matrix, wu: Matrix, wd: Matrix,
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
-    s: float, width: int, dtype: np.dtype, spare: Array,
+    s: float, width: int, dtype: np.dtype,
 ) -> Iterator[MlpTile]:  # fmt: skip
     """Rebuild z of each tile, and gate and up if need be; the gradient back through the gate.
 
-    dz = dy·Wd + s·(dy·Bd)·Ad;  silu = gate ⊙ σ;  z = silu ⊙ up;  dup = silu ⊙ dz;
-    dgate = (σ + silu ⊙ (1 − σ)) ⊙ up ⊙ dz, with 1 − σ(g) formed as σ(−g)
+    dz = dy·Wd + s·(dy·Bd)·Ad;  act = gate ⊙ σ;  z = act ⊙ up;  dup = act ⊙ dz;
+    dgate = (σ + act ⊙ (1 − σ)) ⊙ up ⊙ dz, with 1 − σ(g) formed as σ(−g)
     Scratch   five arrays of a tile: the three that it shows, in which gate and up lie before, and
-              two in `spare`, which is its user's for as long as a tile is shown
+              two in the `spare` that is its user's as long as the tile is shown
     """
     x = rows(res.x)
-    m = len(x)
-    scratch = np.empty((3, m * widest(wg.shape[0], width)), dtype)
+    (m, c), size = x.shape, len(x) * widest(wg.shape[0], width)
+    scratch, spare = np.empty((3, size), dtype), np.empty(max(m * c, 2 * size), dtype)
     dhd = dy @ Bd * s  # [M, R]
     h = None if res.kept else (x @ Ag.T * s, x @ Au.T * s)
     for index, (a, b) in enumerate(tiles(wg.shape[0], width)):
-        silu, slope, z = (view(part, m, b - a) for part in scratch)
+        act, slope, z = (view(part, m, b - a) for part in scratch)
         dz, other = view(spare, 2, m, b - a)
         product(dy, wd.cols(a, b), dhd, Ad[:, a:b], dz, other)
-        gate, up = res.kept[index] if res.kept else (silu, z)
+        gate, up = res.kept[index] if res.kept else (act, z)
         tile_g = wg.rows(a, b)
         if h:
             product(x, tile_g.T, h[0], Bg[a:b].T, gate, other)
         sigmoids(gate, z, slope, other)
-        np.multiply(gate, z, out=silu)
-        slope *= silu
+        np.multiply(gate, z, out=act)
+        slope *= act
         slope += z
         tile_u = wu.rows(a, b)
         if h:
             product(x, tile_u.T, h[1], Bu[a:b].T, up, other)
-        slope *= up  # ∂z/∂gate, and ∂z/∂up = silu
-        np.multiply(silu, up, out=z)
+        slope *= up  # ∂z/∂gate; ∂z/∂up is act
+        np.multiply(act, up, out=z)
         slope *= dz
-        silu *= dz
-        yield MlpTile(a, b, tile_g, tile_u, z, dgate=slope, dup=silu)
+        act *= dz
+        yield MlpTile(a, b, tile_g, tile_u, z, dgate=slope, dup=act, spare=view(spare, m, c))
         del tile_g, tile_u  # decoded weights die before the next are decoded

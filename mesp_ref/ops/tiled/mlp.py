@@ -62,15 +62,14 @@ def mlp_bwd(
     Shapes    dy [..., C] -> dx [..., C], dAg, dBg, dAu, dBu, dAd, dBd
     """
     x, dy2, wg, wu, wd = rows(res.x), rows(dy), matrix(wg), matrix(wu), matrix(wd)
-    (m, c), f = x.shape, wg.shape[0]
+    m, c = x.shape
     width = width or mlp_width(m)
     dtype = np.result_type(dy, x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
-    spare = np.empty(m * max(c, 2 * widest(f, width)), dtype)
     hg, hu, dhd = x @ Ag.T * s, x @ Au.T * s, dy2 @ Bd * s  # [M, R]
     dhg, dhu, hd = np.zeros_like(hg, dtype), np.zeros_like(hu, dtype), np.zeros_like(dhd, dtype)
     dx, dAd = np.zeros((m, c), dtype), np.empty(Ad.shape, dtype)
     dBg, dBu = np.empty(Bg.shape, dtype), np.empty(Bu.shape, dtype)
-    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype, spare)
+    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype)
     for t in walk:
         at = slice(t.a, t.b)
         dAd[:, at] = dhd.T @ t.z
@@ -78,12 +77,12 @@ def mlp_bwd(
         dBg[at], dBu[at] = t.dgate.T @ hg, t.dup.T @ hu
         dhg += t.dgate @ Bg[at]
         dhu += t.dup @ Bu[at]
-        dx += np.matmul(t.dgate, t.wg, out=view(spare, m, c))
-        dx += np.matmul(t.dup, t.wu, out=view(spare, m, c))
+        dx += np.matmul(t.dgate, t.wg, out=t.spare)
+        dx += np.matmul(t.dup, t.wu, out=t.spare)
         del t  # and with it the decoded weights
     for dh, A in ((dhg, Ag), (dhu, Au)):
         dh *= s
-        dx += np.matmul(dh, A, out=view(spare, m, c))
+        dx += dh @ A
     hd *= s
     return dx.reshape(dy.shape), dhg.T @ x, dBg, dhu.T @ x, dBu, dAd, dy2.T @ hd
 
@@ -101,9 +100,8 @@ def mlp_bwd_params(
     x, dy2, wg, wu, wd = rows(res.x), rows(dy), matrix(wg), matrix(wu), matrix(wd)
     dtype = np.result_type(dy, x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
     width = width or mlp_width(len(x))
-    spare = np.empty(len(x) * 2 * widest(wg.shape[0], width), dtype)
     dwg, dwu, dwd = (np.empty(w.shape, dtype) for w in (wg, wu, wd))
-    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype, spare)
+    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype)
     for t in walk:
         dwg[t.a : t.b], dwu[t.a : t.b] = t.dgate.T @ x, t.dup.T @ x
         dwd[:, t.a : t.b] = dy2.T @ t.z
