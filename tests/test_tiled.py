@@ -54,6 +54,22 @@ def test_head_survives_huge_logits() -> None:
     assert np.isfinite(res.dx).all()
 
 
+def test_lm_loss_holds_four_arrays_like_its_input_and_a_tile() -> None:
+    """Counted rows, labels' rows of W, mix and product; dx only once the rows are not needed."""
+    rng, labels = np.random.default_rng(0), np.arange(1100)
+    x, w = (rng.standard_normal((n, 512), np.float32) for n in (1100, 2000))
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        ops.lm_loss(x, w, labels)
+        most = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    tile = tiled.vocabulary_tile(len(x)) * len(x) * x.itemsize
+    assert tile < x.nbytes
+    assert most <= 4 * x.nbytes + tile + 100_000
+
+
 @pytest.mark.parametrize("width", [1, 5, 64])
 def test_mlp_with_gate_and_up_kept(width: int) -> None:
     """The same bits as when they are rebuilt; what is kept is gate and up, tile by tile."""

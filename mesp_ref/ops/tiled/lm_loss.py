@@ -41,6 +41,7 @@ def lm_loss(
     chosen = None if "dx" in drop else np.zeros(x_counted.shape, dtype)  # W[label]
     walk = partial(one_pass, x_counted, w, labels_flat[counted], width, dtype, chosen)
     top, total, z_label, mix = joined(each(walk, ranges(vocabulary, min(parts, vocabulary))))
+    del walk, x_counted  # before dx, which may be larger than a tile's logits were
     if chosen is not None:
         mix /= total[:, None]
         mix -= chosen
