@@ -30,18 +30,19 @@ from common import (
 )
 
 import mesp_ref as mr
-from mesp_ref.block import MESP
-from mesp_ref.checkpoints import open_checkpoints
-from mesp_ref.config import PROJECTIONS, Qwen2Config
-from mesp_ref.gradients import new_step
-from mesp_ref.inputs import check_batch
-from mesp_ref.loading import cache_directory
-from mesp_ref.lora import Adapter
+from mesp_ref.api import new_step
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.block import MESP
+from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+from mesp_ref.engine.inputs import check_batch
+from mesp_ref.engine.methods import METHODS, OnGradients, Step, mesp
+from mesp_ref.engine.model import Model
+from mesp_ref.engine.weights import ArrayWeights
+from mesp_ref.files.models import cache_directory
+from mesp_ref.files.output import write_aside
+from mesp_ref.lean.activations import open_checkpoints
 from mesp_ref.memory import Ledger, Shapes, measure, peak
-from mesp_ref.methods import METHODS, OnGradients, Step, mesp
-from mesp_ref.model import Model
 from mesp_ref.ops import Array
-from mesp_ref.weights import ArrayWeights, write_aside
 
 STORE_H, DISK = "mesp, h stored", "mesp_tiled, disk"
 VARIANTS = (*METHODS, STORE_H, DISK)

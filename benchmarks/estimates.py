@@ -13,9 +13,9 @@ import numpy as np
 from scipy.stats import beta
 
 import mesp_ref as mr
-from mesp_ref.gradients import expected_cosine
-from mesp_ref.lora import Adapter
-from mesp_ref.model import Model
+from mesp_ref.api import expected_cosine
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.model import Model
 from mesp_ref.ops import Array
 
 # What is expected, eps → 0

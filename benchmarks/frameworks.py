@@ -29,9 +29,10 @@ from contender import Files, anonymous_mib
 from frameworks_report import DISK, FOUR_BIT, OFFLOAD, Facts, Measured, crippled
 
 from mesp_ref.errors import MespRefError
-from mesp_ref.lora import save_adapter
+from mesp_ref.files.checkpoint import save_checkpoint
+from mesp_ref.files.peft import save_adapter
+from mesp_ref.files.quantize import quantize_checkpoint
 from mesp_ref.memory import Shapes, at
-from mesp_ref.weights import quantize_checkpoint, save_checkpoint
 
 SHAPE, RANK = "qwen2.5-0.5b", 8
 DENSE = ("torch", "torch checkpointed", "store_all", "mebp", "mesp", "mesp_tiled ram")

@@ -20,9 +20,9 @@ from pictures import draw_memory, draw_ratios, draw_waterfall
 from prose import tidy
 from waterfall import H, Step, contents, waterfall
 
-from mesp_ref.allocator import keep_freed_memory
+from mesp_ref.engine.methods import METHODS
+from mesp_ref.lean.allocator import keep_freed_memory
 from mesp_ref.memory import Shapes
-from mesp_ref.methods import METHODS
 
 BASE, MIB = Cell(), 2**20
 TABLE_1 = (BASE, Cell("1.5B"), Cell("3B"))

@@ -16,8 +16,8 @@ from common import machine, markdown_table, write_report
 from pictures import Curve, draw_curves
 from prose import tidy
 
-from mesp_ref.allocator import keep_freed_memory
-from mesp_ref.methods import METHODS
+from mesp_ref.engine.methods import METHODS
+from mesp_ref.lean.allocator import keep_freed_memory
 
 VARIANTS = (*METHODS, DISK)
 

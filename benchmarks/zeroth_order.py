@@ -32,12 +32,12 @@ from estimates import (
 from race import Curve, Text, open_text, race
 from zeroth_order_page import Results, draw, load, page, save
 
-from mesp_ref.config import PROJECTIONS
+from mesp_ref.api import perturbation_seeds
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.config import PROJECTIONS
+from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
-from mesp_ref.gradients import perturbation_seeds
-from mesp_ref.loading import load_model
-from mesp_ref.lora import Adapter
-from mesp_ref.model import Model
+from mesp_ref.files.models import load_model
 from mesp_ref.ops import Array
 from mesp_ref.train.rows import as_batch
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig

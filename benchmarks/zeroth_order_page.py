@@ -26,9 +26,9 @@ from zeroth_order_pictures import (
     draw_slopes,
 )
 
-from mesp_ref.config import PROJECTIONS
+from mesp_ref.api import expected_cosine
+from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.errors import MespRefError
-from mesp_ref.gradients import expected_cosine
 
 SOURCES = {  # by name of model directory, and by digest of the text
     "smollm2": "`smollm2` is SmolLM2-135M-Instruct as a Qwen2 directory: `python "

@@ -6,17 +6,18 @@ adapter = mr.init_lora(model.config, rank=8, alpha=16.0)
 loss, grads = mr.loss_and_grads(model, adapter, input_ids, labels, method="mesp")
 """
 
-from mesp_ref.allocator import keep_freed_memory
-from mesp_ref.config import Qwen2Config
+from mesp_ref.api import choose_schedule, loss_and_grads, trace
+from mesp_ref.engine.adapter import Adapter, init_lora
+from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.generate import generate
+from mesp_ref.engine.methods import METHODS
+from mesp_ref.engine.model import Model, logits, loss
 from mesp_ref.errors import MespRefError
-from mesp_ref.generate import generate
-from mesp_ref.gradients import choose_schedule, loss_and_grads, trace
-from mesp_ref.loading import load_model, random_model, read_into_memory
-from mesp_ref.lora import Adapter, init_lora, load_adapter, save_adapter
-from mesp_ref.merge import merge
-from mesp_ref.methods import METHODS
-from mesp_ref.model import Model, logits, loss
-from mesp_ref.weights import load_tokenizer
+from mesp_ref.files.merge import merge
+from mesp_ref.files.models import load_model, random_model, read_into_memory
+from mesp_ref.files.peft import load_adapter, save_adapter
+from mesp_ref.files.tokenizer import load_tokenizer
+from mesp_ref.lean.allocator import keep_freed_memory
 
 __version__ = "0.1.0"
 

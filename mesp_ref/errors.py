@@ -1,6 +1,15 @@
-"""The one exception a user of mesp_ref can cause."""
+"""The one exception a user of mesp_ref can cause, and how it quotes what was found."""
+
+import reprlib
 
 _LONGEST = 1000  # characters; a name in a file may have millions
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 60, 60, 40
+
+
+def shown(value: object) -> str:
+    """A value as an error message quotes it: `repr`, but short whatever it holds."""
+    return _SHORT.repr(value)
 
 
 class MespRefError(ValueError):

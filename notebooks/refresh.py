@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mesp_ref
-from mesp_ref.weights import default_checkpoint
+from mesp_ref.files.default import default_checkpoint
 
 FOLDER = Path(__file__).parent
 LIMIT = 300  # seconds a cell may take on a slow machine; a notebook takes less than 45 on two cores

@@ -7,7 +7,7 @@ from helpers import STOP, byte_level_tokenizer, words, write_model
 from profiles import TIMES
 from tokenizers import Tokenizer
 
-from mesp_ref.config import Qwen2Config
+from mesp_ref.engine.config import Qwen2Config
 
 
 def pytest_report_header() -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import mesp_ref as mr
-from mesp_ref.train.state import load_state, save_state
+from mesp_ref.job.state import load_state, save_state
 from mesp_ref.verify.samples import small_config
 
 CONFIG = small_config(hidden_size=64, intermediate_size=128)

@@ -1,13 +1,15 @@
 """Tiny models, tokenizers and texts for tests: made in milliseconds, the same every time."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mesp_ref.config import Qwen2Config
-from mesp_ref.weights import random_arrays, save_checkpoint
+from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.weights import random_arrays
+from mesp_ref.files.checkpoint import save_checkpoint
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
@@ -27,6 +29,8 @@ CHATML = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
+
+Answer = Callable[..., Path]  # writes answers to golden cases, and returns their folder
 
 
 def words(count: int, seed: int = 0) -> str:

@@ -19,10 +19,10 @@ READING = {
     "ops/swiglu.py": "the gate of the MLP",
     "ops/embedding.py": "the lookup",
     "ops/cross_entropy.py": "the loss",
-    "ops/tiled/lm_loss.py": "head and loss together, a tile of the vocabulary at a time",
-    "block.py": "the ops in order, then in reverse, with what is dropped and rebuilt",
-    "model.py": "embedding, blocks, norm and head",
-    "methods.py": "the methods, each a short function over `block` and `block_bwd`",
+    "ops/lm_loss.py": "head and loss together, a tile of the vocabulary at a time",
+    "engine/block.py": "the ops in order, then in reverse, with what is dropped and rebuilt",
+    "engine/model.py": "embedding, blocks, norm and head",
+    "engine/methods.py": "the methods, each a short function over `block` and `block_bwd`",
 }
 
 # What it is, the file, and the words of the line that states it.
@@ -36,10 +36,10 @@ EQUATIONS = (
     ("RoPE: the inverse rotation of dQ and dK", "ops/rope.py", "Backward  the transpose"),
     ("SwiGLU: dgate, dup", "ops/swiglu.py", "Backward  dup = dz ⊙ silu"),
     ("cross entropy: dlogits", "ops/cross_entropy.py", "Backward  dlogits = "),
-    ("what MeSP drops and rebuilds", "block.py", "^MESP = "),
-    ("MeBP: re-run a block, keep all (Song & Tang)", "methods.py", "^def mebp"),
-    ("MeSP: re-run a block, keep eight (Park et al.)", "methods.py", "^def mesp\\("),
-    ("MeZO: two forwards on seeded noise (Malladi et al.)", "methods.py", "^def mezo"),
+    ("what MeSP drops and rebuilds", "engine/block.py", "^MESP = "),
+    ("MeBP: re-run a block, keep all (Song & Tang)", "engine/methods.py", "^def mebp"),
+    ("MeSP: re-run a block, keep eight (Park et al.)", "engine/methods.py", "^def mesp\\("),
+    ("MeZO: two forwards on seeded noise (Malladi et al.)", "engine/methods.py", "^def mezo"),
 )
 
 

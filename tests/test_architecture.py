@@ -8,31 +8,27 @@ from pathlib import Path
 import pytest
 
 import mesp_ref
-from mesp_ref import ops
-from mesp_ref.registry import OPS
+from mesp_ref import lean, ops
+from mesp_ref.ops.registry import OPS
 
 ROOT = Path(mesp_ref.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # Lower layers first: a module may import its own layer and those above it in this list.
 LAYERS = (
-    ("allocator", "errors", "reading", "config"),
+    ("errors",),
     ("ops",),
-    ("registry",),
-    ("weights",),
-    ("lora", "lora_mlx"),
-    ("inputs", "checkpoints", "parts", "workers", "memory"),
-    ("layer",),
-    ("block",),
-    ("tiled", "model"),
-    ("methods",),
-    ("loading", "gradients", "generate", "merge"),
-    ("stories", "convert"),
-    ("train", "verify"),
+    ("engine",),
+    ("lean",),
+    ("memory", "files"),
+    ("api",),
+    ("stories", "train"),
+    ("job",),
+    ("verify",),
     ("golden",),
     ("cli", "__main__"),
 )
-READING_PATH = ("ops/*.py", "block.py", "model.py", "methods.py")
+READING_PATH = ("ops/*.py", "engine/block.py", "engine/model.py", "engine/methods.py")
 FRAMEWORKS = {"torch", "jax", "mlx", "transformers", "peft", "tensorflow"}
 MAY_USE_FRAMEWORKS = ("verify/adapters/", "golden/backends/")
 
@@ -105,7 +101,7 @@ def test_frameworks_stay_in_adapters_and_backends(file: Path) -> None:
 
 def test_every_backward_is_registered() -> None:
     registered = {f for row in OPS.values() for f in (row.backward, row.backward_params)}
-    for module in (ops, ops.tiled):
+    for module in (ops, lean):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.endswith(("_bwd", "_bwd_params")):
                 assert function in registered, (

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
-from mesp_ref.config import Qwen2Config
+from mesp_ref.engine.config import Qwen2Config
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import cells

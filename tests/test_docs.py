@@ -21,16 +21,16 @@ ELSEWHERE = {
     "pytest": "test_named_tests_exist",
     "bible": "of Debian's package bible-kjv",
     "python benchmarks/": "tests/test_benchmarks.py and test_benchmarks_zeroth_order.py, on tiny shapes",
-    "python tests/faults.py": "tests/test_faults.py runs it with fewer kills",
+    "python tests/faults.py": "tests/job/test_faults.py runs it with fewer kills",
     "python tests/readme_tables.py": "tests/test_readme.py compares what it would write",
     "mkdir": "test_the_report_of_the_on_device_backward",
-    "mesp-ref finetune": "make demo; tests/test_cli.py with fewer steps",
+    "mesp-ref finetune": "make demo; tests/cli/test_cli.py with fewer steps",
     "mesp-ref golden": "tests/golden; test_the_report_of_the_on_device_backward",
     "mesp-ref mutants": "tests/verify/test_mutants.py, and docs/kill-table.md is its output",
     "mesp-ref finetune --model": "test_commands_on_a_model_of_ones_own",
     "mesp-ref generate --model": "test_commands_on_a_model_of_ones_own",
-    "mesp-ref finetune --memory-limit": "tests/test_memory_dial.py and test_trainer.py",
-    "mesp-ref memory": "test_memory_commands; --measure and --plot in tests/test_memory_command.py",
+    "mesp-ref finetune --memory-limit": "tests/memory/test_memory_dial.py and test_trainer.py",
+    "mesp-ref memory": "test_memory_commands; --measure and --plot in tests/cli/test_memory_command.py",
 }
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 import mesp_ref
+from mesp_ref import ops
+from mesp_ref.engine import block, methods, model
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -126,7 +128,7 @@ def test_each_exercise_has_a_hidden_solution(notebook: dict[str, Any]) -> None:
 
 def test_the_package_is_imported_and_not_pasted(notebook: dict[str, Any]) -> None:
     """No function of the engine is defined again in a cell, and some source is shown."""
-    engine = (mesp_ref.ops, mesp_ref.block, mesp_ref.methods, mesp_ref.model)
+    engine = (ops, block, methods, model)
     names = {n for m in engine for n, _ in inspect.getmembers(m, inspect.isfunction)}
     defined = {
         name

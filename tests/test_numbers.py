@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
+from mesp_ref import lean as tiled
 from mesp_ref import ops
-from mesp_ref.ops import tiled
+from mesp_ref.engine.weights import ArrayWeights
+from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.verify import equations
 from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, small_config
-from mesp_ref.weights import ArrayWeights, save_checkpoint
 
 F32, F64 = np.finfo(np.float32), np.finfo(np.float64)
 U = {"float32": 2.0**-24, "float64": 2.0**-53}

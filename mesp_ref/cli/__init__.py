@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 
 from mesp_ref import __version__
-from mesp_ref.allocator import keep_freed_memory
 from mesp_ref.cli import (
     compare,
     convert,
@@ -27,6 +26,7 @@ from mesp_ref.cli import (
 )
 from mesp_ref.cli.options import Parser
 from mesp_ref.errors import MespRefError
+from mesp_ref.lean.allocator import keep_freed_memory
 
 _DESCRIPTION = """\
 Qwen2.5 with LoRA in pure NumPy, every backward pass written by hand.

@@ -17,10 +17,10 @@ from mesp_ref.cli.options import (
 )
 from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError
-from mesp_ref.train.compare import CompareOptions, compare, describe_gradient, plot_comparison
-from mesp_ref.train.defaults import RECIPE, data_file
-from mesp_ref.train.directory import Event
+from mesp_ref.job.defaults import RECIPE, data_file
+from mesp_ref.job.directory import Event
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
+from mesp_ref.verify.compare import CompareOptions, compare, describe_gradient, plot_comparison
 
 _HELP = """\
 Train by every method from one seed on one model and the same batches. Compared are the gradients

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mesp_ref.cli.options import add_command, add_json, print_json
-from mesp_ref.convert import convert_gguf
-from mesp_ref.lora import load_adapter, save_adapter
-from mesp_ref.lora_mlx import load_mlx_adapter, save_mlx_adapter
+from mesp_ref.files.config import config_fields
+from mesp_ref.files.from_gguf import convert_gguf
+from mesp_ref.files.mlx import load_mlx_adapter, save_mlx_adapter
+from mesp_ref.files.peft import load_adapter, save_adapter
 
 _HELP = """\
 Bring models and adapters from other programs, and adapters to them.
@@ -72,7 +73,7 @@ def run_gguf(args: argparse.Namespace) -> int:
     )
     size = (Path(args.out) / "model.safetensors").stat().st_size
     if args.json:
-        print_json({"out": args.out, "bytes": size, "config": config.to_dict()})
+        print_json({"out": args.out, "bytes": size, "config": config_fields(config)})
     else:
         print(f"wrote {args.out}: {config.num_hidden_layers} blocks, {size / 1e6:.1f} MB")
     return 0

@@ -12,9 +12,9 @@ from mesp_ref.cli.options import (
     open_adapter,
     print_json,
 )
-from mesp_ref.loading import load_model
-from mesp_ref.train.defaults import data_file
-from mesp_ref.train.directory import finite
+from mesp_ref.files.models import load_model
+from mesp_ref.job.defaults import data_file
+from mesp_ref.job.directory import finite
 from mesp_ref.train.opening import open_stream
 from mesp_ref.train.trainer import evaluate, perplexity
 

@@ -3,21 +3,14 @@
 import argparse
 from typing import Any
 
-from mesp_ref.checkpoints import KINDS
-from mesp_ref.cli.options import (
-    add_command,
-    add_data,
-    add_json,
-    add_lora,
-    add_model,
-    print_json,
-)
+from mesp_ref.cli.options import add_command, add_data, add_json, add_lora, add_model, print_json
 from mesp_ref.cli.progress import Progress
+from mesp_ref.engine.methods import METHODS
 from mesp_ref.errors import MespRefError
-from mesp_ref.methods import METHODS
-from mesp_ref.train.defaults import EVAL_EVERY, RECIPE
-from mesp_ref.train.directory import Event
-from mesp_ref.train.finetune import FinetuneOptions, finetune
+from mesp_ref.job.defaults import EVAL_EVERY, RECIPE
+from mesp_ref.job.directory import Event
+from mesp_ref.job.finetune import FinetuneOptions, finetune
+from mesp_ref.lean.activations import KINDS
 from mesp_ref.train.optim import SCHEDULES
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
 

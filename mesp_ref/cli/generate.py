@@ -14,11 +14,11 @@ from mesp_ref.cli.options import (
     open_adapter,
     print_json,
 )
+from mesp_ref.engine.generate import generate
 from mesp_ref.errors import MespRefError
-from mesp_ref.generate import generate
-from mesp_ref.loading import load_model
+from mesp_ref.files.models import load_model
+from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.train.chat import load_chat_template
-from mesp_ref.weights import load_tokenizer
 
 _HELP = """\
 Continue a prompt, or with --chat answer it through the model's own chat template. The text goes

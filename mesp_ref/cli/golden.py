@@ -8,9 +8,9 @@ from typing import Any
 from mesp_ref.cli import golden_sketch
 from mesp_ref.cli.options import Parser, add_command, add_json, print_json
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.output import write_aside
 from mesp_ref.golden.check import ROLES, check
 from mesp_ref.golden.suite import DTYPES, SHIPPED, Suite
-from mesp_ref.weights import write_aside
 
 _HELP = """\
 Golden vectors for another backend (Swift, C++, CUDA, MLX, torch): inputs, cotangents and expected

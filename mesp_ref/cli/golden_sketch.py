@@ -9,11 +9,11 @@ import numpy as np
 
 from mesp_ref.cli.options import add_command, add_json, print_json
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.strict import read_object
+from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.golden.sketch import check_sketch, load_sketch, make_sketch, save_sketch
 from mesp_ref.golden.suite import DTYPES
 from mesp_ref.golden.tolerance import UNITS
-from mesp_ref.reading import read_object
-from mesp_ref.weights import load_tokenizer
 
 _SKETCH = """\
 Record, for a real model, adapter and batch, the loss, and of every LoRA gradient its norm and 64

@@ -16,13 +16,13 @@ from mesp_ref.cli.options import (
     open_adapter,
     print_json,
 )
+from mesp_ref.engine.adapter import Adapter, init_lora, parse_targets
+from mesp_ref.engine.methods import METHODS
+from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
-from mesp_ref.loading import load_model
-from mesp_ref.lora import Adapter, init_lora, parse_targets
-from mesp_ref.methods import METHODS
-from mesp_ref.model import Model
-from mesp_ref.train.defaults import data_file
-from mesp_ref.train.directory import finite
+from mesp_ref.files.models import load_model
+from mesp_ref.job.defaults import data_file
+from mesp_ref.job.directory import finite
 from mesp_ref.train.opening import open_stream
 from mesp_ref.train.rows import as_batch
 from mesp_ref.verify import Finding, checkpoint_gradcheck, failures

@@ -5,8 +5,9 @@ import math
 from typing import Any
 
 from mesp_ref.cli.options import add_command, add_json, at_least, print_json
-from mesp_ref.loading import load_model
-from mesp_ref.lora import adapter_shapes, parse_targets
+from mesp_ref.engine.adapter import adapter_shapes, parse_targets
+from mesp_ref.files.config import config_fields
+from mesp_ref.files.models import load_model
 
 _HELP = """\
 Configuration, number of parameters and size of a checkpoint directory, and how many parameters
@@ -34,7 +35,7 @@ def _facts(args: argparse.Namespace) -> dict[str, Any]:
     targets = parse_targets(args.targets)
     model = load_model(args.model)
     assert model.path is not None
-    config = model.config.to_dict()
+    config = config_fields(model.config)
     shapes = model.config.weight_shapes()
     added = adapter_shapes(model.config, args.rank, targets)
     lora = sum(math.prod(shape) for shape in added.values())

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref.api import check_offload, loss_and_grads
 from mesp_ref.cli.options import add_command, add_json, at_least, print_json
-from mesp_ref.config import Qwen2Config
+from mesp_ref.engine.adapter import Adapter, init_lora, parse_targets
+from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
-from mesp_ref.gradients import check_offload, loss_and_grads
-from mesp_ref.loading import SHAPES, load_model, named_shape, random_checkpoint
-from mesp_ref.lora import Adapter, init_lora, parse_targets
+from mesp_ref.files.affine import Affine
+from mesp_ref.files.models import SHAPES, load_model, named_shape, random_checkpoint
 from mesp_ref.memory import (
     PEAKS,
     PLACES,
@@ -30,9 +32,7 @@ from mesp_ref.memory import (
     peak,
     plot_timelines,
 )
-from mesp_ref.model import Model
 from mesp_ref.ops import Array
-from mesp_ref.weights import Affine
 
 _DTYPES = ("float32", "bfloat16", "float16")
 

@@ -4,9 +4,9 @@ import argparse
 from typing import Any
 
 from mesp_ref.cli.options import DTYPES, add_command, add_json, add_model_only, print_json
-from mesp_ref.loading import load_model
-from mesp_ref.lora import load_adapter
-from mesp_ref.merge import merge
+from mesp_ref.files.merge import merge
+from mesp_ref.files.models import load_model
+from mesp_ref.files.peft import load_adapter
 
 _HELP = """\
 Write a checkpoint directory whose weights are W + (alpha/R)·B·A, with the tokenizer beside them.

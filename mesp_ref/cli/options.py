@@ -5,9 +5,10 @@ import json
 import sys
 from typing import Any, NoReturn
 
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
-from mesp_ref.lora import Adapter, load_adapter
-from mesp_ref.model import Model
+from mesp_ref.files.peft import load_adapter
 from mesp_ref.train.rows import PACKINGS
 
 DTYPES = ("float32", "float64")

@@ -5,8 +5,8 @@ from typing import Any
 
 from mesp_ref.cli.options import add_command, add_json, print_json
 from mesp_ref.cli.progress import Progress
-from mesp_ref.train.directory import Event
-from mesp_ref.train.pretrain import PretrainOptions, pretrain
+from mesp_ref.job.directory import Event
+from mesp_ref.job.pretrain import PretrainOptions, pretrain
 
 _HELP = """\
 Train a small Qwen2 model from random weights on stories of a seeded grammar, all parameters by this

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mesp_ref.cli.options import add_command, add_json, print_json
-from mesp_ref.weights import quantize_checkpoint
-from mesp_ref.weights.affine import BITS, GROUP_SIZES, SCALE_DTYPES
+from mesp_ref.files.affine import BITS, GROUP_SIZES, SCALE_DTYPES
+from mesp_ref.files.quantize import quantize_checkpoint
 
 _HELP = """\
 Write a copy of a checkpoint whose matrices, the embedding included, are MLX affine 4-bit or

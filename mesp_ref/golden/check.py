@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.strict import inside
 from mesp_ref.golden.explain import explain
 from mesp_ref.golden.suite import DTYPES, Case, Suite, Tensor, Vectors, read_tensors
 from mesp_ref.ops import Array
-from mesp_ref.reading import inside
 
 ROLES = ("result", "inner", "base")
 

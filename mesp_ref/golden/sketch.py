@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.errors import MespRefError
+from mesp_ref.api import loss_and_grads
+from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.config import config_fields
+from mesp_ref.files.models import load_model
+from mesp_ref.files.output import write_aside
+from mesp_ref.files.peft import load_adapter
+from mesp_ref.files.strict import read_object
 from mesp_ref.golden.suite import read_tensors
 from mesp_ref.golden.tolerance import UNITS
-from mesp_ref.gradients import loss_and_grads
-from mesp_ref.loading import load_model
-from mesp_ref.lora import load_adapter
 from mesp_ref.ops import Array
-from mesp_ref.reading import read_object, shown
-from mesp_ref.weights import write_aside
 
 FORMAT, PROJECTIONS, MARGIN = "mesp-ref gradient sketch 1", 64, 4.0
 _PIECE = 1 << 20
@@ -58,7 +59,7 @@ def make_sketch(model: str, adapter: str, input_ids: Any, labels: Any) -> dict[s
     (loss, grads), (narrow_loss, narrow) = runs
     return {
         "format": FORMAT,
-        "config": opened.config.to_dict(),
+        "config": config_fields(opened.config),
         "lora": {"rank": lora.rank, "alpha": lora.alpha, "use_rslora": lora.use_rslora},
         "input_ids": np.asarray(input_ids).tolist(),
         "labels": np.asarray(labels).tolist(),

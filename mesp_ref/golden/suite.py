@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.safetensors import MappedFile
+from mesp_ref.files.strict import inside, open_regular, read_bytes, read_object
 from mesp_ref.golden.tolerance import bound
 from mesp_ref.ops import Array
-from mesp_ref.reading import inside, open_regular, read_bytes, read_object, shown
-from mesp_ref.weights import MappedFile
 
 FORMAT, VERSION = "mesp-ref golden suite", 1
 SHIPPED = Path(__file__).parent / "data"

@@ -1,8 +1,12 @@
 """Memory counted, not sampled: the ledger of a step and its closed form."""
 
 from mesp_ref.memory.base import Base, Store
-from mesp_ref.memory.closed_form import PEAKS, Parts, Peak, Shapes, peak
-from mesp_ref.memory.dial import (
+from mesp_ref.memory.flops import FLOPS
+from mesp_ref.memory.kinds import KINDS, by_kind
+from mesp_ref.memory.ledger import Entry, Ledger, Moment, measure
+from mesp_ref.memory.predict import PEAKS, Parts, Peak, Shapes, peak
+from mesp_ref.memory.process import PeakResident, Resident, resident
+from mesp_ref.memory.schedule import (
     PLACES,
     SCHEDULES,
     Choice,
@@ -13,8 +17,4 @@ from mesp_ref.memory.dial import (
     need,
     parse_size,
 )
-from mesp_ref.memory.flops import FLOPS
-from mesp_ref.memory.kinds import KINDS, by_kind
-from mesp_ref.memory.ledger import Entry, Ledger, Moment, measure
-from mesp_ref.memory.process import PeakResident, Resident, resident
 from mesp_ref.memory.timeline import plot_timelines

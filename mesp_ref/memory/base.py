@@ -5,9 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.config import Qwen2Config
-from mesp_ref.weights import Affine, Quantized, Stored, Weights, storage_dtype
-from mesp_ref.weights.quantized import rows_at_once
+from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.weights import Weights
+from mesp_ref.files.affine import Affine
+from mesp_ref.files.checkpoint import storage_dtype
+from mesp_ref.files.quantized import Quantized, rows_at_once
+from mesp_ref.files.safetensors import Stored
 
 _GATE = "model.layers.0.mlp.gate_proj.weight"
 _NORM = "model.norm.weight"

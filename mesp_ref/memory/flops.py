@@ -10,9 +10,9 @@ much for its dx; LoRA of rank R takes 2·M·R·(in + out) forward and twice that
 
 from collections.abc import Callable
 
-from mesp_ref.config import PROJECTIONS
-from mesp_ref.memory.closed_form import Shapes
-from mesp_ref.ops import tiled
+from mesp_ref import lean as tiled
+from mesp_ref.engine.config import PROJECTIONS
+from mesp_ref.memory.predict import Shapes
 
 _QKV = ("q_proj", "k_proj", "v_proj")
 _GATE_UP = ("gate_proj", "up_proj")

@@ -7,7 +7,7 @@ the arrays given as `owned` (weights, adapter, inputs) do not count. tracemalloc
 reports every allocation, tells what the op itself adds: its results and its scratch.
 """
 
-import functools
+import inspect
 import sys
 import tracemalloc
 import weakref
@@ -15,15 +15,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref import ops
+from mesp_ref import lean, ops
 from mesp_ref.ops import Array
 
-_OPS = str(Path(ops.__file__).parent)
+# The code of every op: the public functions of `ops` and of `lean`, plain helpers of theirs aside.
+_OPS = frozenset(
+    f.__code__
+    for package in (ops, lean)
+    for f in vars(package).values()
+    if inspect.isfunction(f) and not Path(f.__code__.co_filename).name.startswith("_")
+)
 
 
 class Entry(NamedTuple):
@@ -93,7 +99,7 @@ class Ledger:
         return max((moment.held + moment.added for moment in self.moments), default=0)
 
     def _listen(self, frame: FrameType, event: str, value: Any) -> None:
-        if event == "call" and self._op is None and _is_op(frame.f_code):
+        if event == "call" and self._op is None and frame.f_code in _OPS:
             self._op = frame
             self._called(frame)
         elif event == "return" and frame is self._op:
@@ -144,13 +150,6 @@ def _arrays(tag: str, value: Any) -> Iterator[tuple[str, Array]]:
         names = getattr(value, "_fields", None)
         for index, item in enumerate(value):
             yield from _arrays(f"{tag}.{names[index]}" if names else tag, item)
-
-
-@functools.cache
-def _is_op(code: CodeType) -> bool:
-    """A public function of an op's own file; ops that ops call belong to their caller."""
-    file, name = Path(code.co_filename), code.co_name
-    return name[0] not in "_<" and str(file).startswith(_OPS) and file.name[0] != "_"
 
 
 def _name(frame: FrameType) -> str:

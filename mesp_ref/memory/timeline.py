@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mesp_ref.files.output import write_aside
 from mesp_ref.memory.kinds import KINDS, by_kind
 from mesp_ref.memory.ledger import Ledger
 from mesp_ref.ops import Array
-from mesp_ref.weights import write_aside
 
 ADDED = "results and scratch of the running op"
 # Paul Tol's "light" scheme and neighbours, which colour-blind readers can tell apart; the order of

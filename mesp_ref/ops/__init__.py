@@ -14,6 +14,7 @@ from mesp_ref.ops.attention import AttentionRes, attention, attention_bwd
 from mesp_ref.ops.cross_entropy import IGNORED, CrossEntropyRes, cross_entropy, cross_entropy_bwd
 from mesp_ref.ops.embedding import EmbeddingRes, embedding, embedding_bwd_params
 from mesp_ref.ops.linear import LinearRes, linear, linear_bwd, linear_bwd_params
+from mesp_ref.ops.lm_loss import LmLossRes, lm_loss, lm_loss_bwd, lm_loss_bwd_params
 from mesp_ref.ops.lora_linear import (
     LoraLinearRes,
     lora_linear,
@@ -24,4 +25,3 @@ from mesp_ref.ops.rmsnorm import RmsNormRes, rmsnorm, rmsnorm_bwd, rmsnorm_bwd_p
 from mesp_ref.ops.rope import RopeRes, rope, rope_bwd, rope_tables
 from mesp_ref.ops.softmax import CausalSoftmaxRes, causal_softmax, causal_softmax_bwd
 from mesp_ref.ops.swiglu import SwigluRes, swiglu, swiglu_bwd
-from mesp_ref.ops.tiled.lm_loss import LmLossRes, lm_loss, lm_loss_bwd, lm_loss_bwd_params

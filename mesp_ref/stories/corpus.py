@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mesp_ref.files.output import write_aside
 from mesp_ref.stories.chats import Conversation, ask
 from mesp_ref.stories.grammar import Story
 from mesp_ref.stories.tales import TALES
-from mesp_ref.weights import write_aside
 
 # Parts of the corpus. Their random streams differ, so no part repeats another's stories.
 PARTS = ("train", "heldout", "tokenizer", "questions")

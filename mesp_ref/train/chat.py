@@ -16,8 +16,8 @@ import jinja2.ext
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from mesp_ref.errors import MespRefError
-from mesp_ref.reading import inside, read_bytes, read_object, shown
+from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.strict import inside, read_bytes, read_object
 
 # Unicode noncharacters: reserved for use inside a program, so no text can hold them by right.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"

@@ -25,9 +25,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.strict import open_regular, parse_json
 from mesp_ref.ops import Array
-from mesp_ref.reading import open_regular, parse_json, shown
 
 _PAGE_BYTES = 1 << 15
 _READ_BYTES = 1 << 20

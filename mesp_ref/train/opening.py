@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mesp_ref.model import Model
+from mesp_ref.engine.model import Model
+from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.train.chat import load_chat_template
 from mesp_ref.train.data import open_data
 from mesp_ref.train.rows import Encoder, RowStream
-from mesp_ref.weights import load_tokenizer
 
 
 def open_encoder(model: Model, kinds: Iterable[str], now: datetime) -> Encoder:

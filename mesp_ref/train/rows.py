@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 import numpy as np
 
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.tokenizer import reasons
 from mesp_ref.ops import IGNORED, Array
 from mesp_ref.train.chat import ChatTemplate
 from mesp_ref.train.data import DataFile, cut_text
-from mesp_ref.weights.tokenizer import reasons
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

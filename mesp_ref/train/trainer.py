@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.checkpoints import KINDS
+from mesp_ref.api import check_offload, check_perturbations, loss_and_grads
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.inputs import NotFinite
+from mesp_ref.engine.methods import METHODS
+from mesp_ref.engine.model import Model
+from mesp_ref.engine.weights import ArrayWeights
 from mesp_ref.errors import MespRefError
-from mesp_ref.gradients import check_offload, check_perturbations, loss_and_grads
-from mesp_ref.inputs import NotFinite
-from mesp_ref.lora import Adapter
-from mesp_ref.methods import METHODS
-from mesp_ref.model import Model
+from mesp_ref.lean.activations import KINDS
+from mesp_ref.lean.score import score
 from mesp_ref.ops import Array
 from mesp_ref.train.optim import (
     SCHEDULES,
@@ -27,8 +29,6 @@ from mesp_ref.train.optim import (
     make_optimizer,
 )
 from mesp_ref.train.rows import Cursor, Row, RowSource, as_batch
-from mesp_ref.train.scoring import score
-from mesp_ref.weights import ArrayWeights
 
 # Learning rates that suit LoRA: AdamW's is PEFT's usual one; MeZO's is the one of its paper.
 DEFAULT_LR = {"adamw": 2e-4, "sgd": 1e-1, "mezo": 1e-4}

@@ -11,13 +11,7 @@ Beside it: `oracles` and `precision` (over rows of the registry), `strategies` f
 
 from mesp_ref.verify.checkpoint import checkpoint_gradcheck
 from mesp_ref.verify.gradcheck import GradcheckResult, gradcheck
-from mesp_ref.verify.oracles import (
-    adjoint,
-    complex_step,
-    float32,
-    hessian_symmetry,
-    richardson,
-)
+from mesp_ref.verify.oracles import adjoint, complex_step, float32, hessian_symmetry, richardson
 from mesp_ref.verify.result import Finding, failures, require
 from mesp_ref.verify.subject import Subject, op_subject
 from mesp_ref.verify.whole_model import model_subject

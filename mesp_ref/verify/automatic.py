@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mesp_ref import block, methods, ops
-from mesp_ref.ops import tiled
-from mesp_ref.registry import OPS
+from mesp_ref import lean as tiled
+from mesp_ref import ops
+from mesp_ref.engine import block, methods
+from mesp_ref.ops.registry import OPS
 from mesp_ref.verify.bugs import compiled, source
 from mesp_ref.verify.planted import original, planted
 from mesp_ref.verify.suite import killed, model_cases

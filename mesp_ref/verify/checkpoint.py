@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mesp_ref.lora import Adapter
-from mesp_ref.model import Model
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.model import Model
 from mesp_ref.ops import Array
 from mesp_ref.verify.oracles import STEP, indices
 from mesp_ref.verify.result import Finding, scalar

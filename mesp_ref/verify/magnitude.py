@@ -20,7 +20,7 @@ import numpy as np
 
 from mesp_ref import ops
 from mesp_ref.ops import IGNORED, Array
-from mesp_ref.registry import OPS, Args
+from mesp_ref.ops.registry import OPS, Args
 
 
 def _rows(x: Array) -> Array:

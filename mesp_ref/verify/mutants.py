@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mesp_ref.gradients import loss_and_grads
-from mesp_ref.lora import Adapter
-from mesp_ref.model import Model
+from mesp_ref.api import loss_and_grads
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.model import Model
 from mesp_ref.verify.automatic import Mutant, backwards, equivalent, mutants, survives
 from mesp_ref.verify.bugs import BUGS, Bug
 from mesp_ref.verify.planted import planted

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
-from mesp_ref.registry import OPS
+from mesp_ref.ops.registry import OPS
 
 Function = Callable[..., Any]
 
 
 def original(path: str) -> Any:
-    """What "ops.rmsnorm:rmsnorm_bwd" or "lora:Adapter.scale" names, with modules below mesp_ref."""
+    """What "ops.rmsnorm:rmsnorm_bwd" or "engine.adapter:Adapter.scale" names, below mesp_ref."""
     holder, name = _place(path)
     return vars(holder)[name]
 

@@ -12,7 +12,7 @@ import mpmath
 import numpy as np
 
 from mesp_ref.ops import Array
-from mesp_ref.registry import Args
+from mesp_ref.ops.registry import Args
 from mesp_ref.verify.equations import EQUATIONS
 from mesp_ref.verify.result import Finding, compare, scalar
 from mesp_ref.verify.subject import Subject

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.config import Qwen2Config
-from mesp_ref.lora import Adapter, init_lora
-from mesp_ref.model import Model
+from mesp_ref.engine.adapter import Adapter, init_lora
+from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.model import Model
+from mesp_ref.engine.weights import ArrayWeights
 from mesp_ref.ops import IGNORED, Array
-from mesp_ref.weights import ArrayWeights
 
 
 def small_config(tied: bool = True, **changed: Any) -> Qwen2Config:

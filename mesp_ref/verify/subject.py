@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.ops import Array
-from mesp_ref.registry import Args, OpSpec
+from mesp_ref.ops.registry import Args, OpSpec
 from mesp_ref.verify.magnitude import magnitudes
 
 Arrays = tuple[Array, ...]

@@ -3,16 +3,16 @@
 import numpy as np
 
 from mesp_ref import ops
-from mesp_ref.gradients import loss_and_grads
-from mesp_ref.lora import Adapter
-from mesp_ref.model import Model, loss
+from mesp_ref.api import loss_and_grads
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.model import Model, loss
+from mesp_ref.engine.weights import LazyWeights
+from mesp_ref.files.safetensors import Stored
 from mesp_ref.ops import Array
-from mesp_ref.registry import Args
+from mesp_ref.ops.registry import Args
 from mesp_ref.verify.magnitude import MAGNITUDES
 from mesp_ref.verify.planted import planted
 from mesp_ref.verify.subject import Arrays, Subject
-from mesp_ref.weights import Stored
-from mesp_ref.weights.source import LazyWeights
 
 _YARDSTICKS = {f"ops:{name}": f for name, f in MAGNITUDES.items() if hasattr(ops, name)}
 

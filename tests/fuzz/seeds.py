@@ -11,13 +11,16 @@ from helpers import CHATML, STOP, byte_level_tokenizer, words
 from mutate import SEPARATOR
 
 import mesp_ref as mr
+from mesp_ref.engine.weights import random_arrays
+from mesp_ref.files.checkpoint import save_checkpoint
+from mesp_ref.files.config import config_fields
+from mesp_ref.files.mlx import save_mlx_adapter
+from mesp_ref.files.quantize import quantize_checkpoint
 from mesp_ref.golden.suite import FORMAT, VERSION
-from mesp_ref.lora_mlx import save_mlx_adapter
-from mesp_ref.train.directory import write_json
-from mesp_ref.train.state import environment, save_state
+from mesp_ref.job.directory import write_json
+from mesp_ref.job.state import environment, save_state
 from mesp_ref.train.trainer import TrainConfig, Trainer
 from mesp_ref.verify.samples import small_config
-from mesp_ref.weights import quantize_checkpoint, random_arrays, save_checkpoint
 
 CONFIG = small_config(num_hidden_layers=1)
 
@@ -38,7 +41,7 @@ def _made(make: Callable[[Path], list[bytes]]) -> Callable[[], list[bytes]]:
 
 
 def _config(folder: Path) -> list[bytes]:
-    values = mr.Qwen2Config(32, 16, 24, 2, 4, 2, 4, eos_token_id=(1, 2)).to_dict()
+    values = config_fields(mr.Qwen2Config(32, 16, 24, 2, 4, 2, 4, eos_token_id=(1, 2)))
     old = {k: v for k, v in values.items() if k not in ("rope_parameters", "head_dim")}
     return [json.dumps(values).encode(), json.dumps(old | {"rope_scaling": None}).encode()]
 

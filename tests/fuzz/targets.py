@@ -16,19 +16,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import mesp_ref as mr
-from mesp_ref.convert.gguf import Gguf
-from mesp_ref.convert.tokenizer import build_tokenizer, tokenizer_config
+from mesp_ref.files.checkpoint import open_checkpoint
+from mesp_ref.files.config import config_fields, read_config
+from mesp_ref.files.gguf import Gguf
+from mesp_ref.files.gguf_tokenizer import build_tokenizer, tokenizer_config
+from mesp_ref.files.mlx import load_mlx_adapter
+from mesp_ref.files.safetensors import MappedFile
+from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.golden.check import check
 from mesp_ref.golden.sketch import check_sketch, load_sketch
 from mesp_ref.golden.suite import Suite
-from mesp_ref.lora_mlx import load_mlx_adapter
+from mesp_ref.job.curves import write_csv
+from mesp_ref.job.directory import RunDirectory
 from mesp_ref.train.chat import load_chat_template
-from mesp_ref.train.curves import write_csv
 from mesp_ref.train.data import open_data
-from mesp_ref.train.directory import RunDirectory
 from mesp_ref.train.rows import Cursor, Encoder, RowStream
 from mesp_ref.train.trainer import TrainConfig, Trainer
-from mesp_ref.weights import MappedFile, load_tokenizer, open_checkpoint
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE.parent)]
@@ -77,8 +80,8 @@ def _touch(arrays: Any) -> None:
 
 
 def _config(folder: Path) -> None:
-    config = mr.Qwen2Config.load(folder)
-    json.dumps(config.to_dict(), allow_nan=False).encode()
+    config = read_config(folder)
+    json.dumps(config_fields(config), allow_nan=False).encode()
     config.weight_shapes()
 
 

@@ -1,16 +1,14 @@
 """Fixtures of the golden tests: the shipped suite, and answers to it made from its own values."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import Answer
 
 from mesp_ref.golden import Suite
 from mesp_ref.golden.builder.write import write_tensors
 from mesp_ref.ops import Array
-
-Answer = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")

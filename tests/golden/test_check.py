@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import Answer
+from helpers import Answer
 
 from mesp_ref.cli import main
 from mesp_ref.errors import MespRefError

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import Answer
+from helpers import Answer
 
 from mesp_ref.golden import Suite, check
 from mesp_ref.ops import Array

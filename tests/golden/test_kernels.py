@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Answer
+from helpers import Answer
 
 from mesp_ref.cli import main
 

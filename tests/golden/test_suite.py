@@ -12,7 +12,7 @@ import mesp_ref as mr
 from mesp_ref.golden import SHIPPED, Suite
 from mesp_ref.golden.backends import engine
 from mesp_ref.golden.check import judge
-from mesp_ref.registry import OPS
+from mesp_ref.ops.registry import OPS
 
 SUITE = Suite()
 ALL = list(SUITE.cases)

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
-from mesp_ref.lora_mlx import load_mlx_adapter, save_mlx_adapter
-from mesp_ref.weights import Affine, Quantized, quantize_checkpoint, save_checkpoint
-from mesp_ref.weights.quantize import quantize
+from mesp_ref.files.affine import Affine
+from mesp_ref.files.checkpoint import save_checkpoint
+from mesp_ref.files.mlx import load_mlx_adapter, save_mlx_adapter
+from mesp_ref.files.quantize import quantize, quantize_checkpoint
+from mesp_ref.files.quantized import Quantized
 
 mx = pytest.importorskip("mlx.core")
 mlx_utils = pytest.importorskip("mlx.utils")

@@ -12,7 +12,7 @@ import torch_oracle
 from torch_oracle import LAYOUTS, TOLERANCE, Batch, assert_close, assert_names_its_file
 
 import mesp_ref as mr
-from mesp_ref.weights import save_checkpoint
+from mesp_ref.files.checkpoint import save_checkpoint
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

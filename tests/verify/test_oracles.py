@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mesp_ref.registry import OPS
+from mesp_ref.ops.registry import OPS
 from mesp_ref.verify import oracles
 from mesp_ref.verify.oracles import complex_step
 from mesp_ref.verify.planted import original, planted
@@ -159,15 +159,16 @@ def test_richardson_estimates_its_own_error() -> None:
 
 def test_planting_reaches_every_reference_and_leaves_none() -> None:
     """Rows, modules that imported by name, tables of methods, properties of classes."""
-    import mesp_ref.methods as methods
+    import mesp_ref.engine.methods as methods
     from mesp_ref import ops
-    from mesp_ref.lora import Adapter
+    from mesp_ref.engine.adapter import Adapter
 
     def fake(*args: Any, **options: Any) -> None: ...
 
     before = ops.rmsnorm_bwd, OPS["rmsnorm"], methods.METHODS["mesp"], Adapter.scale
     changes = {
-        "ops.rmsnorm:rmsnorm_bwd": fake, "methods:mesp": fake, "lora:Adapter.scale": property(fake),
+        "ops.rmsnorm:rmsnorm_bwd": fake, "engine.methods:mesp": fake,
+        "engine.adapter:Adapter.scale": property(fake),
     }  # fmt: skip
     with contextlib.suppress(ZeroDivisionError), planted(changes):
         assert ops.rmsnorm_bwd is OPS["rmsnorm"].backward is methods.METHODS["mesp"] is fake
@@ -193,11 +194,11 @@ def test_checkpoint_gradcheck_proves_and_rejects() -> None:
     findings = list(checkpoint_gradcheck(model, adapter, *batch, tensors=5, entries=2))
     require(findings)
     assert len(findings) == 2 + 5 * (1 + 2)
-    real = original("block:_rebuild_z")
+    real = original("engine.block:_rebuild_z")
 
     def forgetful(res: dict[str, Any], layer: Any) -> None:
         real(res, layer)
         res["mlp.down_proj"] = res["mlp.down_proj"]._replace(x=res["mlp.down_proj"].x * 1.001)
 
-    with planted({"block:_rebuild_z": forgetful}):
+    with planted({"engine.block:_rebuild_z": forgetful}):
         assert failures(list(checkpoint_gradcheck(model, adapter, *batch, directions=1, tensors=0)))

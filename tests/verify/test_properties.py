@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mesp_ref.registry import OPS
+from mesp_ref.ops.registry import OPS
 from mesp_ref.verify.properties import PROPERTIES
 from mesp_ref.verify.result import require
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.output import new_directory
 from mesp_ref.golden.builder.write import write_tensors
 from mesp_ref.golden.check import ROLES, select
 from mesp_ref.golden.suite import Suite
-from mesp_ref.weights import new_directory
 
 BACKENDS = ("engine", "torch", "jax", "mlx")
 

@@ -7,20 +7,21 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mesp_ref.block import block, block_bwd
-from mesp_ref.config import Qwen2Config
+from mesp_ref.api import loss_and_grads, trace
+from mesp_ref.engine.adapter import Adapter, tensor_name
+from mesp_ref.engine.block import block, block_bwd
+from mesp_ref.engine.layer import Layer
+from mesp_ref.engine.model import Model, loss
+from mesp_ref.engine.weights import ArrayWeights
+from mesp_ref.files.config import config_of
+from mesp_ref.files.models import load_model
+from mesp_ref.files.peft import load_adapter
+from mesp_ref.files.quantized import Quantized
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.suite import Case
-from mesp_ref.gradients import loss_and_grads, trace
-from mesp_ref.layer import Layer
-from mesp_ref.loading import load_model
-from mesp_ref.lora import Adapter, load_adapter, tensor_name
-from mesp_ref.model import Model, loss
 from mesp_ref.ops import Array, linear, linear_bwd
-from mesp_ref.registry import OPS
+from mesp_ref.ops.registry import OPS
 from mesp_ref.train.optim import SGD, AdamW
-from mesp_ref.weights import ArrayWeights
-from mesp_ref.weights.quantized import Quantized
 
 Arrays = dict[str, Array]
 LAYER = "model.layers.0."
@@ -45,7 +46,7 @@ def compute_block(case: Case, given: Arrays) -> Arrays:
     for name in [name for name in weights if ".lora_" in name]:
         module, matrix = name.removesuffix(".weight").split(".lora_")
         adapter.weights[tensor_name(module, matrix)] = weights.pop(name)
-    config = Qwen2Config.from_dict(at["config"])
+    config = config_of(at["config"])
     layer = Layer(0, config, ArrayWeights(weights), adapter, given["cos"], given["sin"])
 
     def tap(name: str, value: Array) -> None:

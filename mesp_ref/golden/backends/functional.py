@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mesp_ref.files.models import load_model
+from mesp_ref.files.peft import load_adapter
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.suite import Case
-from mesp_ref.loading import load_model
-from mesp_ref.lora import load_adapter
 from mesp_ref.ops import Array
 
 Values = dict[str, Any]

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mesp_ref.files.models import load_model
+from mesp_ref.files.peft import load_adapter
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.suite import Case
-from mesp_ref.loading import load_model
-from mesp_ref.lora import load_adapter
 from mesp_ref.ops import Array
 
 Tensors = dict[str, torch.Tensor]

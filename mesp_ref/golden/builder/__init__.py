@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.output import new_directory
 from mesp_ref.golden.builder.draw import generator
 from mesp_ref.golden.builder.models import BLOCKS, MODELS, Made, draw_model, make_block, make_model
 from mesp_ref.golden.builder.trajectories import SETTINGS, make_trajectory
@@ -12,7 +13,6 @@ from mesp_ref.golden.builder.write import write_case, write_manifest, write_tens
 from mesp_ref.golden.builder.wrong import wrong_models, wrong_op
 from mesp_ref.golden.plain import Arrays
 from mesp_ref.golden.suite import SHIPPED, Case, Vectors, Wrong
-from mesp_ref.weights import new_directory
 
 COMPANIONS = ("README.md", "manifest.schema.json")
 WRONG = ("block/usual", "e2e/tied")  # the models that neg/ holds wrong answers to

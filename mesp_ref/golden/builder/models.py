@@ -6,18 +6,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.block import block, block_bwd
-from mesp_ref.config import PROJECTIONS, Qwen2Config
+from mesp_ref.api import trace
+from mesp_ref.engine.adapter import Adapter, adapter_shapes
+from mesp_ref.engine.block import block, block_bwd
+from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+from mesp_ref.engine.layer import Layer
+from mesp_ref.engine.model import Model
+from mesp_ref.engine.weights import ArrayWeights
+from mesp_ref.files.checkpoint import save_checkpoint
+from mesp_ref.files.config import config_fields
+from mesp_ref.files.peft import save_adapter
 from mesp_ref.golden.builder.draw import generator, representable, stored
 from mesp_ref.golden.builder.emulate import gates
 from mesp_ref.golden.plain import Arrays, Plain, Setting
 from mesp_ref.golden.suite import DTYPES, Case, Tensor, Vectors
-from mesp_ref.gradients import trace
-from mesp_ref.layer import Layer
-from mesp_ref.lora import Adapter, adapter_shapes, save_adapter
-from mesp_ref.model import Model
 from mesp_ref.ops import IGNORED, Array, rope_tables
-from mesp_ref.weights import ArrayWeights, save_checkpoint
 
 SOURCE = (
     "mesp_ref in float64, held against a second writing at build time and against torch float64 "
@@ -194,7 +197,7 @@ def _made(
         for key, value in want.items()
     )
     attributes = {
-        "config": model.config.to_dict(),
+        "config": config_fields(model.config),
         "rank": shape.rank,
         "alpha": shape.alpha,
         "s": setting.scale,

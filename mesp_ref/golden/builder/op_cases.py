@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mesp_ref.ops import IGNORED, Array, rope_tables
-from mesp_ref.registry import Args, Sizes
+from mesp_ref.ops.registry import Args, Sizes
 
 ALL = ("float64", "float32", "float16", "bfloat16")
 WIDE = ("float64", "float32")  # values that 16 bits cannot carry through the op

@@ -15,7 +15,7 @@ from mesp_ref.golden.builder.rounding import (
 )
 from mesp_ref.golden.suite import Case, Tensor, Vectors
 from mesp_ref.ops import Array
-from mesp_ref.registry import OPS, Args, OpSpec
+from mesp_ref.ops.registry import OPS, Args, OpSpec
 from mesp_ref.verify.precision import exact, jacobian, true_value
 
 # Central differences keep two thirds of the digits. Where values of one tensor span 40 orders of

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.ops import IGNORED, Array
-from mesp_ref.registry import OPS, Args, Sizes
+from mesp_ref.ops.registry import OPS, Args, Sizes
 from mesp_ref.verify.magnitude import magnitudes
 
 # s: roundings to storage on the way to each tensor when every intermediate is stored, an op of a

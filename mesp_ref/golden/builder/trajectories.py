@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref.api import loss_and_grads
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.model import Model, loss
 from mesp_ref.golden.builder.draw import generator, representable, stored
 from mesp_ref.golden.builder.emulate import gates
 from mesp_ref.golden.builder.models import (
@@ -17,9 +20,6 @@ from mesp_ref.golden.builder.models import (
 )
 from mesp_ref.golden.plain import Arrays, Plain
 from mesp_ref.golden.suite import Case, Tensor, Vectors
-from mesp_ref.gradients import loss_and_grads
-from mesp_ref.lora import Adapter
-from mesp_ref.model import Model, loss
 from mesp_ref.ops import Array
 from mesp_ref.train.optim import SGD, AdamW
 

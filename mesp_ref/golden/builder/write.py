@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref.files.output import write_aside
+from mesp_ref.files.writer import Writer
 from mesp_ref.golden.suite import FORMAT, VERSION, Case, Tensor, Vectors, Wrong
 from mesp_ref.golden.tolerance import UNITS
 from mesp_ref.ops import Array
-from mesp_ref.weights import write_aside
-from mesp_ref.weights.writer import Writer
 
 CONVENTIONS = {
     "layout": "row major, little endian",

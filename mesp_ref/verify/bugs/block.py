@@ -4,7 +4,7 @@ from mesp_ref.verify.bugs.bug import one
 
 BUGS = [
     *one(
-        "block:block_bwd", "backward", "model",
+        "engine.block:block_bwd", "backward", "model",
         ("block: MLP residual path dropped", "da = dy + back_norm", "da = back_norm"),
         ("block: attention residual path dropped", "dx = da + back_norm", "dx = back_norm"),
         ("block: norm's backward skipped", "return ops.rmsnorm_bwd(dy, r, w, eps=eps)", "return dy"),
@@ -12,23 +12,23 @@ BUGS = [
          'res.pop(part), layer.weight("input_layernorm")'),
     ),
     *one(
-        "block:_mlp_bwd", "backward", "model",
+        "engine.block:_mlp_bwd", "backward", "model",
         ("block: up dropped at the fan-out", "dn += back(", "back("),
         ("block: gate dropped at the fan-out", "dn += back(", "dn = back("),
         ("block: dup and dgate exchanged", "dgate, dup = ops", "dup, dgate = ops"),
     ),
     *one(
-        "block:_attention_bwd", "backward", "model",
+        "engine.block:_attention_bwd", "backward", "model",
         ("block: dk not rotated back", 'letter != "v"', 'letter == "q"'),
         ("block: last of q, k, v only", "dx += dn", "pass"),
         ("block: first of q, k, v only", "dx += dn", "dx = dn"),
     ),
     *one(
-        "block:_rebuild_z", "backward", "model",
+        "engine.block:_rebuild_z", "backward", "model",
         ("rebuild: z from exchanged inputs", "(r.gate, r.up,", "(r.up, r.gate,"),
     ),
     *one(
-        "block:_rebuild_qkv", "backward", "model",
+        "engine.block:_rebuild_qkv", "backward", "model",
         ("rebuild: q and k without RoPE", "n, layer, lambda",
          "n, layer._replace(cos=1 + 0 * layer.cos, sin=0 * layer.sin), lambda"),
         ("rebuild: the published error, no RoPE and no bias", "n, layer, lambda",
@@ -38,7 +38,7 @@ BUGS = [
         ("rebuild: from the block's input", 'layer.key("self_attn.q_proj")', '"input_layernorm"'),
     ),
     *one(
-        "block:block", "forward", "model",
+        "engine.block:block", "forward", "model",
         ("block: attention reads what is not normalised", "partial(_attention, n",
          "partial(_attention, x"),
         ("block: MLP reads the first norm's input", "*ops.rmsnorm(a, layer", "*ops.rmsnorm(x, layer"),

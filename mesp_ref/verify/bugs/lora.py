@@ -29,7 +29,7 @@ BUGS = [
         ("linear: dW negated", "return dy.T", "return -dy.T"),
     ),
     *one(
-        "lora:Adapter.scale", "forward", "model",
+        "engine.adapter:Adapter.scale", "forward", "model",
         ("lora: alpha/√r", "math.sqrt(self.rank) if self.use_rslora else self.rank",
          "math.sqrt(self.rank)"),
         ("lora: alpha for alpha/r", " / (math.sqrt(self.rank) if self.use_rslora else self.rank)", ""),

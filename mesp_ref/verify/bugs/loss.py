@@ -21,39 +21,39 @@ BUGS = [
         ("ops.cross_entropy:cross_entropy_bwd", "max(1, len(rows))", "len(res.labels)"),
     ),
     *one(
-        "ops.tiled.lm_loss:lm_loss", "forward", "lm_loss model",
+        "ops.lm_loss:lm_loss", "forward", "lm_loss model",
         ("head: token id 0 ignored", "labels_flat != IGNORED",
          "(labels_flat != IGNORED) & (labels_flat != 0)"),
         ("head: divided by all tokens", "1 / max(1, len(counted))", "1 / len(labels_flat)"),
     ),
     *one(
-        "ops.tiled.lm_loss:lm_loss", "backward", "lm_loss model",
+        "ops.lm_loss:lm_loss", "backward", "lm_loss model",
         ("head: gradient not divided", "mix *= mean", "pass"),
         ("head: gradient over all tokens", "mix *= mean", "mix *= 1 / len(labels_flat)"),
     ),
     *one(
-        "ops.tiled.lm_loss:lm_loss", "backward", "lm_loss model",
+        "ops.lm_loss:lm_loss", "backward", "lm_loss model",
         ("head: one-hot missing", "mix -= chosen", "pass"),
     ),
     *one(
-        "ops.tiled._vocabulary_tiles:one_pass", "backward", "tiled_lm_loss",
+        "ops._vocabulary_tiles:one_pass", "backward", "tiled_lm_loss",
         ("head: mix of earlier tiles not rescaled", "mix *= rescale[:, None]", "pass"),
     ),
     *one(
-        "ops.tiled._vocabulary_tiles:one_pass", "forward", "tiled_lm_loss",
+        "ops._vocabulary_tiles:one_pass", "forward", "tiled_lm_loss",
         ("head: sum of earlier tiles not rescaled", "total *= rescale", "pass"),
     ),
     *one(
-        "ops.tiled.lm_loss:lm_loss_bwd", "backward", "lm_loss",
+        "ops.lm_loss:lm_loss_bwd", "backward", "lm_loss",
         ("head: cotangent forgotten in dx", "np.multiply(dx, dloss, dtype=dx.dtype)", "dx.copy()"),
     ),
     *one(
-        "ops.tiled.lm_loss:lm_loss_bwd_params", "backward", "lm_loss",
+        "ops.lm_loss:lm_loss_bwd_params", "backward", "lm_loss",
         ("head: cotangent forgotten in dw", "dw *= dloss /", "dw /="),
         ("head: dw without one-hot", "z[here, labels[here] - a] -= 1", "pass"),
     ),
     *one(
-        "model:shift", "forward", "model",
+        "engine.model:shift", "forward", "model",
         ("labels: shifted twice", "moved[:, :-1] = labels[:, 1:]", "moved[:, :-2] = labels[:, 2:]"),
         ("labels: not shifted", "moved[:, :-1] = labels[:, 1:]", "moved[...] = labels"),
         ("labels: shifted backwards", "moved[:, :-1] = labels[:, 1:]", "moved[:, 1:] = labels[:, :-1]"),

@@ -26,12 +26,12 @@ BUGS = [
     ),
     bug(
         "rope: keys skipped", "forward", "model",
-        ("block:qkv", 'letter != "v"', 'letter == "q"'),
-        ("block:_attention_bwd", 'letter != "v"', 'letter == "q"'),
+        ("engine.block:qkv", 'letter != "v"', 'letter == "q"'),
+        ("engine.block:_attention_bwd", 'letter != "v"', 'letter == "q"'),
     ),
     bug(
         "rope: values turned too", "forward", "model",
-        ("block:qkv", 'letter != "v"', "letter"),
-        ("block:_attention_bwd", 'letter != "v"', "letter"),
+        ("engine.block:qkv", 'letter != "v"', "letter"),
+        ("engine.block:_attention_bwd", 'letter != "v"', "letter"),
     ),
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mesp_ref.ops import Array
-from mesp_ref.registry import Args
+from mesp_ref.ops.registry import Args
 from mesp_ref.verify.magnitude import magnitudes
 from mesp_ref.verify.properties.claim import agree, drawn, exactly, holds
 from mesp_ref.verify.result import Finding

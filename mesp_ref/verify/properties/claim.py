@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref.ops import Array
-from mesp_ref.registry import OPS, Args, OpSpec, Sizes
+from mesp_ref.ops.registry import OPS, Args, OpSpec, Sizes
 from mesp_ref.verify.result import Finding, compare
 
 Check = Callable[[np.random.Generator], Iterable[Finding]]

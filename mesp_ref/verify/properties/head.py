@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mesp_ref.ops import IGNORED
-from mesp_ref.registry import OPS
+from mesp_ref.ops.registry import OPS
 from mesp_ref.verify.magnitude import magnitudes
 from mesp_ref.verify.properties.claim import agree, drawn, exactly, holds
 from mesp_ref.verify.result import Finding

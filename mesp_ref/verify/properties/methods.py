@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from mesp_ref import ops
-from mesp_ref.block import MESP, block, block_bwd
-from mesp_ref.gradients import loss_and_grads, trace
-from mesp_ref.lora import Adapter
-from mesp_ref.model import NORM, Model, embed, layers, shift
+from mesp_ref.api import loss_and_grads, trace
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.block import MESP, block, block_bwd
+from mesp_ref.engine.model import NORM, Model, embed, layers, shift
 from mesp_ref.ops import IGNORED, Array
 from mesp_ref.train.rows import Cursor, Row
 from mesp_ref.train.trainer import TrainConfig, Trainer

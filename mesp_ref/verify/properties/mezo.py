@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mesp_ref.gradients import loss_and_grads, perturbation_seeds
-from mesp_ref.lora import Adapter
-from mesp_ref.model import Model
+from mesp_ref.api import loss_and_grads, perturbation_seeds
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.model import Model
 from mesp_ref.ops import Array
 from mesp_ref.verify.planted import original, planted
 from mesp_ref.verify.properties.claim import agree, exactly, holds
@@ -53,12 +53,12 @@ def mezo_is_even_in_its_noise(rng: np.random.Generator) -> Iterator[Finding]:
     """z → −z changes nothing: the two forwards change places, and g its sign."""
     case = _case(rng)
     g, _, loss = _estimate(case, 3, 1e-3)
-    add = original("methods:_add_noise")
+    add = original("engine.methods:_add_noise")
 
     def negated(arrays: dict[str, Array], rng: np.random.Generator, by: float) -> None:
         add(arrays, rng, -by)
 
-    with planted({"methods:_add_noise": negated}):
+    with planted({"engine.methods:_add_noise": negated}):
         mirrored, _, same = _estimate(case, 3, 1e-3)
     yield agree("mezo", "estimate", mirrored, g, np.abs(g).max(), 1e-9)
     yield agree("mezo", "loss", same, loss, abs(loss), 1e-12)

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from mesp_ref.gradients import loss_and_grads
-from mesp_ref.lora import tensor_name
-from mesp_ref.model import Model, logits, loss
+from mesp_ref.api import loss_and_grads
+from mesp_ref.engine.adapter import tensor_name
+from mesp_ref.engine.model import Model, logits, loss
+from mesp_ref.engine.weights import ArrayWeights
 from mesp_ref.ops import IGNORED, Array
 from mesp_ref.verify.properties.claim import agree, exactly, holds
 from mesp_ref.verify.result import Finding
 from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, small_config
-from mesp_ref.weights import ArrayWeights
 
 Tensors = dict[str, Array]
 TABLE = "model.embed_tokens.weight"

@@ -1,0 +1,249 @@
+"""The front door: the gradients of a batch by any method, and a trace of every intermediate."""
+
+import math
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from mesp_ref.engine.adapter import Adapter, check_adapter
+from mesp_ref.engine.inputs import check_batch
+from mesp_ref.engine.methods import METHODS, Gradients, OnGradients, Step, store_all
+from mesp_ref.engine.model import EMBEDDING, Model, layers
+from mesp_ref.engine.weights import ArrayWeights
+from mesp_ref.errors import MespRefError
+from mesp_ref.lean.activations import Checkpoints, open_checkpoints
+from mesp_ref.lean.workers import ALONE, Workers, hire
+from mesp_ref.memory import SCHEDULES, Base, Choice, Schedule, Shapes, choose, parse_size
+from mesp_ref.ops import Array
+
+
+def loss_and_grads(
+    model: Model,
+    adapter: Adapter | None,
+    input_ids: Any,
+    labels: Any,
+    method: str = "mesp",
+    trainable: str = "lora",
+    seed: int = 0,
+    eps: float = 1e-3,
+    on_gradients: OnGradients | None = None,
+    checkpoints: str = "ram",
+    perturbations: int = 1,
+    workers: int = 1,
+) -> tuple[float, Gradients]:
+    """Loss of one batch and its gradients: the one front door to every method.
+
+    Loss      mean cross entropy of the next token over labels ≠ −100; labels are shifted inside
+    Shapes    input_ids, labels [N, T] integers; right padding through labels of −100
+    Returns   the loss and {name: gradient}: PEFT names, and with trainable="all" also the Hugging
+              Face name of every base weight, each gradient of its tensor's shape and dtype
+    method    "store_all", "mebp" and "mesp" are exact and with as many workers agree bit for bit,
+              "mesp_tiled" up to the order of sums; "mezo" estimates from `seed` and `eps`, as a mean
+              over `perturbations` seeds (`perturbation_seeds`), 2 forwards each: see `expected_cosine`
+    on_gradients(layer, grads) receives each block's gradients once dx has been formed from the old
+              parameters, so it may update them in place; the returned dict is then empty. Layer −1
+              is the embedding, num_hidden_layers the final norm and head.
+    checkpoints   "ram", or "disk" for a temporary file (mebp, mesp, mesp_tiled); with "offload"
+              that of mesp_tiled takes q, k, v, the attention output, gate and up, too, and no
+              projection is computed again. At 0.5B the file is 7.6 times as large and a fifth of the
+              arithmetic is saved: faster while the file finds room in the system's page cache
+    workers   threads that share each block (its attention at most num_key_value_heads of them) and the
+              head, with one BLAS thread each; a base weight's gradient in head and embedding is one
+              thread's. They decide the order of sums, and so the last bits
+
+    Raises MespRefError for an unknown method, ids outside the vocabulary, a foreign adapter
+    """
+    if method not in METHODS:
+        raise MespRefError(f"method: found {method!r}, expected one of {', '.join(METHODS)}")
+    if trainable not in ("lora", "all"):
+        raise MespRefError(f"trainable: found {trainable!r}, expected 'lora' or 'all'")
+    if trainable == "lora" and adapter is None:
+        raise MespRefError("adapter: found None, expected an adapter for trainable='lora'")
+    if adapter is not None:
+        check_adapter(adapter, model.config)
+    if not eps > 0:
+        raise MespRefError(f"eps: found {eps!r}, expected a positive number")
+    check_perturbations(perturbations, method)
+    check_workers(workers)
+    check_offload(checkpoints, method)
+    grads: Gradients = {}
+    with open_checkpoints(checkpoints) as stack, hire(workers) as team:
+        step = new_step(
+            model, adapter, *check_batch(model.config, input_ids, labels), stack,
+            on_gradients or (lambda number, found: grads.update(found)),
+            params=trainable == "all", workers=team,
+        )  # fmt: skip
+        if method == "mezo":
+            seeds = perturbation_seeds(seed, perturbations)
+            step = step._replace(parameters=_parameters(step), seeds=seeds, eps=eps)
+        loss = METHODS[method](step)
+    return np.asarray(loss).item(), grads  # a scalar's own item() looks itself up by a new string
+
+
+def check_perturbations(perturbations: int, method: str) -> None:
+    """Raise MespRefError for fewer perturbations than one, or for several without mezo."""
+    if perturbations < 1:
+        raise MespRefError(f"perturbations: found {perturbations}, expected at least 1")
+    if perturbations > 1 and method != "mezo":
+        raise MespRefError(
+            f"perturbations: found {perturbations} with {method}, expected 1: only mezo averages"
+        )
+
+
+def check_workers(workers: int) -> None:
+    """Raise MespRefError for fewer workers than one."""
+    if workers < 1:
+        raise MespRefError(f"workers: found {workers}, expected at least 1")
+
+
+def check_offload(checkpoints: str | None, method: str) -> None:
+    """Raise MespRefError for "offload" where nothing but block inputs can lie on disk."""
+    if checkpoints == "offload" and method != "mesp_tiled":
+        raise MespRefError(
+            f"checkpoints: found 'offload' with {method}, expected 'ram' or 'disk': only mesp_tiled "
+            "offloads activations"
+        )
+
+
+def perturbation_seeds(seed: int, perturbations: int) -> tuple[int, ...]:
+    """The seeds that mezo averages over: `seed` itself, then 64-bit words drawn from it.
+
+    More perturbations keep the seeds of fewer. Not seed + 1, seed + 2, …: a caller who counts
+    `seed` up from step to step would meet the same noise again.
+    """
+    more = np.random.SeedSequence(seed).generate_state(perturbations - 1, np.uint64)
+    return seed, *map(int, more)
+
+
+def expected_cosine(parameters: int, perturbations: int = 1) -> float:
+    """E cos(ĝ, ∇L) of mezo's estimate, as eps → 0, with d parameters and n perturbations.
+
+    Estimate  ĝ = Z·Zᵀ·∇L/n with Z [d,n] of N(0, 1). Split Z along u = ∇L/|∇L| and across it: with
+              a = Zᵀu [n], ĝ is |a|²·u plus a vector across u that given a is |a|·N(0, I_{d−1}). So
+              cos = sqrt(p/(p + q)) with p = χ²_n and q = χ²_{d−1} independent: never negative,
+              and cos² is Beta(n/2, (d−1)/2) distributed, whatever the model
+    Mean      E cos² = n/(n + d − 1);  E cos = Γ((n+1)/2)·Γ((n+d−1)/2) / (Γ(n/2)·Γ((n+d)/2)), for
+              n ≪ d sqrt(2/(π·d)) at n = 1 and about sqrt(n/d) from a few on
+    Source    ĝ is the n-SPSA of Malladi et al. 2023, arXiv 2305.17333, definition 1; a Gaussian has
+              no preferred direction, hence the rest
+    """
+    n, d, ln = perturbations, parameters, math.lgamma
+    return math.exp(ln((n + 1) / 2) - ln(n / 2) + ln((n + d - 1) / 2) - ln((n + d) / 2))
+
+
+def step_shapes(
+    model: Model, adapter: Adapter, batch: int, tokens: int, workers: int = 1
+) -> Shapes:
+    """What the closed form of memory knows of a step on [batch, tokens] ids."""
+    return Shapes(
+        model.config, batch, tokens, adapter.rank, adapter.targets,
+        itemsize=model.dtype.itemsize, base=Base.of(model.weights, model.head), workers=workers,
+    )  # fmt: skip
+
+
+def choose_schedule(
+    model: Model,
+    adapter: Adapter,
+    shape: tuple[int, int],
+    limit: int | str,
+    *,
+    hold_gradients: bool = False,
+    workers: int = 1,
+    schedule: Schedule | None = None,
+    name: str = "memory_limit",
+) -> Choice:
+    """The fastest exact method, and place for its checkpoints, whose step keeps a memory limit.
+
+    A temporary file must find room, too, where such files lie: in TMPDIR, which should not be a tmpfs,
+    whose files are memory.
+
+    Shapes    `shape` is that of input_ids, [N, T]
+    limit     bytes above weights, LoRA parameters and optimiser state: 64_000_000, "64MB", "64MiB"
+    hold_gradients   whether all LoRA gradients live until the step's end, as without on_gradients
+    workers   that would share the blocks
+    schedule  the only one to be considered, whatever room there is
+    Use       method, checkpoints = choose_schedule(...).schedule, both for loss_and_grads
+
+    Raises MespRefError for a malformed limit, and for one that nothing keeps: what would fit
+    """
+    shapes = step_shapes(model, adapter, *shape, workers)
+    return choose(
+        shapes, parse_size(limit, name), hold_gradients=hold_gradients, name=name,
+        schedules=[schedule] if schedule else SCHEDULES,
+        room=math.inf if schedule else _room_for_files(),
+    )  # fmt: skip
+
+
+def _room_for_files() -> int:
+    """Bytes free where temporary files lie; 0 where there is no such place."""
+    try:
+        return shutil.disk_usage(tempfile.gettempdir()).free
+    except OSError:
+        return 0
+
+
+def new_step(
+    model: Model,
+    adapter: Adapter | None,
+    ids: Array,
+    labels: Array,
+    stack: Checkpoints,
+    emit: OnGradients,
+    *,
+    params: bool,
+    workers: Workers = ALONE,
+) -> Step:
+    """A step of a checked batch [N, T], ready for a method."""
+    blocks = layers(model, adapter, 0, ids.shape[1], workers)
+    return Step(model, adapter, ids, labels, blocks, params, emit, stack, workers)
+
+
+def _parameters(step: Step) -> dict[int, Gradients]:
+    """The arrays that mezo perturbs, by the number under which their gradients are handed over."""
+    named: Gradients = {}
+    model, adapter = step.model, step.adapter
+    if step.params:
+        if not isinstance(model.weights, ArrayWeights):
+            raise MespRefError(
+                "model: found mapped read-only weights, expected arrays in memory for mezo with "
+                "trainable='all'; pass mr.read_into_memory(model)"
+            )
+        named |= model.weights.arrays
+    if adapter is not None:
+        named |= adapter.weights
+    blocks: dict[int, Gradients] = {}
+    for name, array in named.items():
+        if array.dtype.kind == "c":
+            raise MespRefError(f"{name}: found {array.dtype}, expected float32 or float64 for mezo")
+        blocks.setdefault(_number(name, model), {})[name] = array
+    return blocks
+
+
+def _number(name: str, model: Model) -> int:
+    """The block a tensor belongs to: −1 is the embedding, num_hidden_layers the norm and head."""
+    if ".layers." in name:
+        return int(name.split(".layers.")[1].split(".")[0])
+    return -1 if name == EMBEDDING else model.config.num_hidden_layers
+
+
+def trace(model: Model, adapter: Adapter | None, input_ids: Any, labels: Any) -> Gradients:
+    """Every named intermediate of one step, forward and backward, in execution order.
+
+    Names     a tensor has the name of the module that puts it out, model.layers.0.self_attn.q_proj;
+              what an op holds inside stands behind it: ….attention.p, ….q_proj.h, ….swiglu.silu;
+              the gradient with respect to it is <name>.grad, that of a parameter <parameter>.grad
+    Returns   {name: array}, from model.embed_tokens through loss to the gradients of layer 0
+    Raises    MespRefError as loss_and_grads does
+    """
+    ids, targets = check_batch(model.config, input_ids, labels)
+    named: Gradients = {}
+
+    def emit(index: int, grads: Gradients) -> None:
+        named.update({f"{name}.grad": grad for name, grad in grads.items()})
+
+    with open_checkpoints("ram") as stack:
+        step = new_step(model, adapter, ids, targets, stack, emit, params=True)
+        store_all(step._replace(tap=named.__setitem__))
+    return named

@@ -1,0 +1,1 @@
+"""What strangers wrote and what we write: checkpoints, adapters, tokenizers, 4-bit, GGUF."""

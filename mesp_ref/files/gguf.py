@@ -1,0 +1,212 @@
+"""GGUF files of llama and qwen2 models: metadata, tensors under their Hugging Face names.
+
+Two things differ from a Qwen2 checkpoint in a llama file: it has no q/k/v biases, and llama.cpp
+stores the rows of q and k in the order of interleaved RoPE. Needs the `gguf` package.
+"""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.gguf_layout import check_layout
+from mesp_ref.files.strict import open_regular
+from mesp_ref.ops import Array
+
+ARCHITECTURES = ("llama", "qwen2")
+TYPES = ("F32", "F16", "Q8_0", "Q4_1")
+
+# GGUF name of a module -> Hugging Face name; those of a block stand under model.layers.N.
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": PROJECTIONS["q_proj"],
+    "attn_k": PROJECTIONS["k_proj"],
+    "attn_v": PROJECTIONS["v_proj"],
+    "attn_output": PROJECTIONS["o_proj"],
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": PROJECTIONS["gate_proj"],
+    "ffn_up": PROJECTIONS["up_proj"],
+    "ffn_down": PROJECTIONS["down_proj"],
+}
+
+
+class Tensor(NamedTuple):
+    """A tensor in its file's blocks, one row of bytes (or numbers) per row of the matrix."""
+
+    data: Array
+    kind: str  # F32, F16, Q8_0 or Q4_1
+    shape: tuple[int, ...]
+
+    def dequantize(self, a: int, b: int) -> Array:
+        """Rows a … b−1 in float32: Q4_1 is d·q + m, Q8_0 is d·q, as ggml computes them."""
+        from gguf import GGMLQuantizationType, dequantize
+
+        w: Array = dequantize(self.data[a:b], GGMLQuantizationType[self.kind])
+        return w.astype(np.float32, copy=False)
+
+
+class Gguf:
+    """An open GGUF file; `file[key]` is a value of its metadata.
+
+    Raises MespRefError for a file that is missing, truncated, not GGUF or of another architecture,
+    and, key by key, for metadata that is missing.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._reader = _open(self.path)
+        self.architecture = self.expect("general.architecture", *ARCHITECTURES)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value of the metadata, `default` where the file has none."""
+        field = self._reader.get_field(key)
+        try:
+            return default if field is None else field.contents()
+        except Exception as error:  # the package trusts the file
+            raise MespRefError(
+                f"{self.path}: {key}: not readable ({shown(str(error))}); damaged, fetch the file again"
+            ) from None
+
+    def __getitem__(self, key: str) -> Any:
+        if self._reader.get_field(key) is None:
+            raise MespRefError(f"{self.path}: {key}: missing, expected in the GGUF metadata")
+        return self.get(key)
+
+    def expect(self, key: str, *allowed: str) -> str:
+        """The value of `key`, one of those allowed."""
+        found: str = self[key]
+        if found not in allowed:
+            expected = " or ".join(map(repr, allowed))
+            raise MespRefError(f"{self.path}: {key}: found {shown(found)}, expected {expected}")
+        return found
+
+    def list_of(self, key: str, kind: type) -> list[Any]:
+        """The list at `key`, all of whose elements are of one type."""
+        found = self[key]
+        if not isinstance(found, list) or not all(type(item) is kind for item in found):
+            raise MespRefError(
+                f"{self.path}: {key}: found {shown(found)}, expected a list of {kind.__name__}"
+            )
+        return found
+
+    def config(self) -> Qwen2Config:
+        """The config of the Qwen2 model that computes what the file describes.
+
+        Raises MespRefError for scaled RoPE, which the engine does not compute.
+        """
+
+        def read(key: str, most: float = 2**31) -> Any:
+            value = self[f"{self.architecture}.{key}"]
+            if not isinstance(value, (int, float)) or not 0 < value <= most:
+                raise MespRefError(
+                    f"{self.path}: {self.architecture}.{key}: found {shown(value)}, expected a "
+                    f"number between 0 and {most}"
+                )
+            return value
+
+        scaling = self.get(f"{self.architecture}.rope.scaling.type", "none")
+        if scaling != "none":
+            raise MespRefError(
+                f"{self.path}: {self.architecture}.rope.scaling.type: found {shown(scaling)}, expected "
+                "'none'; scaled RoPE is not computed"
+            )
+        hidden, heads = read("embedding_length"), read("attention.head_count")
+        head_dim = self.get(f"{self.architecture}.attention.key_length", hidden // heads)
+        theta = self.get(f"{self.architecture}.rope.freq_base", 10_000.0)
+        if isinstance(theta, int):
+            theta = float(theta)
+        return Qwen2Config(
+            vocab_size=len(self.list_of("tokenizer.ggml.tokens", str)),
+            hidden_size=hidden,
+            intermediate_size=read("feed_forward_length"),
+            num_hidden_layers=read("block_count", len(self._reader.tensors)),
+            num_attention_heads=heads,
+            num_key_value_heads=self.get(f"{self.architecture}.attention.head_count_kv", heads),
+            head_dim=head_dim,
+            # stored in float32: take the shortest decimal that rounds to it (1e-05)
+            rms_norm_eps=float(str(np.float32(read("attention.layer_norm_rms_epsilon")))),
+            rope_theta=theta,
+            max_position_embeddings=read("context_length"),
+            tie_word_embeddings=all(t.name != "output.weight" for t in self._reader.tensors),
+            bos_token_id=self.get("tokenizer.ggml.bos_token_id"),
+            eos_token_id=self.get("tokenizer.ggml.eos_token_id"),
+            source=str(self.path),
+        )
+
+    def tensors(self, config: Qwen2Config) -> dict[str, Tensor]:
+        """Every tensor of the Qwen2 checkpoint that the file has, rows of q and k in Qwen2's order.
+
+        Raises MespRefError naming the tensor for one of an unsupported type, of another shape or
+        without a counterpart in Qwen2, and for one that is missing.
+        """
+        shapes, tensors = config.weight_shapes(), dict[str, Tensor]()
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        for stored in self._reader.tensors:
+            name, kind = _hugging_face_name(stored.name), stored.tensor_type.name
+            shape = tuple(int(n) for n in reversed(stored.shape))
+            where = f"{self.path}: {stored.name}"
+            if name not in shapes:
+                raise MespRefError(f"{where}: found, expected no such tensor in a Qwen2 model")
+            if kind not in TYPES:
+                raise MespRefError(f"{where}: type: found {kind}, expected {', '.join(TYPES)}")
+            if shape != shapes[name]:
+                raise MespRefError(
+                    f"{where}: shape: found {list(shape)}, expected {list(shapes[name])}"
+                )
+            data, projection = stored.data, name.split(".")[-2]
+            if self.architecture == "llama" and projection in heads:
+                data = halves_from_interleaved(data, heads[projection])
+            tensors[name] = Tensor(data, kind, shape)
+        for name in shapes:
+            optional = self.architecture == "llama" and name.endswith(".bias")
+            if name not in tensors and not optional:
+                raise MespRefError(f"{self.path}: {name}: missing, expected {list(shapes[name])}")
+        return tensors
+
+
+def _open(path: Path) -> Any:
+    """A GGUFReader, or the reason why there is none in one line."""
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise MespRefError(
+            "GGUF files need the gguf package: pip install 'mesp-ref[convert]'"
+        ) from None
+    if not path.is_file():
+        raise MespRefError(f"{path}: not found, expected a GGUF file")
+    with open_regular(path) as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise MespRefError(f"{path}: starts with {magic!r}, expected a GGUF file (b'GGUF')")
+    check_layout(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # sizes that overflow are refused by name
+            return GGUFReader(path)
+    except Exception as error:  # the package trusts the file
+        raise MespRefError(
+            f"{path}: not readable as GGUF ({shown(str(error))}); truncated or damaged, fetch it again"
+        ) from None
+
+
+def _hugging_face_name(name: str) -> str:
+    """The Hugging Face name of a tensor; the name itself where Qwen2 has no such tensor."""
+    block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if block and block[2] in _BLOCK:
+        return f"model.layers.{block[1]}.{_BLOCK[block[2]]}.{block[3]}"
+    module, _, kind = name.rpartition(".")
+    return f"{_TOP[module]}.{kind}" if module in _TOP else name
+
+
+def halves_from_interleaved(w: Array, heads: int) -> Array:
+    """Reorder rows of a q or k projection from interleaved to half-split RoPE.
+
+    Within each head, row 2j of the file is component j and row 2j + 1 is component j + D/2.
+    Shapes    w [heads·D, …] -> [heads·D, …]; the rows may be packed
+    """
+    half = w.shape[0] // heads // 2
+    return w.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(w.shape)

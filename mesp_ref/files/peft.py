@@ -1,0 +1,149 @@
+"""PEFT adapter directories: adapter_config.json and adapter_model.safetensors, read and written."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from mesp_ref.engine.adapter import Adapter, check_adapter, check_rank, parse_targets
+from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+from mesp_ref.engine.weights import compute_dtype
+from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.output import write_aside
+from mesp_ref.files.safetensors import MappedFile
+from mesp_ref.files.strict import inside, read_object
+from mesp_ref.ops import Array
+
+_TENSOR = re.compile(r"base_model\.model\.model\.layers\.([0-9]{1,6})\.(.+)\.lora_(A|B)\.weight")
+
+
+def save_adapter(adapter: Adapter, path: str | Path) -> None:
+    """Write a PEFT directory: adapter_model.safetensors and adapter_config.json.
+
+    Each file appears whole or not at all. float32 and float64 are stored as they are.
+    """
+    directory = Path(path)
+    tensors = {name: np.ascontiguousarray(array) for name, array in adapter.weights.items()}
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_model_name_or_path,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": list(adapter.targets),
+        "use_rslora": adapter.use_rslora,
+        "use_dora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "revision": None,
+    }
+    with write_aside(directory / "adapter_config.json") as aside:
+        aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # The weights last: a save of the same run that fails leaves the adapter of the save before.
+    with write_aside(directory / "adapter_model.safetensors") as aside:
+        save_file(tensors, aside, metadata={"format": "pt"})
+
+
+# Features of PEFT that change the mathematics, and the values that mean "not used".
+_UNUSED: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "layers_to_transform": (None, []),
+    "lora_bias": (False, None),
+    "trainable_token_indices": (None, []),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    # Others (pissa, olora, corda, loftq, …) also changed the base weights they were made from.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
+}
+
+
+def _read_adapter_config(file: Path) -> dict[str, Any]:
+    """adapter_config.json, refused by field where it asks for what the engine does not compute."""
+    values = read_object(file, "a PEFT adapter directory")
+    if values.get("peft_type") != "LORA":
+        raise MespRefError(
+            f"{file}: peft_type: found {shown(values.get('peft_type'))}, expected 'LORA'"
+        )
+    for name, unused in _UNUSED.items():
+        if values.get(name) not in unused:
+            raise MespRefError(
+                f"{file}: {name}: found {shown(values[name])}, expected {unused[0]!r}; "
+                "the engine computes plain LoRA only"
+            )
+    check_rank(values.get("r"), values.get("lora_alpha"), f"{file}: r")
+    return values
+
+
+def load_adapter(
+    path: str | Path, dtype: Any = "float32", config: Qwen2Config | None = None
+) -> Adapter:
+    """Read a PEFT directory into writable arrays.
+
+    With `config` the adapter is held against that model, so that an adapter of another model is
+    refused here and not in the middle of a GEMM.
+
+    Raises MespRefError naming the file and the field or tensor.
+    """
+    directory, wanted = Path(path), compute_dtype(dtype)
+    values = _read_adapter_config(inside(directory, "adapter_config.json"))
+    file = MappedFile(inside(directory, "adapter_model.safetensors"))
+    weights = {}
+    for name in file:
+        match = _TENSOR.fullmatch(name)
+        if match is None or match[2] not in PROJECTIONS.values():
+            raise MespRefError(
+                f"{file.path}: {name}: found, expected "
+                "base_model.model.model.layers.N.<projection>.lora_A|lora_B.weight"
+            )
+        weights[name] = read_matrix(file, name).astype(wanted)  # a writable copy
+    targets = [t for t, p in PROJECTIONS.items() if any(f".{p}.lora_" in name for name in weights)]
+    base = values.get("base_model_name_or_path")
+    adapter = Adapter(
+        values["r"], float(values["lora_alpha"]), parse_targets(targets),
+        bool(values.get("use_rslora")), weights, base if isinstance(base, str) else None,
+    )  # fmt: skip
+    check_pairs(adapter, file.path)
+    if config is not None:
+        check_adapter(adapter, config, str(file.path))
+    return adapter
+
+
+def read_matrix(file: MappedFile, name: str) -> Array:
+    """A tensor as stored; MespRefError for one that is no matrix of a floating type."""
+    raw = file.raw(name)
+    if raw.ndim != 2 or raw.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise MespRefError(
+            f"{file.path}: {name}: found {raw.dtype} {list(raw.shape)}, expected a matrix of a "
+            "floating type"
+        )
+    return raw
+
+
+def check_pairs(adapter: Adapter, file: Path) -> None:
+    """Every A has its B, and both have the rank of the configuration."""
+    for name, array in adapter.weights.items():
+        is_a = name.endswith("lora_A.weight")
+        partner = name.replace("lora_A", "lora_B") if is_a else name.replace("lora_B", "lora_A")
+        if partner not in adapter.weights:
+            raise MespRefError(f"{file}: {partner}: missing, expected beside {name}")
+        if array.ndim != 2 or array.shape[0 if is_a else 1] != adapter.rank:
+            raise MespRefError(
+                f"{file}: {name}: shape: found {list(array.shape)}, expected rank {adapter.rank} "
+                "as adapter_config.json says"
+            )

@@ -1,0 +1,47 @@
+"""The tokenizer of a checkpoint directory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.strict import inside, read_bytes
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_LIMIT = 1 << 28  # bytes; Qwen2.5's has 7 MB
+
+
+def load_tokenizer(path: str | Path) -> "Tokenizer":
+    """The tokenizer.json of a checkpoint directory, without truncation or padding of its own.
+
+    Raises MespRefError when the file is missing or is not a tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    file = inside(path, "tokenizer.json")
+    if not file.is_file():
+        raise MespRefError(
+            f"{file}: not found, expected the model's tokenizer; copy it beside config.json"
+        )
+    with reasons(f"{file}: not a tokenizer"):
+        tokenizer = Tokenizer.from_buffer(read_bytes(file, _LIMIT))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return tokenizer
+
+
+@contextmanager
+def reasons(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside the tokenizers package, as a MespRefError that begins with `what`.
+
+    The package raises bare Exception for what it cannot parse, and its panics are no Exception.
+    """
+    try:
+        yield
+    except (MespRefError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise MespRefError(f"{what}: {shown(' '.join(str(error).split()))}") from None

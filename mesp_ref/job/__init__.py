@@ -1,0 +1,1 @@
+"""A run: its directory, its state, resuming, evaluation, limits, curves."""

@@ -1,0 +1,46 @@
+"""A run within a memory limit: its method and checkpoints from the memory dial."""
+
+import dataclasses
+
+from mesp_ref.api import choose_schedule, step_shapes
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.model import Model
+from mesp_ref.memory import PEAKS, Choice, Schedule
+from mesp_ref.train.trainer import TrainConfig
+
+
+def within(
+    limit: str | int,
+    train: TrainConfig,
+    model: Model,
+    adapter: Adapter,
+    schedule: Schedule | None = None,
+) -> tuple[TrainConfig, Choice]:
+    """The same run with the fastest method that keeps the limit, and why it is that one.
+
+    The limit is on bytes above weights, LoRA parameters and optimiser state. Clipping and
+    accumulation hold all LoRA gradients until the step's end, and that is counted. A run that goes
+    on keeps its `schedule`, whatever room there is for files by now.
+
+    Raises MespRefError for a malformed limit, and for one that no exact method keeps
+    """
+    choice = choose_schedule(
+        model, adapter, (train.batch_size, train.seq_len), limit,
+        hold_gradients=not train.per_block, workers=train.workers, name="--memory-limit",
+        schedule=schedule,
+    )  # fmt: skip
+    method, checkpoints = choice.schedule
+    return dataclasses.replace(train, method=method, checkpoints=checkpoints), choice
+
+
+def sampling_need(tokens: int, model: Model, adapter: Adapter) -> int:
+    """Bytes at most to continue a prompt up to `tokens` tokens in all.
+
+    The forward over them, all keys and values, and scores of the vocabulary with the head they are
+    made from, which is decoded whole unless it is a view of its file.
+    """
+    shapes = step_shapes(model, adapter, 1, tokens)
+    forward = max(peak.total for peak in PEAKS["mezo"](shapes))
+    v, c = model.config.vocab_size, model.config.hidden_size
+    head = shapes.decoded(shapes.base.head, v, c) + 4 * v * shapes.itemsize
+    return forward + head + 2 * shapes.k * model.config.num_hidden_layers

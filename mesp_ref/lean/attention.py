@@ -1,0 +1,120 @@
+"""Causal grouped-query attention over query tiles: no [Tq, Tk] array ever exists."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from mesp_ref.ops._array import Array
+from mesp_ref.ops._tiles import query_tile, tiles, view, widest
+from mesp_ref.ops.softmax import causal_mask
+
+
+class AttentionRes(NamedTuple):
+    """Residuals of tiled attention. From lse, one number a row, a probability is rebuilt at once."""
+
+    q: Array  # [N, Tq, H, D]
+    k: Array  # [N, Tk, G, D]
+    v: Array  # [N, Tk, G, D]
+    o: Array  # [N, Tq, H, D]
+    lse: Array  # [N, Tq, H], log Σ_j exp(s_ij) over visible j
+
+
+class _Tile(NamedTuple):
+    """One query tile of one key/value head: where its rows and its visible keys are."""
+
+    queries: tuple[int, slice, slice]  # index into [N, T, H, ...]
+    keys: tuple[int, slice, int]  # index into [N, Tk, G, D]
+    size: int  # queries
+    visible: int  # keys
+
+
+def _tiles(q: Array, k: Array, tile: int) -> Iterator[_Tile]:
+    """Walk the query tiles of every key/value head; a tile ends where its last query sees."""
+    (n, tq, heads, _), (_, tk, groups, _) = q.shape, k.shape
+    share = heads // groups
+    for i, g in np.ndindex(n, groups):
+        for a, b in tiles(tq, tile):
+            seen = b + tk - tq
+            shared = slice(g * share, (g + 1) * share)
+            yield _Tile((i, slice(a, b), shared), (i, slice(0, seen), g), b - a, seen)
+
+
+def _stack(x: Array, at: tuple[int, slice, slice], scratch: Array) -> Array:
+    """The tile's rows (query, head) as one matrix: [t, h, D] -> [t·h, D], copied to scratch."""
+    out = view(scratch, *x[at].shape)
+    out[...] = x[at]
+    return out.reshape(-1, x.shape[-1])
+
+
+def _scores(tile: _Tile, q: Array, k: Array, scratch: Array) -> Array:
+    """q·kᵀ/√D of a tile, −∞ where a key is hidden, as some of the last are: [t·h, visible]."""
+    s = np.matmul(q, k[tile.keys].T, out=view(scratch, len(q), tile.visible))
+    s *= q.shape[-1] ** -0.5
+    diagonal = s.reshape(tile.size, -1, tile.visible)[..., -tile.size :]
+    hidden = ~causal_mask(tile.size, tile.size)[:, None, :]
+    np.copyto(diagonal, diagonal.dtype.type(-np.inf), where=hidden)
+    return s
+
+
+def _scratch(q: Array, k: Array, tile: int, dtype: np.dtype, *arrays: int) -> list[list[Array]]:
+    """Flat scratch: so many arrays for a tile of scores, and so many for a tile of queries."""
+    stacked = widest(q.shape[1], tile) * (q.shape[2] // k.shape[2])
+    sizes = stacked * k.shape[1], stacked * q.shape[3]
+    return [
+        [np.empty(size, dtype) for _ in range(n)] for size, n in zip(sizes, arrays, strict=True)
+    ]
+
+
+def attention(
+    q: Array, k: Array, v: Array, *, tile: int | None = None
+) -> tuple[Array, AttentionRes]:
+    """Every query mixes the values of the keys at or before its position.
+
+    Forward   s = q·kᵀ/√D;  lse_i = log Σ_{j visible} exp(s_ij);  o_i = Σ_j exp(s_ij − lse_i)·v_j
+    Shapes    q [N, Tq, H, D]; k, v [N, Tk, G, D] with H a multiple of G -> o [N, Tq, H, D]
+    Tiles     `tile` queries with their visible keys: half the scores are never formed
+    Source    Dao et al. 2022 for rebuilding probabilities from one number a row
+    """
+    dtype = np.result_type(q, k, v)
+    o, lse = np.empty(q.shape, dtype), np.empty(q.shape[:3], dtype)
+    tile = tile or query_tile(q.shape[2] // k.shape[2], k.shape[1])
+    (scores,), (queries, out) = _scratch(q, k, tile, dtype, 1, 2)
+    for t in _tiles(q, k, tile):
+        p = _scores(t, _stack(q, t.queries, queries), k, scores)
+        top = p.real.max(axis=1, keepdims=True)
+        np.exp(np.subtract(p, top, out=p), out=p)
+        total = p.sum(axis=1, keepdims=True)
+        mixed = np.matmul(p, v[t.keys], out=view(out, len(p), v.shape[-1]))
+        o[t.queries] = np.divide(mixed, total, out=mixed).reshape(t.size, -1, v.shape[-1])
+        lse[t.queries] = (np.log(total) + top).reshape(t.size, -1)
+    return o, AttentionRes(q, k, v, o, lse)
+
+
+def attention_bwd(
+    do: Array, res: AttentionRes, *, tile: int | None = None
+) -> tuple[Array, Array, Array]:
+    """VJP of tiled attention.
+
+    Backward  p = exp(s − lse);  dv = pᵀ·do;  ds = p ⊙ (do·vᵀ − Σ_D do ⊙ o);
+              dq = ds·k/√D;  dk = dsᵀ·q/√D
+              Σ_D do ⊙ o is the Σ_j dp_ij·p_ij of the softmax, since o = p·v.
+    Shapes    do [N, Tq, H, D] -> dq [N, Tq, H, D]; dk, dv [N, Tk, G, D]
+    """
+    q, k, v, o, lse = res
+    dtype = np.result_type(do, *res)
+    dq = np.empty(q.shape, dtype)
+    dk, dv = np.zeros(k.shape, dtype), np.zeros(v.shape, dtype)
+    tile = tile or query_tile(q.shape[2] // k.shape[2], k.shape[1])
+    (scores, slopes), flat = _scratch(q, k, tile, dtype, 2, 3)
+    for t in _tiles(q, k, tile):
+        qt, dot, ot = (_stack(x, t.queries, s) for x, s in zip((q, do, o), flat, strict=True))
+        p = _scores(t, qt, k, scores)
+        np.exp(np.subtract(p, lse[t.queries].reshape(-1, 1), out=p), out=p)
+        dv[t.keys] += p.T @ dot
+        ds = np.matmul(dot, v[t.keys].T, out=view(slopes, *p.shape))
+        ds -= np.einsum("md,md->m", dot, ot)[:, None]
+        ds *= np.multiply(p, q.shape[-1] ** -0.5, out=p)
+        dq[t.queries] = np.matmul(ds, k[t.keys], out=ot).reshape(t.size, -1, q.shape[-1])
+        dk[t.keys] += ds.T @ qt
+    return dq, dk, dv

@@ -1,0 +1,109 @@
+"""The gated MLP with its three LoRA projections, over tiles of its width.
+
+Weights and LoRA matrices carry the letter of their projection: g gate, u up, d down. A projection
+without an adapter has matrices of rank 0.
+"""
+
+import numpy as np
+
+from mesp_ref.lean._mlp_tiles import GateUp, Keep, MlpRes, backward_tiles, product, silu
+from mesp_ref.ops._array import Array, rows
+from mesp_ref.ops._tiles import Matrix, matrix, mlp_width, tiles, view, widest
+
+
+def mlp(
+    x: Array, wg: Matrix | Array, wu: Matrix | Array, wd: Matrix | Array,
+    Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
+    *, s: float, width: int | None = None, keep: Keep | None = None,
+) -> tuple[Array, MlpRes]:  # fmt: skip
+    """Gate, up, the gate between them, and down, without holding any of the three whole.
+
+    Forward   gate = x·Wgᵀ + s·(x·Agᵀ)·Bgᵀ, up alike;  z = silu(gate) ⊙ up;
+              y = Σ_tiles z_tile·Wd[:, tile]ᵀ + s·(Σ_tiles z_tile·Ad[:, tile]ᵀ)·Bdᵀ
+    Shapes    x [..., C]; wg, wu [F, C]; wd [C, F]; A [R, in], B [out, R] -> y [..., C]
+    Tiles     `width` of the F columns, by default mlp_width; the backward must be given the same
+    Keep      `keep` takes gate and up of a tile, which lie in scratch, and returns what outlasts it
+    Source    Shazeer 2020, eq. 6; Hu et al. 2021, eq. 3
+    """
+    x2, wg, wu, wd = rows(x), matrix(wg), matrix(wu), matrix(wd)
+    (m, c), f = x2.shape, wg.shape[0]
+    width = width or mlp_width(m)
+    dtype = np.result_type(x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
+    widths = widest(f, width)
+    scratch, spare = np.empty((2, m * widths), dtype), np.empty(m * max(c, widths), dtype)
+    hg, hu = x2 @ Ag.T * s, x2 @ Au.T * s  # [M, R]
+    hd, y = np.zeros((m, len(Ad)), dtype), np.zeros((m, c), dtype)
+    kept: list[GateUp] = []
+    for a, b in tiles(f, width):
+        z, up = (view(part, m, b - a) for part in scratch)
+        product(x2, wg.rows(a, b).T, hg, Bg[a:b].T, z, spare)
+        gate = keep(z) if keep else z
+        silu(z, up, view(spare, *z.shape))
+        product(x2, wu.rows(a, b).T, hu, Bu[a:b].T, up, spare)
+        if keep:
+            kept.append((gate, keep(up)))
+        z *= up
+        y += np.matmul(z, wd.cols(a, b).T, out=view(spare, m, c))
+        hd += z @ Ad[:, a:b].T
+    y += (hd * s) @ Bd.T
+    return y.reshape(x.shape), MlpRes(x, kept if keep else None)
+
+
+def mlp_bwd(
+    dy: Array, res: MlpRes, wg: Matrix | Array, wu: Matrix | Array, wd: Matrix | Array,
+    Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
+    *, s: float, width: int | None = None,
+) -> tuple[Array, ...]:  # fmt: skip
+    """VJP of mlp in its activation and its LoRA matrices; down_proj is not computed again.
+
+    Backward  per tile, with dgate, dup and z:  dx += dgate·Wg + dup·Wu;  dB[tile] = dgateᵀ·h;
+              dh += dgate·B[tile];  dAd[:, tile] = dhdᵀ·z;  after the last:  dx += s·dh·A;
+              dA = s·dhᵀ·x;  dBd = dyᵀ·(s·Σ_tiles z·Ad[:, tile]ᵀ)
+    Shapes    dy [..., C] -> dx [..., C], dAg, dBg, dAu, dBu, dAd, dBd
+    """
+    x, dy2, wg, wu, wd = rows(res.x), rows(dy), matrix(wg), matrix(wu), matrix(wd)
+    m, c = x.shape
+    width = width or mlp_width(m)
+    dtype = np.result_type(dy, x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
+    hg, hu, dhd = x @ Ag.T * s, x @ Au.T * s, dy2 @ Bd * s  # [M, R]
+    dhg, dhu, hd = np.zeros_like(hg, dtype), np.zeros_like(hu, dtype), np.zeros_like(dhd, dtype)
+    dx, dAd = np.zeros((m, c), dtype), np.empty(Ad.shape, dtype)
+    dBg, dBu = np.empty(Bg.shape, dtype), np.empty(Bu.shape, dtype)
+    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype)
+    for t in walk:
+        at = slice(t.a, t.b)
+        dAd[:, at] = dhd.T @ t.z
+        hd += t.z @ Ad[:, at].T
+        dBg[at], dBu[at] = t.dgate.T @ hg, t.dup.T @ hu
+        dhg += t.dgate @ Bg[at]
+        dhu += t.dup @ Bu[at]
+        dx += np.matmul(t.dgate, t.wg, out=t.spare)
+        dx += np.matmul(t.dup, t.wu, out=t.spare)
+        del t  # and with it the decoded weights
+    for dh, A in ((dhg, Ag), (dhu, Au)):
+        dh *= s
+        dx += dh @ A
+    hd *= s
+    return dx.reshape(dy.shape), dhg.T @ x, dBg, dhu.T @ x, dBu, dAd, dy2.T @ hd
+
+
+def mlp_bwd_params(
+    dy: Array, res: MlpRes, wg: Matrix | Array, wu: Matrix | Array, wd: Matrix | Array,
+    Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
+    *, s: float, width: int | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """VJP of mlp in its base weights.
+
+    Backward  dWg[tile] = dgateᵀ·x;  dWu[tile] = dupᵀ·x;  dWd[:, tile] = dyᵀ·z
+    Shapes    dy [..., C] -> dwg, dwu [F, C], dwd [C, F]
+    """
+    x, dy2, wg, wu, wd = rows(res.x), rows(dy), matrix(wg), matrix(wu), matrix(wd)
+    dtype = np.result_type(dy, x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
+    width = width or mlp_width(len(x))
+    dwg, dwu, dwd = (np.empty(w.shape, dtype) for w in (wg, wu, wd))
+    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype)
+    for t in walk:
+        dwg[t.a : t.b], dwu[t.a : t.b] = t.dgate.T @ x, t.dup.T @ x
+        dwd[:, t.a : t.b] = dy2.T @ t.z
+        del t
+    return dwg, dwu, dwd

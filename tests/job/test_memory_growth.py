@@ -1,0 +1,81 @@
+"""A long run does not grow: 2,000 steps, every byte counted. Slow: some minutes."""
+
+import gc
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mesp_ref as mr
+from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.memory import Ledger, resident
+from mesp_ref.train.rows import Row
+from mesp_ref.train.trainer import TrainConfig, Trainer
+
+CONFIG = Qwen2Config(211, 32, 96, 2, 4, 2, 8)
+STEPS, LOOK = 2000, 500
+
+
+class _Rows:
+    """Rows of random tokens without end."""
+
+    cursor = None
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def take(self, count: int) -> list[Row]:
+        found = [self.rng.integers(0, CONFIG.vocab_size, 24) for _ in range(count)]
+        return [Row(ids, ids) for ids in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoints", ["ram", "disk", "offload"])
+def test_memory_is_flat_over_two_thousand_steps(checkpoints: str, capsys: Any) -> None:
+    """tracemalloc and the ledger of a step are the same after 2,000 steps; RssAnon within 2%."""
+    config = TrainConfig(method="mesp_tiled", steps=3 * STEPS, seq_len=24, checkpoints=checkpoints,
+                         schedule="constant")  # fmt: skip
+    adapter = mr.init_lora(CONFIG, rank=4, b_std=0.1)
+    trainer = Trainer(mr.random_model(CONFIG), adapter, _Rows(), config)  # type: ignore[arg-type]
+    seen = np.zeros((STEPS // LOOK, 3), int)  # tracemalloc between steps, its peak in one, RssAnon
+    resident()  # which imports a codec
+    tracemalloc.start()
+    try:
+        for _ in range(
+            STEPS
+        ):  # caches of CPython and NumPy fill, and all that is in them is traced
+            trainer.advance()
+        first = _ledger(trainer)
+        for look in seen:  # an array made before: notes are memory, too
+            for _ in range(LOOK - 1):
+                trainer.advance()
+            gc.collect()  # which empties CPython's free lists, too: up to 2,000 tuples of a length
+            tracemalloc.reset_peak()
+            trainer.advance()
+            peak = tracemalloc.get_traced_memory()[1]
+            gc.collect()
+            look[:] = tracemalloc.get_traced_memory()[0], peak, resident().anonymous
+    finally:
+        tracemalloc.stop()
+    with capsys.disabled():
+        print(
+            f"\n{checkpoints}, every {LOOK} steps: traced {seen[:, 0].tolist()}, in a step "
+            f"{seen[:, 1].tolist()}, RssAnon {seen[0, 2]} to {seen[-1, 2]}"
+        )
+    arrays = [a.nbytes for a in adapter.weights.values()]
+    assert seen[-1][0] - seen[0][0] < min(arrays)  # not even the smallest array more
+    assert seen[-1][1] - seen[0][1] < min(arrays)
+    assert _ledger(trainer) == first
+    assert seen[-1][2] <= 1.02 * seen[0][2]
+
+
+def _ledger(trainer: Trainer) -> list[tuple[str, int]]:
+    """Every op of a step and the bytes that live when it is called."""
+    model, adapter = trainer.model, trainer.adapter
+    assert adapter is not None
+    optimizer = trainer.optimizer.state_dict().values()
+    weights = [model.weights(name) for name in model.weights.names()]
+    with Ledger([*weights, *adapter.weights.values(), *optimizer]) as ledger:
+        trainer.advance()
+    return [(moment.op, moment.held) for moment in ledger.moments]
