@@ -30,14 +30,12 @@ from common import (
 )
 
 import mesp_ref as mr
-from mesp_ref.api import new_step
+from mesp_ref.api import METHODS, OnGradients, Step, mesp, new_step
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import MESP
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.inputs import check_batch
-from mesp_ref.engine.methods import METHODS, OnGradients, Step, mesp
 from mesp_ref.engine.model import Model
-from mesp_ref.engine.weights import ArrayWeights
 from mesp_ref.files.models import cache_directory
 from mesp_ref.files.output import write_aside
 from mesp_ref.lean.activations import open_checkpoints
@@ -86,7 +84,7 @@ def run(model: Model, adapter: Adapter, ids: Array, variant: str, emit: OnGradie
     if variant == STORE_H:
         with open_checkpoints("ram") as stack:
             batch = check_batch(model.config, ids, ids)
-            step = new_step(model, adapter, *batch, stack, emit, params=False)
+            step = new_step(model, adapter, *batch, emit, params=False, stack=stack)
             mesp_dropping(MESP - {"h"})(step)
         return
     checkpoints = "disk" if variant == DISK else "ram"
@@ -111,10 +109,10 @@ class Peak(NamedTuple):
 def measure_peak(config: Qwen2Config, tokens: int, rank: int, variant: str) -> Peak:
     """The ledger of one step on weights of zeros, which no page of memory is touched for."""
     shapes = config.weight_shapes().items()
-    weights = ArrayWeights({name: np.zeros(shape, np.float32) for name, shape in shapes})
+    weights = {name: np.zeros(shape, np.float32) for name, shape in shapes}
     adapter = mr.init_lora(config, rank, b_std=0.02)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, tokens))
-    owned = [*weights.arrays.values(), *adapter.weights.values(), ids]
+    owned = [*weights.values(), *adapter.weights.values(), ids]
     model, predicted = Model(config, weights), predict(config, tokens, rank, variant)
 
     def found() -> Peak:
@@ -273,5 +271,5 @@ class Bench:
         """Random weights, kept until another shape is asked for."""
         if self._loaded is None or self._loaded[0] != config:
             self._loaded = None
-            self._loaded = config, Model(config, ArrayWeights(random_weights(config)))
+            self._loaded = config, Model(config, random_weights(config))
         return self._loaded[1]

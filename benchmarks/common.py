@@ -23,7 +23,6 @@ from mesp_ref.cli.memory import SHAPES
 from mesp_ref.engine.adapter import Adapter, init_lora
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.model import Model
-from mesp_ref.engine.weights import ArrayWeights
 from mesp_ref.files.output import write_aside
 from mesp_ref.ops import Array
 
@@ -382,7 +381,7 @@ def model_and_batch(
 ) -> tuple[Model, Adapter, Array, Array]:
     """Random float32 model in memory, adapter with B ≠ 0, ids and labels [batch, seq]."""
     config = SHAPES[shape] if isinstance(shape, str) else shape
-    model = Model(config, ArrayWeights(random_weights(config, seed)))
+    model = Model(config, random_weights(config, seed))
     return model, *adapter_and_batch(config, seq, rank, seed, batch)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from scipy.stats import beta
 
 import mesp_ref as mr
-from mesp_ref.api import expected_cosine
 from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.mezo import expected_cosine
 from mesp_ref.engine.model import Model
 from mesp_ref.ops import Array
 

@@ -20,7 +20,7 @@ from pictures import draw_memory, draw_ratios, draw_waterfall
 from prose import tidy
 from waterfall import H, Step, contents, waterfall
 
-from mesp_ref.engine.methods import METHODS
+from mesp_ref.api import METHODS
 from mesp_ref.lean.allocator import keep_freed_memory
 from mesp_ref.memory import Shapes
 

@@ -16,7 +16,7 @@ from common import machine, markdown_table, write_report
 from pictures import Curve, draw_curves
 from prose import tidy
 
-from mesp_ref.engine.methods import METHODS
+from mesp_ref.api import METHODS
 from mesp_ref.lean.allocator import keep_freed_memory
 
 VARIANTS = (*METHODS, DISK)

@@ -32,9 +32,9 @@ from estimates import (
 from race import Curve, Text, open_text, race
 from zeroth_order_page import Results, draw, load, page, save
 
-from mesp_ref.api import perturbation_seeds
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS
+from mesp_ref.engine.mezo import perturbation_seeds
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.models import load_model

@@ -26,8 +26,8 @@ from zeroth_order_pictures import (
     draw_slopes,
 )
 
-from mesp_ref.api import expected_cosine
 from mesp_ref.engine.config import PROJECTIONS
+from mesp_ref.engine.mezo import expected_cosine
 from mesp_ref.errors import MespRefError
 
 SOURCES = {  # by name of model directory, and by digest of the text

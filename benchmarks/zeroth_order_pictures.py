@@ -10,7 +10,7 @@ from estimates import Averages, Slope, cosine_quantiles
 from matplotlib.figure import Figure
 from race import Curve, smooth
 
-from mesp_ref.api import expected_cosine
+from mesp_ref.engine.mezo import expected_cosine
 from mesp_ref.ops import Array
 
 # Okabe & Ito 2008, for seven projections

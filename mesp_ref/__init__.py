@@ -6,12 +6,11 @@ adapter = mr.init_lora(model.config, rank=8, alpha=16.0)
 loss, grads = mr.loss_and_grads(model, adapter, input_ids, labels, method="mesp")
 """
 
-from mesp_ref.api import choose_schedule, loss_and_grads, trace
+from mesp_ref.api import METHODS, choose_schedule, logits, loss, loss_and_grads, trace
 from mesp_ref.engine.adapter import Adapter, init_lora
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.generate import generate
-from mesp_ref.engine.methods import METHODS
-from mesp_ref.engine.model import Model, logits, loss
+from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.merge import merge
 from mesp_ref.files.models import load_model, random_model, read_into_memory

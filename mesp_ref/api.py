@@ -1,22 +1,36 @@
-"""The front door: the gradients of a batch by any method, and a trace of every intermediate."""
+"""What users import: logits, loss, the gradients of a batch by any method, a trace of every tensor."""
 
 import math
 import shutil
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from mesp_ref import ops
 from mesp_ref.engine.adapter import Adapter, check_adapter
-from mesp_ref.engine.inputs import check_batch
-from mesp_ref.engine.methods import METHODS, Gradients, OnGradients, Step, store_all
-from mesp_ref.engine.model import EMBEDDING, Model, layers
-from mesp_ref.engine.weights import ArrayWeights
+from mesp_ref.engine.block import PLAIN
+from mesp_ref.engine.half import Gradients
+from mesp_ref.engine.inputs import check_batch, check_ids, finite
+from mesp_ref.engine.methods import OnGradients, Step, mebp, mesp, store_all
+from mesp_ref.engine.mezo import mezo, perturbation_seeds
+from mesp_ref.engine.model import EMBEDDING, Model, hidden_states, layers, shift
+from mesp_ref.engine.weights import arrays_in_memory
 from mesp_ref.errors import MespRefError
+from mesp_ref.lean import mlp_width
 from mesp_ref.lean.activations import Checkpoints, open_checkpoints
+from mesp_ref.lean.halves_tiled import tiled
+from mesp_ref.lean.mesp_tiled import mesp_tiled
+from mesp_ref.lean.shards import shared, shared_lm_loss
 from mesp_ref.lean.workers import ALONE, Workers, hire
 from mesp_ref.memory import SCHEDULES, Base, Choice, Schedule, Shapes, choose, parse_size
 from mesp_ref.ops import Array
+
+METHODS: dict[str, Callable[[Step], Array]] = {
+    method.__name__: method for method in (store_all, mebp, mesp, mesp_tiled, mezo)
+}
 
 
 def loss_and_grads(
@@ -71,9 +85,9 @@ def loss_and_grads(
     grads: Gradients = {}
     with open_checkpoints(checkpoints) as stack, hire(workers) as team:
         step = new_step(
-            model, adapter, *check_batch(model.config, input_ids, labels), stack,
+            model, adapter, *check_batch(model.config, input_ids, labels),
             on_gradients or (lambda number, found: grads.update(found)),
-            params=trainable == "all", workers=team,
+            params=trainable == "all", method=method, stack=stack, workers=team,
         )  # fmt: skip
         if method == "mezo":
             seeds = perturbation_seeds(seed, perturbations)
@@ -105,32 +119,6 @@ def check_offload(checkpoints: str | None, method: str) -> None:
             f"checkpoints: found 'offload' with {method}, expected 'ram' or 'disk': only mesp_tiled "
             "offloads activations"
         )
-
-
-def perturbation_seeds(seed: int, perturbations: int) -> tuple[int, ...]:
-    """The seeds that mezo averages over: `seed` itself, then 64-bit words drawn from it.
-
-    More perturbations keep the seeds of fewer. Not seed + 1, seed + 2, …: a caller who counts
-    `seed` up from step to step would meet the same noise again.
-    """
-    more = np.random.SeedSequence(seed).generate_state(perturbations - 1, np.uint64)
-    return seed, *map(int, more)
-
-
-def expected_cosine(parameters: int, perturbations: int = 1) -> float:
-    """E cos(ĝ, ∇L) of mezo's estimate, as eps → 0, with d parameters and n perturbations.
-
-    Estimate  ĝ = Z·Zᵀ·∇L/n with Z [d,n] of N(0, 1). Split Z along u = ∇L/|∇L| and across it: with
-              a = Zᵀu [n], ĝ is |a|²·u plus a vector across u that given a is |a|·N(0, I_{d−1}). So
-              cos = sqrt(p/(p + q)) with p = χ²_n and q = χ²_{d−1} independent: never negative,
-              and cos² is Beta(n/2, (d−1)/2) distributed, whatever the model
-    Mean      E cos² = n/(n + d − 1);  E cos = Γ((n+1)/2)·Γ((n+d−1)/2) / (Γ(n/2)·Γ((n+d)/2)), for
-              n ≪ d sqrt(2/(π·d)) at n = 1 and about sqrt(n/d) from a few on
-    Source    ĝ is the n-SPSA of Malladi et al. 2023, arXiv 2305.17333, definition 1; a Gaussian has
-              no preferred direction, hence the rest
-    """
-    n, d, ln = perturbations, parameters, math.lgamma
-    return math.exp(ln((n + 1) / 2) - ln(n / 2) + ln((n + d - 1) / 2) - ln((n + d) / 2))
 
 
 def step_shapes(
@@ -189,15 +177,23 @@ def new_step(
     adapter: Adapter | None,
     ids: Array,
     labels: Array,
-    stack: Checkpoints,
     emit: OnGradients,
     *,
     params: bool,
+    method: str = "store_all",
+    stack: Checkpoints | None = None,
     workers: Workers = ALONE,
 ) -> Step:
-    """A step of a checked batch [N, T], ready for a method."""
-    blocks = layers(model, adapter, 0, ids.shape[1], workers)
-    return Step(model, adapter, ids, labels, blocks, params, emit, stack, workers)
+    """A step of a checked batch [N, T], ready for a method: its halves and its head, shared or not."""
+    if method == "mesp_tiled":
+        keep = stack.keep if stack is not None and stack.offload else None
+        halves = shared(tiled(keep, mlp_width(ids.size, workers.size)), workers, rows=True)
+    else:
+        halves = shared(PLAIN, workers)
+    return Step(
+        model, adapter, ids, labels, layers(model, adapter, 0, ids.shape[1]), params, emit, stack,
+        halves, ops.lm_loss if workers.size == 1 else partial(shared_lm_loss, workers),
+    )  # fmt: skip
 
 
 def _parameters(step: Step) -> dict[int, Gradients]:
@@ -205,12 +201,7 @@ def _parameters(step: Step) -> dict[int, Gradients]:
     named: Gradients = {}
     model, adapter = step.model, step.adapter
     if step.params:
-        if not isinstance(model.weights, ArrayWeights):
-            raise MespRefError(
-                "model: found mapped read-only weights, expected arrays in memory for mezo with "
-                "trainable='all'; pass mr.read_into_memory(model)"
-            )
-        named |= model.weights.arrays
+        named |= arrays_in_memory(model.weights, "mezo with trainable='all'")
     if adapter is not None:
         named |= adapter.weights
     blocks: dict[int, Gradients] = {}
@@ -243,7 +234,32 @@ def trace(model: Model, adapter: Adapter | None, input_ids: Any, labels: Any) ->
     def emit(index: int, grads: Gradients) -> None:
         named.update({f"{name}.grad": grad for name, grad in grads.items()})
 
-    with open_checkpoints("ram") as stack:
-        step = new_step(model, adapter, ids, targets, stack, emit, params=True)
-        store_all(step._replace(tap=named.__setitem__))
+    step, tap = new_step(model, adapter, ids, targets, emit, params=True), named.__setitem__
+    watched = [layer._replace(tap=tap) for layer in step.layers]
+    store_all(step._replace(layers=watched, tap=tap))
     return named
+
+
+def logits(model: Model, input_ids: Any, adapter: Adapter | None = None) -> Array:
+    """Scores of every next token.
+
+    Forward   z = norm(blocks(embed(ids)))·Eᵀ, with E the embedding table (tied) or lm_head
+    Shapes    input_ids [N, T] -> [N, T, V] in the model's dtype
+    Raises    MespRefError for ids outside the vocabulary
+    """
+    ids = check_ids(model.config, input_ids)
+    n = hidden_states(model, ids, layers(model, adapter, 0, ids.shape[1]))
+    return ops.linear(n, model.weights[model.head])[0]
+
+
+def loss(model: Model, adapter: Adapter | None, input_ids: Any, labels: Any) -> float:
+    """Mean cross entropy of the next token over labels ≠ −100, forward only.
+
+    Shapes    input_ids, labels [N, T]; labels are shifted inside, as in Hugging Face
+    Raises    MespRefError as `logits` does, for labels of another shape, and for a loss that is not
+              finite
+    """
+    ids, targets = check_batch(model.config, input_ids, labels)
+    n = hidden_states(model, ids, layers(model, adapter, 0, ids.shape[1]))
+    value, _ = ops.lm_loss(n, model.weights[model.head], shift(targets), drop=frozenset({"dx"}))
+    return finite("loss", value.item())

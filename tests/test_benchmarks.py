@@ -67,7 +67,7 @@ def test_gemms_are_those_that_the_engine_does(
     method: str, checkpoints: str, seq: int, counting: Counter[tuple[int, int, int]]
 ) -> None:
     model, adapter, ids, labels = common.model_and_batch(CONFIG, seq, rank=3, batch=2)
-    arrays = {name: w.view(Counting) for name, w in model.weights.arrays.items()}  # type: ignore[attr-defined]
+    arrays = {name: w.view(Counting) for name, w in model.weights.items()}  # type: ignore[attr-defined]
     model = mr.Model(model.config, type(model.weights)(arrays))  # type: ignore[call-arg]
     for name, w in adapter.weights.items():
         adapter.weights[name] = w.view(Counting)
@@ -88,7 +88,7 @@ def test_gemms_of_the_variants(
     variant: str, small_cell: cells.Cell, counting: Counter[tuple[int, int, int]]
 ) -> None:
     model, adapter, ids, _ = common.model_and_batch(CONFIG, 21, rank=3)
-    arrays = {name: w.view(Counting) for name, w in model.weights.arrays.items()}  # type: ignore[attr-defined]
+    arrays = {name: w.view(Counting) for name, w in model.weights.items()}  # type: ignore[attr-defined]
     model = mr.Model(model.config, type(model.weights)(arrays))  # type: ignore[call-arg]
     for name, w in adapter.weights.items():
         adapter.weights[name] = w.view(Counting)

@@ -13,7 +13,6 @@ import pytest
 import mesp_ref as mr
 from mesp_ref import lean as tiled
 from mesp_ref import ops
-from mesp_ref.engine.weights import ArrayWeights
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.verify import equations
 from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, small_config
@@ -198,9 +197,8 @@ def test_weights_that_are_not_finite_stop_what_they_reach(
     rng = np.random.default_rng(3)
     config = small_config(tied=False)
     model = sample_model(rng, config, "float32")
-    assert isinstance(model.weights, ArrayWeights)
-    model.weights.arrays[name][1, :] = bad
-    save_checkpoint(config, model.weights.arrays, tmp_path)
+    model.weights[name][1, :] = bad
+    save_checkpoint(config, model.weights, tmp_path)
     ids = np.ones((1, 4), np.int64)
     for loaded in (model, mr.load_model(tmp_path)):
         with np.errstate(all="ignore"):

@@ -3,9 +3,9 @@
 import argparse
 from typing import Any
 
+from mesp_ref.api import METHODS
 from mesp_ref.cli.options import add_command, add_data, add_json, add_lora, add_model, print_json
 from mesp_ref.cli.progress import Progress
-from mesp_ref.engine.methods import METHODS
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import EVAL_EVERY, RECIPE
 from mesp_ref.job.directory import Event

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from mesp_ref.api import METHODS
 from mesp_ref.cli.options import (
     add_command,
     add_data,
@@ -17,7 +18,6 @@ from mesp_ref.cli.options import (
     print_json,
 )
 from mesp_ref.engine.adapter import Adapter, init_lora, parse_targets
-from mesp_ref.engine.methods import METHODS
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.models import load_model

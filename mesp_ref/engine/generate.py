@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.engine.adapter import Adapter, check_adapter
-from mesp_ref.engine.inputs import finite
-from mesp_ref.engine.model import Model, check_ids, hidden_states
+from mesp_ref.engine.inputs import check_ids, finite
+from mesp_ref.engine.model import Model, hidden_states, layers
 from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array, linear
 
@@ -140,8 +140,11 @@ def _run(
     texts: list[list[int]] = [[] for _ in ids]
     alive = np.arange(len(ids))
     for _ in range(max_new_tokens):
-        n = hidden_states(model, ids, adapter, caches)[:, -1]  # [N, C]
-        scores, _ = linear(n, model.weights(model.head))
+        start = caches[0].length
+        blocks = layers(model, adapter, start, start + ids.shape[1])
+        blocks = [b._replace(past=cache) for b, cache in zip(blocks, caches, strict=True)]
+        n = hidden_states(model, ids, blocks)[:, -1]  # [N, C]
+        scores, _ = linear(n, model.weights[model.head])
         tokens = [pick(z, rngs[i]) for z, i in zip(scores, alive, strict=True)]
         for i, token in zip(alive, tokens, strict=True):
             texts[i].append(token)

@@ -1,20 +1,28 @@
-"""What one block computes with, whole or a worker's part of it."""
+"""What one block computes with, beside its input."""
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
 
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.weights import Weights
-from mesp_ref.lean.shards import Cuts, PartWeights, part_adapter
-from mesp_ref.lean.workers import ALONE, Workers
-from mesp_ref.ops import Array
+from mesp_ref.ops import Array, Table
 
-Result = TypeVar("Result")
+Weights: TypeAlias = Mapping[str, Table]  # tensors by their Hugging Face names
+Tap: TypeAlias = Callable[[str, Array], object]
+
+
+class KeyValueStore(Protocol):
+    """Earlier keys and values of a sequence being generated."""
+
+    def extend(self, k: Array, v: Array) -> tuple[Array, Array]: ...
+
+
+def untapped(name: str, value: Array) -> None:
+    """The tap that looks at nothing."""
 
 
 class Layer(NamedTuple):
-    """One block's number, its weights and adapter, its angles, and who share it."""
+    """One block's number, sizes, weights and adapter, and the angles of its positions."""
 
     number: int
     config: Qwen2Config
@@ -22,37 +30,28 @@ class Layer(NamedTuple):
     adapter: Adapter | None
     cos: Array  # [T, D/2]
     sin: Array  # [T, D/2]
-    workers: Workers = ALONE
-    share: int = 0  # whose part this is
+    past: KeyValueStore | None = None
+    tap: Tap = untapped  # is shown every intermediate by name: see `trace`
 
     def name(self, part: str) -> str:
+        """Full name of a module of the block: model.layers.N.self_attn.q_proj."""
         return f"model.layers.{self.number}.{part}"
 
-    def key(self, part: str) -> str:
-        """What the residual of a part is called: each worker has its own."""
-        return f"{part} of worker {self.share}" if self.share else part
+    def weight(self, part: str) -> Table:
+        return self.weights[self.name(part) + ".weight"]
 
-    def weight(self, part: str) -> Array:
-        return self.weights(self.name(part) + ".weight")
+    def bias(self, part: str) -> Table | None:
+        """Qwen2 has biases on q, k and v only."""
+        return self.weights.get(self.name(part) + ".bias")
 
-    def parameters(self, part: str) -> tuple[Array, Array | None]:
-        """W and b of a projection; Qwen2 has biases on q, k and v only."""
-        bias = self.name(part) + ".bias"
-        return self.weight(part), self.weights(bias) if bias in self.weights else None
+    def pair(self, part: str) -> tuple[Array, Array] | None:
+        """A and B of a projection; None where it has none."""
+        return self.adapter.pair(self.name(part)) if self.adapter else None
 
-    def parts(self, cut: Callable[[Qwen2Config, int], list[Cuts]]) -> list["Layer"]:
-        """The layer with some of its heads or of its MLP's columns, for each worker."""
-        if self.workers.size == 1:
-            return [self]
-        prefix, found = self.name(""), []
-        for share, cuts in enumerate(cut(self.config, self.workers.size)):
-            weights = PartWeights(self.weights, prefix, cuts)
-            adapter = self.adapter and part_adapter(self.adapter, prefix, cuts)
-            found.append(self._replace(weights=weights, adapter=adapter, share=share))
-        return found
+    @property
+    def scale(self) -> float:
+        """s of the LoRA branches; 1 where there are none."""
+        return self.adapter.scale if self.adapter else 1.0
 
-    def each(
-        self, cut: Callable[[Qwen2Config, int], list[Cuts]], f: Callable[["Layer"], Result]
-    ) -> list[Result]:
-        """f of each worker's part, all at once."""
-        return self.workers.each(f, self.parts(cut))
+    def show(self, part: str, value: Array) -> None:
+        self.tap(self.name(part), value)

@@ -1,7 +1,7 @@
-"""The weight protocol that block and model know, and its simplest source: a dictionary."""
+"""Weights as plain arrays: the types computed in, and the numbers that training starts with."""
 
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -26,67 +26,6 @@ def compute_dtype(dtype: Any) -> np.dtype:
     return found
 
 
-class Weights(Protocol):
-    """Where a model's arrays come from.
-
-    `W(name)` is the whole tensor in the compute dtype. `W.rows` and `W.cols` are tiles of it and
-    `W.lazy(name)` a table that decodes what it is indexed with. Callers never keep what they get
-    beyond the op they pass it to, so a decoded weight dies when that op returns.
-    """
-
-    dtype: np.dtype
-
-    def __call__(self, name: str) -> Array: ...
-    def __contains__(self, name: str) -> bool: ...
-    def lazy(self, name: str) -> Any: ...
-    def rows(self, name: str, a: int, b: int) -> Array: ...
-    def cols(self, name: str, a: int, b: int) -> Array: ...
-    def names(self) -> Iterable[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-
-class LazyWeights:
-    """The protocol over `tables`: anything per name that can be indexed and has a shape."""
-
-    def __init__(self, tables: dict[str, Any], dtype: np.dtype):
-        self.tables, self.dtype = tables, dtype
-
-    def __call__(self, name: str) -> Array:
-        table: Array = self.tables[name][...]
-        return table
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tables
-
-    def lazy(self, name: str) -> Any:
-        """What answers `[ids]` with rows in the compute dtype."""
-        return self.tables[name]
-
-    def rows(self, name: str, a: int, b: int) -> Array:
-        """Rows a … b−1 (output features)."""
-        tile: Array = self.tables[name][a:b]
-        return tile
-
-    def cols(self, name: str, a: int, b: int) -> Array:
-        """Columns a … b−1 (input features)."""
-        tile: Array = self.tables[name][:, a:b]
-        return tile
-
-    def names(self) -> Iterable[str]:
-        return self.tables.keys()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tables[name].shape)
-
-
-class ArrayWeights(LazyWeights):
-    """Weights that are plain arrays in memory: writable, so that every one can be trained."""
-
-    def __init__(self, arrays: dict[str, Array]):
-        super().__init__(arrays, next(iter(arrays.values())).dtype)
-        self.arrays = arrays
-
-
 def random_arrays(
     config: Qwen2Config, *, seed: int = 0, dtype: Any = "float32", std: float = 0.02
 ) -> dict[str, Array]:
@@ -104,4 +43,18 @@ def random_arrays(
             arrays[name] = np.zeros(shape, wanted)
         else:
             arrays[name] = (rng.standard_normal(shape) * std).astype(wanted)
+    return arrays
+
+
+def arrays_in_memory(weights: Mapping[str, Any], what: str) -> dict[str, Array]:
+    """The weights themselves, where all of them are writable arrays.
+
+    Raises MespRefError for mapped ones, which can be read only
+    """
+    arrays = {n: w for n, w in weights.items() if isinstance(w, np.ndarray) and w.flags.writeable}
+    if len(arrays) < len(weights):
+        raise MespRefError(
+            f"model: found mapped read-only weights, expected arrays in memory for {what}; pass "
+            "mr.read_into_memory(model)"
+        )
     return arrays

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.weights import LazyWeights, compute_dtype
+from mesp_ref.engine.weights import compute_dtype
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.affine import Quantization, is_packed, open_quantized, part_names
 from mesp_ref.files.config import config_fields, read_config
@@ -76,7 +76,9 @@ def _stored(name: str, shape: tuple[int, ...], file: MappedFile, dtype: np.dtype
     return Stored(raw, dtype, file.check_unchanged)
 
 
-def open_checkpoint(path: str | Path, dtype: Any = "float32") -> tuple[Qwen2Config, LazyWeights]:
+def open_checkpoint(
+    path: str | Path, dtype: Any = "float32"
+) -> tuple[Qwen2Config, dict[str, Stored | Quantized]]:
     """Map a checkpoint directory: config.json with model.safetensors or its shards.
 
     Stored float16, bfloat16, float32 or float64 is decoded to `dtype` when an op asks for it;
@@ -107,7 +109,7 @@ def open_checkpoint(path: str | Path, dtype: Any = "float32") -> tuple[Qwen2Conf
                 f"{held[name].path}: {name}: found, expected no such tensor in a Qwen2 model; "
                 "the engine would ignore it and compute something else"
             )
-    return config, LazyWeights(tables, wanted)
+    return config, tables
 
 
 def save_checkpoint(

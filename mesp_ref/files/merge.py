@@ -18,7 +18,7 @@ class _Merged(Mapping[str, Array]):
         self._model, self._adapter = model, adapter
 
     def __getitem__(self, name: str) -> Array:
-        w = self._model.weights(name)
+        w = self._model.weights[name][...]
         pair = self._adapter.pair(name.removesuffix(".weight"))
         if pair is None:
             return w
@@ -26,10 +26,10 @@ class _Merged(Mapping[str, Array]):
         return w + self._adapter.scale * (B @ A)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._model.weights.names())
+        return iter(self._model.weights)
 
     def __len__(self) -> int:
-        return len(list(self._model.weights.names()))
+        return len(list(self._model.weights))
 
 
 def merge(

@@ -9,7 +9,7 @@ import numpy as np
 
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.model import Model
-from mesp_ref.engine.weights import ArrayWeights, random_arrays
+from mesp_ref.engine.weights import random_arrays
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.checkpoint import open_checkpoint, storage_dtype
@@ -41,14 +41,14 @@ def random_model(
     config: Qwen2Config, *, seed: int = 0, dtype: Any = "float32", std: float = 0.02
 ) -> Model:
     """A model with seeded random weights in memory, ready to be trained from scratch."""
-    return Model(config, ArrayWeights(random_arrays(config, seed=seed, dtype=dtype, std=std)))
+    return Model(config, random_arrays(config, seed=seed, dtype=dtype, std=std))
 
 
 def read_into_memory(model: Model, dtype: Any = None) -> Model:
     """A writable copy of a model, so that every weight can be trained or perturbed."""
-    names = model.weights.names()
-    arrays = {name: np.array(model.weights(name), dtype=dtype) for name in names}
-    return Model(model.config, ArrayWeights(arrays), model.path)
+    names = model.weights
+    arrays = {name: np.array(model.weights[name][...], dtype=dtype) for name in names}
+    return Model(model.config, arrays, model.path)
 
 
 def named_shape(name: str) -> Qwen2Config:

@@ -66,8 +66,8 @@ def quantize_checkpoint(
     dtypes, weights that are packed already or not finite, and an `out` that is not empty
     """
     affine = Affine(bits, group_size)
-    config, weights = open_checkpoint(path)
-    tables: dict[str, Any] = weights.tables
+    config, opened = open_checkpoint(path)
+    tables: dict[str, Any] = dict(opened)
     stored, shapes = _scale_dtype(tables, dtype, path), config.weight_shapes()
     # the rest stays dense, as mlx-lm leaves it
     packed = {n: affine for n, s in shapes.items() if len(s) == 2 and s[1] % group_size == 0}

@@ -165,7 +165,7 @@ def write_checkpoint(
     facts: Mapping[str, Any],
 ) -> None:
     """Weights, configuration, tokenizer, chat template and model card."""
-    arrays = {name: model.weights(name) for name in model.weights.names()}
+    arrays = {name: model.weights[name][...] for name in model.weights}
     save_checkpoint(model.config, arrays, directory)
     tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
     write_json(directory / "tokenizer_config.json", tokenizer_config(options.seq_len))

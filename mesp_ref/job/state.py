@@ -105,8 +105,8 @@ def model_fingerprint(model: Model) -> str:
     """
     digest = hashlib.sha256(json.dumps(config_fields(model.config), sort_keys=True).encode())
     if model.path is None:
-        for name in model.weights.names():
-            flat = np.ascontiguousarray(model.weights(name)).reshape(-1)
+        for name in model.weights:
+            flat = np.ascontiguousarray(model.weights[name][...]).reshape(-1)
             digest.update(flat[:: max(flat.size // _SAMPLES, 1)].tobytes())
         return digest.hexdigest()
     for path in sorted(model.path.glob("*.safetensors")):

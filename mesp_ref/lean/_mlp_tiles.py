@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from mesp_ref.ops._array import Array, rows, sigmoids
-from mesp_ref.ops._tiles import Matrix, tiles, view, widest
+from mesp_ref.ops._array import Array, Table, rows, sigmoids
+from mesp_ref.ops._tiles import tiles, view, widest
 
 GateUp: TypeAlias = tuple[Array, Array]  # gate and up of one tile, [M, b−a] each
 Keep: TypeAlias = Callable[[Array], Array]  # an array in scratch -> its like that outlasts it
@@ -53,7 +53,7 @@ def silu(x: Array, a: Array, b: Array) -> None:
 
 
 def backward_tiles(
-    dy: Array, res: MlpRes, wg: Matrix, wu: Matrix, wd: Matrix,
+    dy: Array, res: MlpRes, wg: Table, wu: Table, wd: Table,
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
     s: float, width: int, dtype: np.dtype,
 ) -> Iterator[MlpTile]:  # fmt: skip
@@ -72,16 +72,16 @@ def backward_tiles(
     for index, (a, b) in enumerate(tiles(wg.shape[0], width)):
         act, slope, z = (view(part, m, b - a) for part in scratch)
         dz, other = view(spare, 2, m, b - a)
-        product(dy, wd.cols(a, b), dhd, Ad[:, a:b], dz, other)
+        product(dy, wd[:, a:b], dhd, Ad[:, a:b], dz, other)
         gate, up = res.kept[index] if res.kept else (act, z)
-        tile_g = wg.rows(a, b)
+        tile_g = wg[a:b]
         if h:
             product(x, tile_g.T, h[0], Bg[a:b].T, gate, other)
         sigmoids(gate, z, slope, other)
         np.multiply(gate, z, out=act)
         slope *= act
         slope += z
-        tile_u = wu.rows(a, b)
+        tile_u = wu[a:b]
         if h:
             product(x, tile_u.T, h[1], Bu[a:b].T, up, other)
         slope *= up  # ∂z/∂gate; ∂z/∂up is act

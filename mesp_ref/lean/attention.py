@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mesp_ref.lean.widths import query_tile
 from mesp_ref.ops._array import Array
-from mesp_ref.ops._tiles import query_tile, tiles, view, widest
+from mesp_ref.ops._tiles import tiles, view, widest
 from mesp_ref.ops.softmax import causal_mask
 
 

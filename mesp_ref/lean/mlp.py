@@ -7,12 +7,13 @@ without an adapter has matrices of rank 0.
 import numpy as np
 
 from mesp_ref.lean._mlp_tiles import GateUp, Keep, MlpRes, backward_tiles, product, silu
-from mesp_ref.ops._array import Array, rows
-from mesp_ref.ops._tiles import Matrix, matrix, mlp_width, tiles, view, widest
+from mesp_ref.lean.widths import mlp_width
+from mesp_ref.ops._array import Array, Table, rows
+from mesp_ref.ops._tiles import tiles, view, widest
 
 
 def mlp(
-    x: Array, wg: Matrix | Array, wu: Matrix | Array, wd: Matrix | Array,
+    x: Array, wg: Table, wu: Table, wd: Table,
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
     *, s: float, width: int | None = None, keep: Keep | None = None,
 ) -> tuple[Array, MlpRes]:  # fmt: skip
@@ -25,8 +26,8 @@ def mlp(
     Keep      `keep` takes gate and up of a tile, which lie in scratch, and returns what outlasts it
     Source    Shazeer 2020, eq. 6; Hu et al. 2021, eq. 3
     """
-    x2, wg, wu, wd = rows(x), matrix(wg), matrix(wu), matrix(wd)
-    (m, c), f = x2.shape, wg.shape[0]
+    x2, f = rows(x), wg.shape[0]
+    m, c = x2.shape
     width = width or mlp_width(m)
     dtype = np.result_type(x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
     widths = widest(f, width)
@@ -36,21 +37,21 @@ def mlp(
     kept: list[GateUp] = []
     for a, b in tiles(f, width):
         z, up = (view(part, m, b - a) for part in scratch)
-        product(x2, wg.rows(a, b).T, hg, Bg[a:b].T, z, spare)
+        product(x2, wg[a:b].T, hg, Bg[a:b].T, z, spare)
         gate = keep(z) if keep else z
         silu(z, up, view(spare, *z.shape))
-        product(x2, wu.rows(a, b).T, hu, Bu[a:b].T, up, spare)
+        product(x2, wu[a:b].T, hu, Bu[a:b].T, up, spare)
         if keep:
             kept.append((gate, keep(up)))
         z *= up
-        y += np.matmul(z, wd.cols(a, b).T, out=view(spare, m, c))
+        y += np.matmul(z, wd[:, a:b].T, out=view(spare, m, c))
         hd += z @ Ad[:, a:b].T
     y += (hd * s) @ Bd.T
     return y.reshape(x.shape), MlpRes(x, kept if keep else None)
 
 
 def mlp_bwd(
-    dy: Array, res: MlpRes, wg: Matrix | Array, wu: Matrix | Array, wd: Matrix | Array,
+    dy: Array, res: MlpRes, wg: Table, wu: Table, wd: Table,
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
     *, s: float, width: int | None = None,
 ) -> tuple[Array, ...]:  # fmt: skip
@@ -61,7 +62,7 @@ def mlp_bwd(
               dA = s·dhᵀ·x;  dBd = dyᵀ·(s·Σ_tiles z·Ad[:, tile]ᵀ)
     Shapes    dy [..., C] -> dx [..., C], dAg, dBg, dAu, dBu, dAd, dBd
     """
-    x, dy2, wg, wu, wd = rows(res.x), rows(dy), matrix(wg), matrix(wu), matrix(wd)
+    x, dy2 = rows(res.x), rows(dy)
     m, c = x.shape
     width = width or mlp_width(m)
     dtype = np.result_type(dy, x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
@@ -88,7 +89,7 @@ def mlp_bwd(
 
 
 def mlp_bwd_params(
-    dy: Array, res: MlpRes, wg: Matrix | Array, wu: Matrix | Array, wd: Matrix | Array,
+    dy: Array, res: MlpRes, wg: Table, wu: Table, wd: Table,
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
     *, s: float, width: int | None = None,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
@@ -97,7 +98,7 @@ def mlp_bwd_params(
     Backward  dWg[tile] = dgateᵀ·x;  dWu[tile] = dupᵀ·x;  dWd[:, tile] = dyᵀ·z
     Shapes    dy [..., C] -> dwg, dwu [F, C], dwd [C, F]
     """
-    x, dy2, wg, wu, wd = rows(res.x), rows(dy), matrix(wg), matrix(wu), matrix(wd)
+    x, dy2 = rows(res.x), rows(dy)
     dtype = np.result_type(dy, x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
     width = width or mlp_width(len(x))
     dwg, dwu, dwd = (np.empty(w.shape, dtype) for w in (wg, wu, wd))

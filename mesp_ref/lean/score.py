@@ -4,9 +4,10 @@ import numpy as np
 
 from mesp_ref import lean as tiled
 from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.block import EVERYTHING, block
 from mesp_ref.engine.inputs import check_batch
-from mesp_ref.engine.model import NORM, Model, embed, head_matrix, layers, shift
-from mesp_ref.lean.halves_tiled import attention_half, mlp_half
+from mesp_ref.engine.model import NORM, Model, embed, layers, shift
+from mesp_ref.lean.halves_tiled import TILED
 from mesp_ref.ops import IGNORED, Array, rmsnorm, rows
 
 
@@ -21,10 +22,10 @@ def score(model: Model, adapter: Adapter | None, ids: Array, labels: Array) -> t
     ids, targets = check_batch(model.config, ids, labels)
     x, y = embed(model, ids), shift(targets).reshape(-1)
     for layer in layers(model, adapter, 0, ids.shape[1]):
-        x, _ = mlp_half(attention_half(x, layer)[0], layer)
+        x = block(x, layer, halves=TILED, drop=EVERYTHING)[0]
     counted = np.flatnonzero(y != IGNORED)
     x = rows(x)[counted]
-    n = rmsnorm(x, model.weights(NORM), eps=model.config.rms_norm_eps)[0]
+    n = rmsnorm(x, model.weights[NORM], eps=model.config.rms_norm_eps)[0]
     losses, first = _head(model, n, y[counted])
     return float(losses.sum()) / max(1, len(counted)), int(np.count_nonzero(first == y[counted]))
 
@@ -34,11 +35,11 @@ def _head(model: Model, n: Array, labels: Array) -> tuple[Array, Array]:
 
     Shapes    n [M,C], labels [M] -> [M], [M]
     """
-    w, m = head_matrix(model), len(n)
+    w, m = model.weights[model.head], len(n)
     top = np.full(m, -np.inf, n.dtype)
     total, z_label, first = np.zeros(m, n.dtype), np.zeros(m, n.dtype), np.zeros(m, np.int64)
     for a, b in tiled.tiles(w.shape[0], tiled.vocabulary_tile(m)):
-        z = n @ w.rows(a, b).T
+        z = n @ w[a:b].T
         here = np.flatnonzero((labels >= a) & (labels < b))
         z_label[here] = z[here, labels[here] - a]
         best = z.argmax(axis=1)

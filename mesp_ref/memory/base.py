@@ -1,12 +1,12 @@
 """How the frozen weights lie in their files, and what decoding them takes."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.weights import Weights
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.checkpoint import storage_dtype
 from mesp_ref.files.quantized import Quantized, rows_at_once
@@ -59,10 +59,9 @@ class Base(NamedTuple):
     vectors: Store = Store()
 
     @classmethod
-    def of(cls, weights: Weights, head: str) -> "Base":
+    def of(cls, weights: Mapping[str, Any], head: str) -> "Base":
         """The base of a model whose head is the tensor `head`."""
-        tables = getattr(weights, "tables", {})
-        return cls(*(_store(tables.get(name)) for name in (_GATE, head, _NORM)))
+        return cls(*(_store(weights.get(name)) for name in (_GATE, head, _NORM)))
 
     @classmethod
     def uniform(cls, config: Qwen2Config, dtype: str, affine: Affine | None = None) -> "Base":

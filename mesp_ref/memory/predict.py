@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mesp_ref import lean as tiled
 from mesp_ref.engine.adapter import adapter_shapes, parse_targets
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
-from mesp_ref.lean.shards import READERS, Cuts, attention_cuts, mlp_cuts, share_rows
+from mesp_ref.lean.shards import READERS, Cuts, attention_cuts, mlp_cuts, ranges, share_rows
 from mesp_ref.memory.base import Base, Store
 
 Parts = dict[str, int]  # name -> bytes
@@ -187,10 +187,10 @@ def _head(s: Shapes, kept: Parts, gradient: bool = True) -> Peak:
     """lm_loss, a tile of the vocabulary at a time; workers have some rows each, or some tiles."""
     c, v, workers = s.config.hidden_size, s.config.vocab_size, s.workers
     by_rows, rows = share_rows(s.counted, workers), s.counted * s.itemsize
-    sums, ranges = (1, [(0, v)]) if by_rows else (workers, tiled.ranges(v, min(workers, v)))
+    sums, cuts = (1, [(0, v)]) if by_rows else (workers, ranges(v, min(workers, v)))
     counted, parts = (-(-s.counted // workers), 1) if by_rows else (s.counted, workers)
     width = tiled.vocabulary_tile(counted, parts)
-    tile = max(tiled.widest(b - a, width) for a, b in ranges)
+    tile = max(tiled.widest(b - a, width) for a, b in cuts)
     held = s.always() | kept | {"labels": s.rows * 8, "head input": s.x}
     added = {
         "logits of a tile": sums * rows * tile,

@@ -9,7 +9,7 @@ V vocabulary, R rank; the gradient of `x` is `dx`. Compute types are float32, fl
 complex128, the same out as in. Ops are pure: no input is ever changed.
 """
 
-from mesp_ref.ops._array import NOTHING, Array, rows
+from mesp_ref.ops._array import NOTHING, Array, Table, rows
 from mesp_ref.ops.attention import AttentionRes, attention, attention_bwd
 from mesp_ref.ops.cross_entropy import IGNORED, CrossEntropyRes, cross_entropy, cross_entropy_bwd
 from mesp_ref.ops.embedding import EmbeddingRes, embedding, embedding_bwd_params

@@ -1,6 +1,6 @@
-"""What every op shares: the array type, rows of a stack, and a sigmoid that is safe everywhere."""
+"""What every op shares: arrays and weights, rows of a stack, and a sigmoid that is safe everywhere."""
 
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,20 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[Any]
 
 NOTHING: frozenset[str] = frozenset()
+
+
+class Table(Protocol):
+    """A weight as ops see it: an array, or whatever answers an index with one of the compute dtype.
+
+    `w[...]` is the whole, `w[a:b]` some rows, `w[:, a:b]` some columns, `w[ids]` chosen rows. An op
+    asks for no more than it needs and keeps nothing, so a decoded weight dies inside the op.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def __getitem__(self, index: Any, /) -> Array: ...
 
 
 def rows(x: Array) -> Array:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mesp_ref.ops._array import Array
+from mesp_ref.ops._array import Array, Table
 
 
 class EmbeddingRes(NamedTuple):
@@ -13,17 +13,16 @@ class EmbeddingRes(NamedTuple):
     ids: Array  # [...] integers
 
 
-def embedding(ids: Array, w: Array) -> tuple[Array, EmbeddingRes]:
+def embedding(ids: Array, w: Table) -> tuple[Array, EmbeddingRes]:
     """Row ids of the table.
 
     Forward   y[t] = w[ids[t]]
     Shapes    ids [...] integers in [0, V), w [V, C] -> y [..., C]
-              `w` may be any table that answers w[ids] (a stored one decodes just those rows)
     """
     return w[ids], EmbeddingRes(ids)
 
 
-def embedding_bwd_params(dy: Array, res: EmbeddingRes, w: Array) -> Array:
+def embedding_bwd_params(dy: Array, res: EmbeddingRes, w: Table) -> Array:
     """VJP of embedding in its table; token ids have no gradient.
 
     Backward  dw[v] = Σ_{t: ids[t] = v} dy[t]: repeated tokens accumulate

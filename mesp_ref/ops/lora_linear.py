@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from mesp_ref.ops._array import NOTHING, Array, rows
+from mesp_ref.ops._array import NOTHING, Array, Table, rows
 from mesp_ref.ops.linear import LinearRes, linear_bwd_params
 
 
@@ -15,8 +15,8 @@ class LoraLinearRes(NamedTuple):
 
 def lora_linear(
     x: Array,
-    w: Array,
-    b: Array | None,
+    w: Table,
+    b: Table | None,
     A: Array,
     B: Array,
     *,
@@ -31,16 +31,16 @@ def lora_linear(
     Source    Hu et al. 2021, eq. 3; s = alpha/R, or alpha/√R with rank stabilisation
     """
     h = rows(x) @ A.T  # [M, R]
-    y = rows(x) @ w.T  # [M, out]
+    y = rows(x) @ w[...].T  # [M, out]
     if b is not None:
-        y += b
+        y += b[...]
     y += (h * s) @ B.T
     kept = None if "h" in drop else h.reshape(*x.shape[:-1], len(A))
-    return y.reshape(*x.shape[:-1], len(w)), LoraLinearRes(x, kept)
+    return y.reshape(*x.shape[:-1], w.shape[0]), LoraLinearRes(x, kept)
 
 
 def lora_linear_bwd(
-    dy: Array, res: LoraLinearRes, w: Array, b: Array | None, A: Array, B: Array, *, s: float
+    dy: Array, res: LoraLinearRes, w: Table, b: Table | None, A: Array, B: Array, *, s: float
 ) -> tuple[Array, Array, Array]:
     """VJP of lora_linear in its activation and in A and B.
 
@@ -52,13 +52,13 @@ def lora_linear_bwd(
     x, dy2 = rows(res.x), rows(dy)
     h = x @ A.T if res.h is None else rows(res.h)  # [M, R]
     dh = (dy2 @ B) * s  # [M, R]
-    dx = dy2 @ w
+    dx = dy2 @ w[...]
     dx += dh @ A
     return dx.reshape(*dy.shape[:-1], w.shape[1]), dh.T @ x, dy2.T @ (h * s)
 
 
 def lora_linear_bwd_params(
-    dy: Array, res: LoraLinearRes, w: Array, b: Array | None, A: Array, B: Array, *, s: float
+    dy: Array, res: LoraLinearRes, w: Table, b: Table | None, A: Array, B: Array, *, s: float
 ) -> tuple[Array, Array | None]:
     """VJP of lora_linear in the base weight and bias: those of linear, the branch adds nothing.
 

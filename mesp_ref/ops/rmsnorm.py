@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mesp_ref.ops._array import Array, rows
+from mesp_ref.ops._array import Array, Table, rows
 
 
 class RmsNormRes(NamedTuple):
@@ -30,7 +30,7 @@ def _inverse_rms_of_far(x: Array) -> Array:
     return unit / np.sqrt(np.einsum("mc,mc->m", near, near)[:, None] / x.shape[-1])
 
 
-def rmsnorm(x: Array, w: Array, *, eps: float) -> tuple[Array, RmsNormRes]:
+def rmsnorm(x: Array, w: Table, *, eps: float) -> tuple[Array, RmsNormRes]:
     """Root-mean-square normalisation of the last axis.
 
     Forward   n = sqrt(mean(x²) + eps);  y = w ⊙ x / n
@@ -38,11 +38,11 @@ def rmsnorm(x: Array, w: Array, *, eps: float) -> tuple[Array, RmsNormRes]:
     Source    Zhang & Sennrich 2019, eq. 4; Qwen2 puts eps inside the root
     """
     y = x * _inverse_rms(x, eps)
-    y *= w
+    y *= w[...]
     return y, RmsNormRes(x)
 
 
-def rmsnorm_bwd(dy: Array, res: RmsNormRes, w: Array, *, eps: float) -> Array:
+def rmsnorm_bwd(dy: Array, res: RmsNormRes, w: Table, *, eps: float) -> Array:
     """VJP of rmsnorm in its activation.
 
     Backward  u = dy ⊙ w;  dx = u/n − x·mean(u ⊙ x)/n³
@@ -51,14 +51,14 @@ def rmsnorm_bwd(dy: Array, res: RmsNormRes, w: Array, *, eps: float) -> Array:
     Shapes    dy [..., C] -> dx [..., C]
     """
     x, r = res.x, _inverse_rms(res.x, eps)
-    dx = dy * w
+    dx = dy * w[...]
     along_x = np.einsum("...c,...c->...", dx, x)[..., None] / x.shape[-1] * r * r
     dx -= x * along_x
     dx *= r  # last: r³ alone would underflow where x is large
     return dx
 
 
-def rmsnorm_bwd_params(dy: Array, res: RmsNormRes, w: Array, *, eps: float) -> Array:
+def rmsnorm_bwd_params(dy: Array, res: RmsNormRes, w: Table, *, eps: float) -> Array:
     """VJP of rmsnorm in its weight.
 
     Backward  dw = Σ_rows dy ⊙ x / n

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.api import check_offload, check_perturbations, loss_and_grads
+from mesp_ref.api import METHODS, check_offload, check_perturbations, loss_and_grads
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.inputs import NotFinite
-from mesp_ref.engine.methods import METHODS
 from mesp_ref.engine.model import Model
-from mesp_ref.engine.weights import ArrayWeights
+from mesp_ref.engine.weights import arrays_in_memory
 from mesp_ref.errors import MespRefError
 from mesp_ref.lean.activations import KINDS
 from mesp_ref.lean.score import score
@@ -164,12 +163,7 @@ class Trainer:
         self.config, self.trainable = config, trainable
         self.params: dict[str, Array] = {}
         if trainable == "all":
-            if not isinstance(model.weights, ArrayWeights):
-                raise MespRefError(
-                    "model: found mapped read-only weights, expected arrays in memory to train "
-                    "all; pass mr.read_into_memory(model)"
-                )
-            self.params |= model.weights.arrays
+            self.params |= arrays_in_memory(model.weights, "training all")
         if adapter is not None:
             self.params |= adapter.weights
         self.optimizer = config.new_optimizer()

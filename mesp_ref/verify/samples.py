@@ -7,7 +7,6 @@ import numpy as np
 from mesp_ref.engine.adapter import Adapter, init_lora
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.model import Model
-from mesp_ref.engine.weights import ArrayWeights
 from mesp_ref.ops import IGNORED, Array
 
 
@@ -27,7 +26,7 @@ def sample_model(rng: np.random.Generator, config: Qwen2Config, dtype: Any = "fl
         name: (rng.standard_normal(shape) / shape[-1] ** 0.5).astype(dtype)
         for name, shape in config.weight_shapes().items()
     }
-    return Model(config, ArrayWeights(arrays))
+    return Model(config, arrays)
 
 
 def sample_adapter(

@@ -1,12 +1,13 @@
 """A model with its adapter and a batch as one function of all its tensors: the loss."""
 
+from typing import Any, cast
+
 import numpy as np
 
 from mesp_ref import ops
-from mesp_ref.api import loss_and_grads
+from mesp_ref.api import loss, loss_and_grads
 from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.model import Model, loss
-from mesp_ref.engine.weights import LazyWeights
+from mesp_ref.engine.model import Model
 from mesp_ref.files.safetensors import Stored
 from mesp_ref.ops import Array
 from mesp_ref.ops.registry import Args
@@ -20,12 +21,12 @@ _YARDSTICKS = {f"ops:{name}": f for name, f in MAGNITUDES.items() if hasattr(ops
 def assemble(model: Model, adapter: Adapter | None, tensors: Args) -> tuple[Model, Adapter | None]:
     """The model with `tensors` in the place of its own; everything else is cast at use."""
     dtype = np.result_type(*tensors.values())
-    tables = {name: Stored(model.weights.lazy(name), dtype) for name in model.weights.names()}
+    tables: dict[str, Any] = {n: Stored(cast(Array, w), dtype) for n, w in model.weights.items()}
     own = {name: tensors[name] for name in tables if name in tensors}
     lora = None if adapter is None else adapter.astype(dtype)
     if lora is not None:
         lora.weights.update({n: a for n, a in tensors.items() if n in lora.weights})
-    return Model(model.config, LazyWeights(tables | own, dtype), model.path), lora
+    return Model(model.config, tables | own, model.path), lora
 
 
 def model_subject(
@@ -39,7 +40,7 @@ def model_subject(
     """
     tensors = {} if adapter is None else dict(adapter.weights)
     if trainable == "all":
-        tensors |= {name: model.weights(name) for name in model.weights.names()}
+        tensors |= {name: model.weights[name][...] for name in model.weights}
     args = {name: np.array(array, np.float64) for name, array in tensors.items()}
 
     def placed(args: Args) -> tuple[Model, Adapter | None]:

@@ -17,9 +17,9 @@ from helpers import words, write_model
 from safetensors.numpy import save_file
 
 import mesp_ref as mr
+from mesp_ref.api import METHODS
 from mesp_ref.cli import build_parser, main
 from mesp_ref.cli.memory import SHAPES
-from mesp_ref.engine.methods import METHODS
 from mesp_ref.files.config import config_of
 from mesp_ref.files.mlx import save_mlx_adapter
 from mesp_ref.job.defaults import RECIPE
@@ -464,7 +464,7 @@ def no_template(path):
 def index_that_leaves(path):
     """A shard index that points outside the checkpoint's directory."""
     (path / "model.safetensors").rename(path.parent / "shard.safetensors")
-    names = mr.load_model("model").weights.names()
+    names = mr.load_model("model").weights
     index = {"weight_map": dict.fromkeys(names, "../shard.safetensors")}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
 

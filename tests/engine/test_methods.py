@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
-from mesp_ref.api import expected_cosine, perturbation_seeds
-from mesp_ref.engine import block as blocks
-from mesp_ref.engine import methods
+from mesp_ref.engine import attention_half, methods
 from mesp_ref.engine.block import MESP, block
+from mesp_ref.engine.layer import Layer
+from mesp_ref.engine.mezo import expected_cosine, perturbation_seeds
 from mesp_ref.engine.model import embed, layers
-from mesp_ref.engine.weights import ArrayWeights
+from mesp_ref.files.safetensors import Stored
 from mesp_ref.ops import Array
 from mesp_ref.verify.planted import original, planted
 from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, small_config
@@ -141,7 +141,7 @@ def test_mesp_lets_each_residual_die_at_its_last_use() -> None:
 def test_updates_in_the_callback_do_not_touch_the_gradients(method: str, trainable: str) -> None:
     model, adapter, ids, labels = case(tied=False)
     _, expected = mr.loss_and_grads(model, adapter, ids, labels, method, trainable)
-    parameters = adapter.weights | (model.weights.arrays if trainable == "all" else {})
+    parameters = adapter.weights | (model.weights if trainable == "all" else {})
     seen: dict[str, Array] = {}
     order: list[int] = []
 
@@ -340,25 +340,11 @@ def test_expected_cosine_in_the_limits() -> None:
 def test_mezo_on_every_weight_needs_arrays_in_memory() -> None:
     model, adapter, ids, labels = case()
     _, grads = mr.loss_and_grads(model, adapter, ids, labels, "mezo", trainable="all")
-    assert grads.keys() >= model.weights.arrays.keys()
-    frozen = mr.Model(model.config, _Frozen(model.weights))
+    assert grads.keys() >= model.weights.keys()
+    tables = {name: Stored(w, w.dtype) for name, w in model.weights.items()}
+    frozen = mr.Model(model.config, tables)
     with pytest.raises(mr.MespRefError, match="read_into_memory"):
         mr.loss_and_grads(frozen, adapter, ids, labels, "mezo", trainable="all")
-
-
-class _Frozen:
-    """Any weight source that is not plain arrays."""
-
-    def __init__(self, weights: ArrayWeights):
-        self._weights = weights
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "arrays":
-            raise AttributeError(name)
-        return getattr(self._weights, name)
-
-    def __call__(self, name: str) -> Array:
-        return self._weights(name)
 
 
 def test_the_published_error_is_not_ours() -> None:
@@ -366,14 +352,14 @@ def test_the_published_error_is_not_ours() -> None:
     given = case()
     _, grads = mr.loss_and_grads(*given)
 
-    def forgetful(res: dict[str, Any], layer: Any) -> None:
-        bare = layer._replace(cos=np.ones_like(layer.cos), sin=np.zeros_like(layer.sin))
-        n = res["self_attn.q_proj"].x
-        q, k, v = blocks.qkv(n, bare, lambda part, y, r: y, frozenset({"h"}))
-        res["self_attn.attention"] = res["self_attn.attention"]._replace(q=q, k=k, v=v)
+    def forgetful(n: Array, layer: Layer, h: Any = None) -> list[Array]:
+        if h is None:  # a rebuild: the forward keeps h
+            layer = layer._replace(cos=np.ones_like(layer.cos), sin=np.zeros_like(layer.sin))
+        return right(n, layer, h)
 
-    with planted({"engine.block:_rebuild_qkv": forgetful}):
-        _, wrong = mr.loss_and_grads(*given)
+    right = attention_half.qkv
+    with planted({"engine.attention_half:qkv": forgetful}):
+        _, wrong = mr.loss_and_grads(*given, method="mesp")
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     a, b = grads[name].ravel(), wrong[name].ravel()
     assert a @ b / np.sqrt((a @ a) * (b @ b)) < 0.999

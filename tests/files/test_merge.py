@@ -25,7 +25,7 @@ def test_a_merged_projection_differs_by_rounding_alone(
     adapter = mr.init_lora(model.config, rank=R, alpha=5.0, b_std=0.3, seed=2)
     mr.merge(model, adapter, tmp_path / "merged")
     name = f"model.layers.1.{projection}"
-    W, merged = model.weights(f"{name}.weight"), mr.load_model(tmp_path / "merged").weights
+    W, merged = model.weights[f"{name}.weight"][...], mr.load_model(tmp_path / "merged").weights
     pair = adapter.pair(name)
     assert pair is not None
     A, B = pair

@@ -257,7 +257,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     model = mr.random_model(config, seed=4, std=0.2)
     path = tmp_path_factory.mktemp("dense")
-    save_checkpoint(config, {n: model.weights(n) for n in model.weights.names()}, path, "bfloat16")
+    save_checkpoint(config, {n: model.weights[n][...] for n in model.weights}, path, "bfloat16")
     (path / "tokenizer.json").write_text("{}")
     return path
 
@@ -306,7 +306,7 @@ def test_quantized_directory(
 def decoded_copy(path: Path, out: Path) -> Path:
     """The same model with its weights decoded and stored in float32."""
     model = mr.load_model(path)
-    save_checkpoint(model.config, {n: model.weights(n) for n in model.weights.names()}, out)
+    save_checkpoint(model.config, {n: model.weights[n][...] for n in model.weights}, out)
     return out
 
 
@@ -453,7 +453,7 @@ def test_layers_of_their_own_bits(dense: Path, packed: Path, tmp_path: Path) -> 
             arrays[f"model.embed_tokens.{part}"] = array
 
     model = mr.load_model(broken(packed, tmp_path / "mixed", embedding_in_8_bits))
-    table = model.weights.lazy("model.embed_tokens.weight")
+    table = model.weights["model.embed_tokens.weight"]
     assert (table.bits, table.group_size) == (8, 64)
 
 

@@ -29,7 +29,7 @@ def model() -> mr.Model:
 
 @pytest.fixture
 def directory(model: mr.Model, tmp_path: Path) -> Path:
-    save_checkpoint(model.config, model.weights.arrays, tmp_path, "float32")
+    save_checkpoint(model.config, model.weights, tmp_path, "float32")
     return tmp_path
 
 
@@ -73,18 +73,18 @@ def refused(directory: Path, message: str) -> None:
 def test_storage_is_decoded_to_the_compute_dtype(
     model: mr.Model, tmp_path: Path, stored: str, compute: str
 ) -> None:
-    save_checkpoint(model.config, model.weights.arrays, tmp_path, stored)
+    save_checkpoint(model.config, model.weights, tmp_path, stored)
     loaded = mr.load_model(tmp_path, compute)
     assert config_fields(loaded.config) == config_fields(model.config)
     kind = ml_dtypes.bfloat16 if stored == "bfloat16" else stored
-    for name, array in model.weights.arrays.items():
+    for name, array in model.weights.items():
         expected = array.astype(kind).astype(compute)
-        found = loaded.weights(name)
+        found = loaded.weights[name][...]
         assert found.dtype == compute
         np.testing.assert_array_equal(found, expected)
-        np.testing.assert_array_equal(loaded.weights.lazy(name)[1:3], expected[1:3])
-    np.testing.assert_array_equal(loaded.weights.rows(TABLE, 2, 5), loaded.weights(TABLE)[2:5])
-    np.testing.assert_array_equal(loaded.weights.cols(TABLE, 1, 4), loaded.weights(TABLE)[:, 1:4])
+        np.testing.assert_array_equal(loaded.weights[name][1:3], expected[1:3])
+    np.testing.assert_array_equal(loaded.weights[TABLE][2:5], loaded.weights[TABLE][...][2:5])
+    np.testing.assert_array_equal(loaded.weights[TABLE][:, 1:4], loaded.weights[TABLE][...][:, 1:4])
 
 
 def test_shards_are_one_model(directory: Path) -> None:
@@ -95,7 +95,7 @@ def test_shards_are_one_model(directory: Path) -> None:
 
 
 def test_same_dtype_is_a_read_only_view_of_the_file(directory: Path) -> None:
-    found = mr.load_model(directory).weights(TABLE)
+    found = mr.load_model(directory).weights[TABLE][...]
     assert not found.flags.owndata
     with pytest.raises(ValueError, match="read-only"):
         found[0, 0] = 1
@@ -105,7 +105,7 @@ def test_no_decoded_weight_outlives_its_op(
     model: mr.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bfloat16 model decodes each projection at use; when the next one starts it is gone."""
-    save_checkpoint(model.config, model.weights.arrays, tmp_path, "bfloat16")
+    save_checkpoint(model.config, model.weights, tmp_path, "bfloat16")
     decoded: list[weakref.ref[Any]] = []
     alive: list[int] = []
     real = ops.lora_linear
@@ -126,8 +126,8 @@ def test_no_decoded_weight_outlives_its_op(
 def test_read_into_memory_is_a_writable_copy(directory: Path) -> None:
     mapped = mr.load_model(directory)
     copy = mr.read_into_memory(mapped)
-    copy.weights(TABLE)[...] = 0
-    assert mapped.weights(TABLE).any()
+    copy.weights[TABLE][...][...] = 0
+    assert mapped.weights[TABLE][...].any()
     assert copy.path == directory
 
 
@@ -310,7 +310,7 @@ def test_compute_dtypes(directory: Path, dtype: Any) -> None:
 
 
 def test_failed_save_leaves_nothing(model: mr.Model, tmp_path: Path) -> None:
-    arrays = dict(model.weights.arrays)
+    arrays = dict(model.weights)
     del arrays[NORM]
     with pytest.raises((KeyError, mr.MespRefError)):
         save_checkpoint(model.config, arrays, tmp_path / "out", "float32")
@@ -320,12 +320,12 @@ def test_failed_save_leaves_nothing(model: mr.Model, tmp_path: Path) -> None:
 def test_random_model_is_seeded_and_starts_as_training_does() -> None:
     config = small_config(tied=False)
     first, same, other = (mr.random_model(config, seed=seed) for seed in (1, 1, 2))
-    for name in first.weights.names():
-        np.testing.assert_array_equal(first.weights(name), same.weights(name))
-    assert (first.weights(NORM) == 1).all()
-    assert not first.weights("model.layers.0.self_attn.q_proj.bias").any()
-    assert (first.weights(TABLE) != other.weights(TABLE)).any()
-    assert np.std(first.weights(TABLE)) == pytest.approx(0.02, rel=0.3)
+    for name in first.weights:
+        np.testing.assert_array_equal(first.weights[name][...], same.weights[name][...])
+    assert (first.weights[NORM][...] == 1).all()
+    assert not first.weights["model.layers.0.self_attn.q_proj.bias"][...].any()
+    assert (first.weights[TABLE][...] != other.weights[TABLE][...]).any()
+    assert np.std(first.weights[TABLE][...]) == pytest.approx(0.02, rel=0.3)
 
 
 def test_metadata_may_be_null_as_mlx_writes_it(tmp_path):

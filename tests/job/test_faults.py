@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
-from mesp_ref.engine.weights import ArrayWeights
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.quantize import quantize_checkpoint
 from mesp_ref.job.directory import RunDirectory, write_json
@@ -364,8 +363,7 @@ CHANGES = (truncate, replace, overwrite, Path.unlink)
 @pytest.fixture(params=["dense", "packed"])
 def mapped(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     model = sample_model(np.random.default_rng(0), CONFIG, "float32")
-    assert isinstance(model.weights, ArrayWeights)
-    save_checkpoint(CONFIG, model.weights.arrays, tmp_path / "dense")
+    save_checkpoint(CONFIG, model.weights, tmp_path / "dense")
     if request.param == "packed":
         quantize_checkpoint(tmp_path / "dense", tmp_path / "packed")
     folder = tmp_path / str(request.param)

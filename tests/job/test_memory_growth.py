@@ -75,7 +75,7 @@ def _ledger(trainer: Trainer) -> list[tuple[str, int]]:
     model, adapter = trainer.model, trainer.adapter
     assert adapter is not None
     optimizer = trainer.optimizer.state_dict().values()
-    weights = [model.weights(name) for name in model.weights.names()]
+    weights = [model.weights[name][...] for name in model.weights]
     with Ledger([*weights, *adapter.weights.values(), *optimizer]) as ledger:
         trainer.advance()
     return [(moment.op, moment.held) for moment in ledger.moments]

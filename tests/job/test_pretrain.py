@@ -48,7 +48,7 @@ def test_a_short_run_learns(run):
 def test_the_directory_is_a_checkpoint(run):
     out, facts, _ = run
     model, tokenizer = mr.load_model(out), mr.load_tokenizer(out)
-    assert sum(model.weights(name).size for name in model.weights.names()) == facts["parameters"]
+    assert sum(model.weights[name][...].size for name in model.weights) == facts["parameters"]
     assert heldout_loss(model, tokenizer, 8).loss == pytest.approx(facts["loss"], abs=1e-6)
     template = load_chat_template(out)
     assert template.render([{"role": "user", "content": "Hi"}], add_generation_prompt=True) == (

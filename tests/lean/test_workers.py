@@ -12,7 +12,7 @@ import pytest
 import mesp_ref as mr
 from mesp_ref.cli import main
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.weights import ArrayWeights, random_arrays
+from mesp_ref.engine.weights import random_arrays
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.models import named_shape
@@ -41,7 +41,7 @@ SHAPES = {"column": (1, 33), "batch": (3, 20), "rows": (2, 280)}
 
 def step(config: Qwen2Config, shape: tuple[int, int], dtype: str, **options: Any) -> Any:
     """Loss and gradients of one seeded case, some labels ignored."""
-    model = mr.Model(config, ArrayWeights(random_arrays(config, dtype=dtype, std=0.2)))
+    model = mr.Model(config, random_arrays(config, dtype=dtype, std=0.2))
     adapter = mr.init_lora(config, rank=3, b_std=0.2, dtype=dtype)
     rng = np.random.default_rng(5)
     ids = rng.integers(0, config.vocab_size, shape)
@@ -121,7 +121,7 @@ def test_bounds_cover_all_once(length: int, parts: int, unit: int) -> None:
 def test_parts_are_cuts_of_the_whole(kind: Any) -> None:
     """Put side by side, the parts' weights and LoRA matrices are the layer's, tiles too."""
     config = CONFIGS["grouped"]
-    weights, adapter = ArrayWeights(random_arrays(config)), mr.init_lora(config, 3, b_std=0.2)
+    weights, adapter = random_arrays(config), mr.init_lora(config, 3, b_std=0.2)
     prefix, parts = "model.layers.1.", kind(config, 3)
     views = [PartWeights(weights, prefix, cuts) for cuts in parts]
     for part, cut in parts[0].items():
@@ -203,7 +203,7 @@ def test_memory_is_as_predicted(
     other begins, so what one of them needs is the least.
     """
     config, batch, tokens, rank = MEMORY[case]
-    model = mr.Model(config, ArrayWeights(random_arrays(config)))
+    model = mr.Model(config, random_arrays(config))
     base = Base()
     if bits:
         save_checkpoint(config, random_arrays(config), tmp_path / "dense")
@@ -237,7 +237,7 @@ def traced_peaks(model: mr.Model, adapter: mr.Adapter, ids: Any, **options: Any)
 @pytest.mark.parametrize("method", mr.METHODS)
 def test_memory_of_many_workers(method: str) -> None:
     """Each has a sum of its own: where the MLP is narrow, those are the peak."""
-    model = mr.Model(THIN, ArrayWeights(random_arrays(THIN)))
+    model = mr.Model(THIN, random_arrays(THIN))
     adapter = mr.init_lora(THIN, rank=4, b_std=0.1)
     ids = np.random.default_rng(0).integers(0, THIN.vocab_size, (8, 50))
     found = peak(method, Shapes(THIN, 8, 50, 4, adapter.targets, workers=6))
@@ -260,7 +260,7 @@ def test_cuts_inside_a_packed_group_decode_all_of_it() -> None:
 def test_some_projections_without_lora(method: str, targets: tuple[str, ...] | None) -> None:
     """And no adapter at all, where only the base weights learn."""
     config, rng = CONFIGS["grouped"], np.random.default_rng(1)
-    model = mr.Model(config, ArrayWeights(random_arrays(config, dtype="float64", std=0.2)))
+    model = mr.Model(config, random_arrays(config, dtype="float64", std=0.2))
     adapter = targets and mr.init_lora(config, 3, b_std=0.2, dtype="float64", targets=targets)
     ids = rng.integers(0, config.vocab_size, (2, 13))
     (loss, want), (value, got) = (
@@ -276,7 +276,7 @@ def test_some_projections_without_lora(method: str, targets: tuple[str, ...] | N
 def test_updates_in_place_do_not_reach_the_rest_of_the_step(method: str) -> None:
     """Gradients are those of the parameters before, whatever `on_gradients` does to them."""
     config, rng = CONFIGS["two"], np.random.default_rng(2)
-    model = mr.Model(config, ArrayWeights(random_arrays(config, dtype="float64", std=0.2)))
+    model = mr.Model(config, random_arrays(config, dtype="float64", std=0.2))
     adapter = mr.init_lora(config, 3, b_std=0.2, dtype="float64")
     ids = rng.integers(0, config.vocab_size, (1, 20))
     _, want = mr.loss_and_grads(model, adapter, ids, ids, method, workers=2)
@@ -296,7 +296,7 @@ def test_updates_in_place_do_not_reach_the_rest_of_the_step(method: str) -> None
 def test_an_error_in_a_step_arrives(method: str) -> None:
     """From whichever worker: BLAS has its threads again, and mezo's parameters are as they were."""
     config, before = CONFIGS["two"], blas_threads()
-    model = mr.Model(config, ArrayWeights(random_arrays(config)))
+    model = mr.Model(config, random_arrays(config))
     adapter = mr.init_lora(config, 3, b_std=0.2)
     kept = {name: array.copy() for name, array in adapter.weights.items()}
     calls = []

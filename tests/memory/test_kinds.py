@@ -19,7 +19,7 @@ def ledger(method: str, checkpoints: str = "ram") -> Ledger:
     model = mr.random_model(CONFIG)
     adapter = mr.init_lora(CONFIG, rank=RANK, b_std=0.1)
     ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (1, TOKENS))
-    owned = [*(model.weights(n) for n in model.weights.names()), *adapter.weights.values(), ids]
+    owned = [*(model.weights[n][...] for n in model.weights), *adapter.weights.values(), ids]
 
     def step() -> None:
         mr.loss_and_grads(

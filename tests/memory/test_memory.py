@@ -13,7 +13,7 @@ import pytest
 import mesp_ref as mr
 from mesp_ref.cli import main
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.weights import ArrayWeights, random_arrays
+from mesp_ref.engine.weights import random_arrays
 from mesp_ref.lean.activations import KINDS, DiskCheckpoints
 from mesp_ref.memory import PEAKS, Ledger, Shapes, at, measure, peak
 from mesp_ref.memory.predict import ESTIMATE
@@ -32,7 +32,7 @@ CASES = {
 def run(case: str, method: str, checkpoints: str, targets: Any = "all") -> tuple[Ledger, Shapes]:
     """The ledger of one step, everything that persists left out, and its shapes."""
     config, batch, tokens, rank = CASES[case]
-    weights = ArrayWeights(random_arrays(config))
+    weights = random_arrays(config)
     adapter = mr.init_lora(config, rank=rank, b_std=0.1, targets=targets)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, tokens))
     model = mr.Model(config, weights)
@@ -97,7 +97,7 @@ def test_file_is_what_goes_to_disk(
 ) -> None:
     """The bytes of all that is kept there in a step."""
     config, batch, tokens, rank = CASES[case]
-    model = mr.Model(config, ArrayWeights(random_arrays(config)))
+    model = mr.Model(config, random_arrays(config))
     adapter, kept = mr.init_lora(config, rank=rank), []
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, tokens))
     keep = DiskCheckpoints.keep
@@ -119,7 +119,7 @@ def test_file_is_what_goes_to_disk(
 def test_averaged_perturbations_need_no_more_memory(perturbations: int, rank: int, op: str) -> None:
     """One block's estimate and two tensors of noise, however many: by tracemalloc, to the byte."""
     config = CASES["grouped"][0]
-    model = mr.Model(config, ArrayWeights(random_arrays(config)))
+    model = mr.Model(config, random_arrays(config))
     adapter = mr.init_lora(config, rank=rank, b_std=0.1)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, 97))
     peaks = []

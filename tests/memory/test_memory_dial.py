@@ -19,7 +19,7 @@ import mesp_ref as mr
 from mesp_ref.api import choose_schedule, step_shapes
 from mesp_ref.cli import main
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.weights import ArrayWeights, random_arrays
+from mesp_ref.engine.weights import random_arrays
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.finetune import FinetuneOptions, finetune
 from mesp_ref.job.limit import within
@@ -97,7 +97,7 @@ def test_flops_are_the_multiply_adds_of_a_step(
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, tokens))
     Counting.flops = 0
     mr.loss_and_grads(
-        mr.Model(config, ArrayWeights(arrays)), adapter, ids, ids,
+        mr.Model(config, arrays), adapter, ids, ids,
         method=schedule.method, checkpoints=schedule.checkpoints,
     )  # fmt: skip
     shapes = schedule.shapes(Shapes(config, batch, tokens, 4, adapter.targets))

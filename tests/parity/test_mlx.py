@@ -108,7 +108,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, rope_theta=4321.0,
     )  # fmt: skip
     model = mr.random_model(config, seed=4, std=0.15)
-    arrays = {n: model.weights(n) for n in model.weights.names()}
+    arrays = {n: model.weights[n][...] for n in model.weights}
     rng = np.random.default_rng(5)
     for w in arrays.values():
         if w.ndim == 1:
@@ -145,9 +145,9 @@ def test_we_load_what_mlx_lm_quantises(dense: Path, tmp_path: Path, dtype: str) 
     models.save_config(config, tmp_path / "theirs" / "config.json")
     quantize_checkpoint(dense, tmp_path / "ours", 4, 32, dtype)
     ours, theirs = mr.load_model(tmp_path / "ours"), mr.load_model(tmp_path / "theirs")
-    for name in ours.weights.names():
-        assert same_bits(ours.weights(name), theirs.weights(name)), name
-        assert type(ours.weights.lazy(name)) is type(theirs.weights.lazy(name))
+    for name in ours.weights:
+        assert same_bits(ours.weights[name][...], theirs.weights[name][...]), name
+        assert type(ours.weights[name]) is type(theirs.weights[name])
     assert np.array_equal(mr.logits(ours, IDS), mr.logits(theirs, IDS))
 
 

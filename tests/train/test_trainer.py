@@ -193,7 +193,7 @@ def test_gradient_norm_is_reported_before_clipping(model, adapter):
 @pytest.mark.parametrize("clip", [0, 1.0], ids=["per block", "at once"])
 def test_a_loss_that_is_not_finite_changes_nothing(tiny_config, adapter, clip):
     model = mr.random_model(tiny_config, dtype="float64")
-    model.weights.arrays["model.layers.1.mlp.up_proj.weight"][0, 0] = np.inf
+    model.weights["model.layers.1.mlp.up_proj.weight"][0, 0] = np.inf
     before, stream = copy(adapter), Rows(ROWS)
     trainer = Trainer(model, adapter, stream, dataclasses.replace(PLAIN, clip=clip))
     with pytest.raises(NonFinite, match=r"step 1: .*found (nan|inf)") as error:
@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(tiny_config, adapter, clip):
 def test_mezo_tells_the_step_of_a_loss_that_is_not_finite(tiny_config, adapter, accumulate):
     """The forward itself refuses the loss; the parameters are back within MeZO's own rounding."""
     model = mr.random_model(tiny_config, dtype="float64")
-    model.weights.arrays["model.layers.1.mlp.up_proj.weight"][0, 0] = np.inf
+    model.weights["model.layers.1.mlp.up_proj.weight"][0, 0] = np.inf
     before, stream = copy(adapter), Rows(ROWS)
     config = dataclasses.replace(PLAIN, method="mezo", accumulate=accumulate)
     trainer = Trainer(model, adapter, stream, config)
@@ -261,12 +261,12 @@ def test_restored_state_continues_bit_for_bit(model, adapter, tmp_path, change):
 
 def test_all_weights_can_be_trained(tiny_config):
     model = mr.random_model(tiny_config, seed=1)
-    before = {name: array.copy() for name, array in model.weights.arrays.items()}
+    before = {name: array.copy() for name, array in model.weights.items()}
     config = dataclasses.replace(PLAIN, optimizer="adamw", lr=0.01, steps=15, clip=1.0)
     trainer = Trainer(model, None, Rows(ROWS[:2]), config, trainable="all")
     losses = [trainer.advance().loss for _ in range(15)]
     assert losses[-1] < 0.7 * losses[0]
-    for name, array in model.weights.arrays.items():
+    for name, array in model.weights.items():
         assert not np.array_equal(array, before[name]), name
 
 

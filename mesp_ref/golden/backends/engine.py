@@ -7,12 +7,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mesp_ref.api import loss_and_grads, trace
+from mesp_ref.api import loss, loss_and_grads, trace
 from mesp_ref.engine.adapter import Adapter, tensor_name
 from mesp_ref.engine.block import block, block_bwd
 from mesp_ref.engine.layer import Layer
-from mesp_ref.engine.model import Model, loss
-from mesp_ref.engine.weights import ArrayWeights
+from mesp_ref.engine.model import Model
 from mesp_ref.files.config import config_of
 from mesp_ref.files.models import load_model
 from mesp_ref.files.peft import load_adapter
@@ -47,14 +46,13 @@ def compute_block(case: Case, given: Arrays) -> Arrays:
         module, matrix = name.removesuffix(".weight").split(".lora_")
         adapter.weights[tensor_name(module, matrix)] = weights.pop(name)
     config = config_of(at["config"])
-    layer = Layer(0, config, ArrayWeights(weights), adapter, given["cos"], given["sin"])
+    layer = Layer(0, config, weights, adapter, given["cos"], given["sin"])
 
     def tap(name: str, value: Array) -> None:
         found["y" if name == LAYER[:-1] else name.removeprefix(LAYER)] = value
 
-    res: dict[str, Any] = {}
-    block(given["x"], layer, res=res, tap=tap)
-    dx, grads = block_bwd(given["dy"], res, layer, params=True, tap=tap)
+    _, res = block(given["x"], layer._replace(tap=tap))
+    dx, grads = block_bwd(given["dy"], res, layer._replace(tap=tap), params=True)
     del found["grad"]  # dy itself
     return found | {f"{n.split(LAYER)[1]}.grad": grad for n, grad in grads.items()} | {"dx": dx}
 

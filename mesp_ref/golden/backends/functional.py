@@ -218,7 +218,7 @@ def compute_model(client: Client, case: Case, given: Values, root: Path) -> Valu
     """The checkpoint and adapter directories of the case; angles from float64, rounded once."""
     model = load_model(root / case.attributes["model"])
     adapter = load_adapter(root / case.attributes["adapter"])
-    arrays = {name: model.weights(name) for name in model.weights.names()} | adapter.weights
+    arrays = {name: model.weights[name][...] for name in model.weights} | adapter.weights
     config, tokens = case.attributes["config"], given["input_ids"].shape[1]
     exponent = -np.arange(0, config["head_dim"], 2) / config["head_dim"]
     turns = np.arange(tokens)[:, None] * float(config["rope_theta"]) ** exponent

@@ -189,7 +189,7 @@ def leaves_of(case: Case, root: Path, dtype: torch.dtype) -> tuple[Tensors, list
     """The checkpoint and adapter directories of a case; and the names of the adapter's tensors."""
     model = load_model(root / case.attributes["model"])
     adapter = load_adapter(root / case.attributes["adapter"])
-    arrays = {name: model.weights(name) for name in model.weights.names()} | adapter.weights
+    arrays = {name: model.weights[name][...] for name in model.weights} | adapter.weights
     leaves = {name: to_torch(array, dtype) for name, array in arrays.items()}
     return leaves, list(adapter.weights)
 

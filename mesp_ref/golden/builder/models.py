@@ -12,7 +12,6 @@ from mesp_ref.engine.block import block, block_bwd
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.model import Model
-from mesp_ref.engine.weights import ArrayWeights
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.config import config_fields
 from mesp_ref.files.peft import save_adapter
@@ -84,7 +83,7 @@ def draw_model(shape: Shape, rng: np.random.Generator) -> tuple[Model, Adapter]:
     adapter = Adapter(shape.rank, shape.alpha, tuple(PROJECTIONS))
     for name, size in adapter_shapes(config, shape.rank, PROJECTIONS).items():
         adapter.weights[name] = representable(0.8 * rng.standard_normal(size) * size[1] ** -0.5)
-    return Model(config, ArrayWeights(arrays)), adapter
+    return Model(config, arrays), adapter
 
 
 def setting_of(model: Model, adapter: Adapter, cos: Array, sin: Array) -> Setting:
@@ -99,9 +98,9 @@ def setting_of(model: Model, adapter: Adapter, cos: Array, sin: Array) -> Settin
 def layer_weights(model: Model, adapter: Adapter, number: int) -> Arrays:
     """A block's arrays by the part of their name behind model.layers.N."""
     prefix, found = f"model.layers.{number}.", Arrays()
-    for name in model.weights.names():
+    for name in model.weights:
         if name.startswith(prefix):
-            found[name.removeprefix(prefix)] = model.weights(name)
+            found[name.removeprefix(prefix)] = model.weights[name][...]
     for name, array in adapter.weights.items():
         if f".{prefix}" in name:
             found[name.split(prefix)[1]] = array
@@ -110,9 +109,9 @@ def layer_weights(model: Model, adapter: Adapter, number: int) -> Arrays:
 
 def top_weights(model: Model) -> Arrays:
     """The arrays outside the blocks; head is embed when the two are tied."""
-    embed = model.weights("model.embed_tokens.weight")
-    head = embed if model.config.tie_word_embeddings else model.weights("lm_head.weight")
-    return {"embed": embed, "head": head, "norm": model.weights("model.norm.weight")}
+    embed = model.weights["model.embed_tokens.weight"][...]
+    head = embed if model.config.tie_word_embeddings else model.weights["lm_head.weight"][...]
+    return {"embed": embed, "head": head, "norm": model.weights["model.norm.weight"][...]}
 
 
 def cast(arrays: Arrays, dtype: Any) -> Arrays:
@@ -155,14 +154,14 @@ def make_block(shape: Shape) -> Made:
     model, adapter = draw_model(shape, rng)
     cos, sin = map(representable, rope_tables(0, shape.t, 6, 100.0, np.dtype(np.float64)))
     x, dy = (representable(rng.standard_normal((shape.n, shape.t, 16))) for _ in range(2))
-    want, res = Arrays(), dict[str, object]()
+    want = Arrays()
 
     def tap(name: str, value: Array) -> None:
         want["y" if name == LAYER[:-1] else name.removeprefix(LAYER)] = value
 
     layer = Layer(0, model.config, model.weights, adapter, cos, sin)
-    block(x, layer, res=res, tap=tap)
-    dx, grads = block_bwd(dy, res, layer, params=True, tap=tap)
+    _, res = block(x, layer._replace(tap=tap))
+    dx, grads = block_bwd(dy, res, layer._replace(tap=tap), params=True)
     del want["grad"]  # the cotangent itself
     want |= {name.split(LAYER)[1] + ".grad": grad for name, grad in grads.items()} | {"dx": dx}
     given = {"x": x, "dy": dy} | layer_weights(model, adapter, 0)
@@ -217,7 +216,7 @@ def make_model(shape: Shape, root: Path) -> Made:
     labels = ids.copy()
     labels[0, 1] = labels[-1, -1] = IGNORED
     want = trace(model, adapter, ids, labels)
-    arrays = {name: model.weights(name) for name in model.weights.names()}
+    arrays = {name: model.weights[name][...] for name in model.weights}
     save_checkpoint(model.config, arrays, root / f"e2e/{shape.name}/model")
     single = adapter.astype(np.float32)
     single.base_model_name_or_path = "model"

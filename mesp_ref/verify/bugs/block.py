@@ -33,7 +33,7 @@ BUGS = [
          "n, layer._replace(cos=1 + 0 * layer.cos, sin=0 * layer.sin), lambda"),
         ("rebuild: the published error, no RoPE and no bias", "n, layer, lambda",
          "n, layer._replace(cos=1 + 0 * layer.cos, sin=0 * layer.sin, weights=type(layer.weights)("
-         "{k: layer.weights(k) for k in layer.weights.names() if not k.endswith('.bias')}, "
+         "{k: layer.weights(k) for k in layer.weights if not k.endswith('.bias')}, "
          "layer.weights.dtype)), lambda"),
         ("rebuild: from the block's input", 'layer.key("self_attn.q_proj")', '"input_layernorm"'),
     ),

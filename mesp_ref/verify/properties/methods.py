@@ -1,7 +1,6 @@
 """The exact methods are one function computed in several ways."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -109,15 +108,20 @@ def _from_checkpoints(
     for layer in blocks:
         if layer.number in starts:
             checkpoints.append((layer.number, x))
-        x = block(x, layer)
-    w, w_norm, eps = model.weights(model.head), model.weights(NORM), model.config.rms_norm_eps
+        x = block(x, layer)[0]
+    w, w_norm, eps = (
+        model.weights[model.head][...],
+        model.weights[NORM][...],
+        model.config.rms_norm_eps,
+    )
     n, r_norm = ops.rmsnorm(x, w_norm, eps=eps)
     dn = ops.lm_loss_bwd(1.0, ops.lm_loss(n, w, shift(labels))[1], w)
     dx, stop = ops.rmsnorm_bwd(dn, r_norm, w_norm, eps=eps), len(blocks)
     for start, x in reversed(checkpoints):
-        kept: list[dict[str, Any]] = [{} for _ in blocks[start:stop]]
-        for layer, res in zip(blocks[start:stop], kept, strict=True):
-            x = block(x, layer, res=res, drop=MESP)
+        kept = []
+        for layer in blocks[start:stop]:
+            x, res = block(x, layer, drop=MESP)
+            kept.append(res)
         for layer in reversed(blocks[start:stop]):
             dx, found = block_bwd(dx, kept.pop(), layer)
             grads |= found

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mesp_ref.api import loss_and_grads, perturbation_seeds
+from mesp_ref.api import loss_and_grads
 from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.mezo import perturbation_seeds
 from mesp_ref.engine.model import Model
 from mesp_ref.ops import Array
 from mesp_ref.verify.planted import original, planted

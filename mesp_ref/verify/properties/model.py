@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from mesp_ref.api import loss_and_grads
+from mesp_ref.api import logits, loss, loss_and_grads
 from mesp_ref.engine.adapter import tensor_name
-from mesp_ref.engine.model import Model, logits, loss
-from mesp_ref.engine.weights import ArrayWeights
+from mesp_ref.engine.model import Model
 from mesp_ref.ops import IGNORED, Array
 from mesp_ref.verify.properties.claim import agree, exactly, holds
 from mesp_ref.verify.result import Finding
@@ -29,7 +28,7 @@ def _case(
     config = small_config(tied, rms_norm_eps=eps)
     model, adapter = sample_model(rng, config), sample_adapter(rng, config)
     _, grads = loss_and_grads(model, adapter, *sample_batch(rng, config), trainable="all")
-    tensors = {name: model.weights(name) for name in model.weights.names()}
+    tensors = {name: model.weights[name][...] for name in model.weights}
     return tensors | adapter.weights, grads
 
 
@@ -115,10 +114,8 @@ def tied_table(rng: np.random.Generator) -> Iterator[Finding]:
     config = small_config(tied=True)
     tied, adapter = sample_model(rng, config), sample_adapter(rng, config)
     batch = sample_batch(rng, config)
-    arrays = {name: tied.weights(name) for name in tied.weights.names()}
-    apart = Model(
-        small_config(tied=False), ArrayWeights(arrays | {"lm_head.weight": arrays[TABLE].copy()})
-    )
+    arrays = {name: tied.weights[name][...] for name in tied.weights}
+    apart = Model(small_config(tied=False), arrays | {"lm_head.weight": arrays[TABLE].copy()})
     value, grads = loss_and_grads(tied, adapter, *batch, trainable="all")
     other, split = loss_and_grads(apart, adapter, *batch, trainable="all")
     total = split[TABLE] + split["lm_head.weight"]

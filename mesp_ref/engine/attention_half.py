@@ -1,0 +1,128 @@
+"""The attention half of a block: a = x + o_proj(attention(rope(q), rope(k), v)), q, k, v of norm(x)."""
+
+from typing import Any
+
+from mesp_ref import ops
+from mesp_ref.engine.half import (
+    Backward,
+    Forward,
+    Gradients,
+    HalfRes,
+    Residuals,
+    half,
+    half_bwd,
+    project,
+    project_bwd,
+)  # fmt: skip
+from mesp_ref.engine.layer import Layer
+from mesp_ref.ops import NOTHING, Array
+
+_NORM = "input_layernorm"
+
+
+class SelfAttnRes(Residuals):
+    """Residuals of self_attn. q, k and v come in RoPE's rotation, as attention reads them."""
+
+    q: Any = None  # [N, T, H, D]; None once dropped, with k and v: rebuilt from n
+    k: Any = None  # [N, T, G, D]
+    v: Any = None  # [N, T, G, D]
+    p: Any = None  # [N, H, T, T], probabilities
+    o: Any = None  # [N, T, H·D], input of o_proj
+    h: Gradients | None = None  # h = x·Aᵀ of each projection; None once dropped
+
+
+def qkv(n: Array, layer: Layer, h: Gradients | None = None) -> list[Array]:
+    """Queries and keys after RoPE, and values: [N, T, heads, D]. Forward and rebuild alike."""
+    heads = []
+    for letter in "qkv":
+        y = project(f"self_attn.{letter}_proj", n, layer, h)
+        y = y.reshape(*y.shape[:2], -1, layer.config.head_dim)
+        if letter != "v":
+            y, _ = ops.rope(y, layer.cos, layer.sin)
+            layer.show(f"self_attn.{letter}_rope", y)
+        heads.append(y)
+    return heads
+
+
+def qkv_bwd(
+    dheads: list[Array], n: Array, layer: Layer, h: Gradients | None = None, *, params: bool = False
+) -> tuple[Array, Gradients]:
+    """VJP of qkv: dn = dn_q + dn_k + dn_v, because n feeds all three.
+
+    Shapes    dheads dq, dk, dv [N, T, heads, D] -> dn [N, T, C]
+    Empties   `dheads`
+    """
+    dn, grads = None, Gradients()
+    for letter in "qkv":
+        dy = dheads.pop(0)
+        if letter != "v":
+            layer.show(f"self_attn.{letter}_rope.grad", dy)
+            dy = ops.rope_bwd(dy, ops.RopeRes(), layer.cos, layer.sin)
+        dy = dy.reshape(*n.shape[:2], -1)
+        dx, found = project_bwd(f"self_attn.{letter}_proj", dy, n, layer, h, params=params)
+        if dn is not None:
+            dx += dn
+        dn = dx
+        del dx  # one sum beside what comes next
+        grads |= found
+    assert dn is not None
+    return dn, grads
+
+
+def self_attn(
+    n: Array, layer: Layer, *, drop: frozenset[str] = NOTHING
+) -> tuple[Array, SelfAttnRes]:
+    """Causal self-attention with its four projections.
+
+    Forward   q, k, v = projections of n, q and k rotated;  o = attention(q, k, v);  y = o_proj(o)
+    Shapes    n [N, T, C] -> y [N, T, C]
+    Drop      "q", "k" and "v" together, "p", "o", "h"
+    """
+    res = SelfAttnRes(h=None if "h" in drop else {})
+    q, k, v = qkv(n, layer, res.h)
+    if layer.past is not None:
+        k, v = layer.past.extend(k, v)
+    o, r = ops.attention(q, k, v)
+    layer.show("self_attn.attention.p", r.p)
+    layer.show("self_attn.attention", o)
+    o = o.reshape(*n.shape[:2], -1)
+    res.keep(drop, q=q, k=k, v=v, p=r.p, o=o)
+    del q, k, v, r  # what was dropped dies here
+    return project("self_attn.o_proj", o, layer, res.h), res
+
+
+def self_attn_bwd(
+    dy: Array, n: Array, res: SelfAttnRes, layer: Layer, *, params: bool = False
+) -> tuple[Array, Gradients]:
+    """VJP of self_attn: dn, and its gradients by tensor name.
+
+    Backward  do = o_proj_bwd(dy);  dq, dk, dv = attention_bwd(do);  dn as in qkv_bwd
+    Shapes    dy, n [N, T, C] -> dn [N, T, C]
+    """
+    do, grads = project_bwd("self_attn.o_proj", dy, res.take("o"), layer, res.h, params=params)
+    do = do.reshape(*n.shape[:2], -1, layer.config.head_dim)  # [N, T, H, D]
+    layer.show("self_attn.attention.grad", do)
+    if res.q is None:
+        res.q, res.k, res.v = qkv(n, layer)
+    r = ops.AttentionRes(*(res.take(name) for name in "qkvp"))
+    dheads = list(ops.attention_bwd(do, r))
+    del do, r
+    dn, found = qkv_bwd(dheads, n, layer, res.h, params=params)
+    return dn, grads | found
+
+
+def attention_half(
+    x: Array, layer: Layer, *, f: Forward = self_attn, drop: frozenset[str] = NOTHING
+) -> tuple[Array, HalfRes]:
+    """a = x + self_attn(norm(x)).  Shapes  x [N, T, C] -> a [N, T, C]"""
+    a, res = half(x, layer, _NORM, f, drop=drop)
+    layer.show("after_attention", a)
+    return a, res
+
+
+def attention_half_bwd(
+    da: Array, res: HalfRes, layer: Layer, *, f_bwd: Backward = self_attn_bwd, params: bool = False
+) -> tuple[Array, Gradients]:
+    """VJP of attention_half: dx, and its gradients by tensor name.  Shapes  da [N, T, C] -> dx"""
+    layer.show("after_attention.grad", da)
+    return half_bwd(da, res, layer, _NORM, f_bwd, params=params)

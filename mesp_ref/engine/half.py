@@ -1,0 +1,134 @@
+"""Half a block, y = x + f(norm(x)), and its seven projections: what attention and MLP share."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+from mesp_ref import ops
+from mesp_ref.engine.adapter import tensor_name
+from mesp_ref.engine.layer import Layer
+from mesp_ref.ops import NOTHING, Array
+
+Gradients: TypeAlias = dict[str, Array]  # by tensor name
+Forward: TypeAlias = Callable[..., tuple[Array, Any]]  # f(n, layer, *, drop) -> y, residuals
+Backward: TypeAlias = Callable[..., tuple[Array, Gradients]]  # f_bwd(dy, n, res, layer, *, params)
+Kept = TypeVar("Kept")
+
+_H = frozenset({"h"})
+
+
+class Residuals:
+    """What a forward leaves for its backward: each field is taken at its last use and dies there.
+
+    A field that was dropped, or is taken, reads as None.
+    """
+
+    def __init__(self, **fields: Any):
+        vars(self).update(fields)
+
+    def keep(self, drop: frozenset[str], **fields: Any) -> None:
+        """Set the fields that `drop` does not name."""
+        vars(self).update({name: value for name, value in fields.items() if name not in drop})
+
+    def take(self, name: str) -> Any:
+        return vars(self).pop(name, None)
+
+
+def copied(res: Kept) -> Kept:
+    """The same arrays in containers of their own: what is taken from the one stays in the other."""
+    if isinstance(res, Residuals):
+        return type(res)(**copied(vars(res)))
+    if isinstance(res, dict):
+        return {name: copied(value) for name, value in res.items()}  # type: ignore[return-value]
+    if isinstance(res, list):
+        return [copied(part) for part in res]  # type: ignore[return-value]
+    return res
+
+
+class HalfRes(Residuals):
+    """Residuals of half a block."""
+
+    x: Array | None = None  # [N, T, C], input of the norm
+    n: Array | None = None  # [N, T, C], its output; None once dropped: rebuilt from x
+    inside: Any = None  # residuals of f
+
+
+def half(
+    x: Array, layer: Layer, norm: str, f: Forward, *, drop: frozenset[str] = NOTHING
+) -> tuple[Array, HalfRes]:
+    """Half of a pre-norm block: y = x + f(norm(x)).
+
+    Shapes    x [N, T, C] -> y [N, T, C]
+    Drop      "x", "n", and what f can do without
+    """
+    n, _ = ops.rmsnorm(x, layer.weight(norm), eps=layer.config.rms_norm_eps)
+    layer.show(norm, n)
+    y, inside = f(n, layer, drop=drop)
+    res = HalfRes(inside=inside)
+    res.keep(drop, x=x, n=n)
+    return x + y, res
+
+
+def half_bwd(
+    dy: Array, res: HalfRes, layer: Layer, norm: str, f_bwd: Backward, *, params: bool = False
+) -> tuple[Array, Gradients]:
+    """VJP of half: dx = dy + norm_bwd(f_bwd(dy)), and the gradients of its LoRA matrices.
+
+    Shapes    dy [N, T, C] -> dx [N, T, C]; with `params` the gradients of every weight, too
+    Empties   `res`
+    """
+    w, eps, x, n = layer.weight(norm), layer.config.rms_norm_eps, res.take("x"), res.take("n")
+    if n is None:
+        n, _ = ops.rmsnorm(x, w, eps=eps)
+    dn, grads = f_bwd(dy, n, res.take("inside"), layer, params=params)
+    del n
+    layer.show(f"{norm}.grad", dn)
+    if params:
+        dw = ops.rmsnorm_bwd_params(dn, ops.RmsNormRes(x), w, eps=eps)
+        grads[f"{layer.name(norm)}.weight"] = dw
+    return dy + ops.rmsnorm_bwd(dn, ops.RmsNormRes(x), w, eps=eps), grads
+
+
+def project(part: str, x: Array, layer: Layer, h: Gradients | None = None) -> Array:
+    """One of the seven projections, with its LoRA branch where the adapter has one.
+
+    Keeps     h = x·Aᵀ in the dictionary `h`, under the name of the projection
+    """
+    w, b, pair = layer.weight(part), layer.bias(part), layer.pair(part)
+    if pair is None:
+        y, _ = ops.linear(x, w, b)
+    else:
+        y, r = ops.lora_linear(x, w, b, *pair, s=layer.scale, drop=_H if h is None else NOTHING)
+        if h is not None and r.h is not None:
+            h[part] = r.h
+            layer.show(f"{part}.h", r.h)
+    layer.show(part, y)
+    return y
+
+
+def project_bwd(
+    part: str,
+    dy: Array,
+    x: Array,
+    layer: Layer,
+    h: Gradients | None = None,
+    *,
+    params: bool = False,
+) -> tuple[Array, Gradients]:
+    """VJP of a projection: dx, and the gradients of A and B (and of W and b with `params`).
+
+    h is taken from the dictionary, and rebuilt from x where it is not there.
+    """
+    layer.show(f"{part}.grad", dy)
+    grads: Gradients = {}
+    module, w, b, pair = layer.name(part), layer.weight(part), layer.bias(part), layer.pair(part)
+    if pair is None:
+        dx = ops.linear_bwd(dy, ops.LinearRes(x), w, b)
+    else:
+        r = ops.LoraLinearRes(x, h.pop(part, None) if h else None)
+        dx, dA, dB = ops.lora_linear_bwd(dy, r, w, b, *pair, s=layer.scale)
+        grads[tensor_name(module, "A")], grads[tensor_name(module, "B")] = dA, dB
+    if params:  # the LoRA branch adds nothing to the base weight's gradient
+        grads[f"{module}.weight"], db = ops.linear_bwd_params(dy, ops.LinearRes(x), w, b)
+        if db is not None:
+            grads[f"{module}.bias"] = db
+    return dx, grads
