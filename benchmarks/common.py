@@ -20,8 +20,9 @@ import numpy as np
 
 from mesp_ref import lean as tiled
 from mesp_ref.cli.memory import SHAPES
-from mesp_ref.engine.adapter import Adapter, init_lora
+from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
 from mesp_ref.files.output import write_aside
 from mesp_ref.ops import Array

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mesp_ref.engine.adapter import Adapter, init_lora
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
 from mesp_ref.ops import Array
 from mesp_ref.train.data import open_data, split_pages

@@ -7,9 +7,10 @@ loss, grads = mr.loss_and_grads(model, adapter, input_ids, labels, method="mesp"
 """
 
 from mesp_ref.api import METHODS, choose_schedule, logits, loss, loss_and_grads, trace
-from mesp_ref.engine.adapter import Adapter, init_lora
+from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.generate import generate
+from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.merge import merge

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from mesp_ref import ops
-from mesp_ref.engine.adapter import Adapter, check_adapter
+from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import PLAIN
 from mesp_ref.engine.half import Gradients
+from mesp_ref.engine.init import arrays_in_memory, check_adapter
 from mesp_ref.engine.inputs import check_batch, check_ids, finite
 from mesp_ref.engine.methods import OnGradients, Step, mebp, mesp, store_all
 from mesp_ref.engine.mezo import mezo, perturbation_seeds
 from mesp_ref.engine.model import EMBEDDING, Model, hidden_states, layers, shift
-from mesp_ref.engine.weights import arrays_in_memory
 from mesp_ref.errors import MespRefError
 from mesp_ref.lean import mlp_width
 from mesp_ref.lean.activations import Checkpoints, open_checkpoints
@@ -234,7 +234,15 @@ def trace(model: Model, adapter: Adapter | None, input_ids: Any, labels: Any) ->
     def emit(index: int, grads: Gradients) -> None:
         named.update({f"{name}.grad": grad for name, grad in grads.items()})
 
-    step, tap = new_step(model, adapter, ids, targets, emit, params=True), named.__setitem__
+    def tap(name: str, value: Array) -> None:
+        named[name] = value
+        if name == "model.norm":  # lm_loss never holds the logits whole
+            z, _ = ops.linear(value, model.weights[model.head])
+            loss, res = ops.cross_entropy(ops.rows(z), shift(targets).reshape(-1))
+            dz = ops.cross_entropy_bwd(1.0, res).reshape(z.shape)
+            named.update({"lm_head": z, "loss": loss, "lm_head.grad": dz})
+
+    step = new_step(model, adapter, ids, targets, emit, params=True)
     watched = [layer._replace(tap=tap) for layer in step.layers]
     store_all(step._replace(layers=watched, tap=tap))
     return named

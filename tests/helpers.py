@@ -8,7 +8,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.weights import random_arrays
+from mesp_ref.engine.init import random_arrays
 from mesp_ref.files.checkpoint import save_checkpoint
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

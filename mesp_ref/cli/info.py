@@ -5,7 +5,8 @@ import math
 from typing import Any
 
 from mesp_ref.cli.options import add_command, add_json, at_least, print_json
-from mesp_ref.engine.adapter import adapter_shapes, parse_targets
+from mesp_ref.engine.adapter import adapter_shapes
+from mesp_ref.engine.init import parse_targets
 from mesp_ref.files.config import config_fields
 from mesp_ref.files.models import load_model
 

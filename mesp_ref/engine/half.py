@@ -76,7 +76,8 @@ def half_bwd(
     Shapes    dy [N, T, C] -> dx [N, T, C]; with `params` the gradients of every weight, too
     Empties   `res`
     """
-    w, eps, x, n = layer.weight(norm), layer.config.rms_norm_eps, res.take("x"), res.take("n")
+    x, n = res.take("x"), res.take("n")
+    w, eps = layer.weight(norm), layer.config.rms_norm_eps
     if n is None:
         n, _ = ops.rmsnorm(x, w, eps=eps)
     dn, grads = f_bwd(dy, n, res.take("inside"), layer, params=params)

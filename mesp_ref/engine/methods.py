@@ -10,7 +10,7 @@ elsewhere: mezo.py estimates from forwards alone, lean/mesp_tiled.py computes ha
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from mesp_ref import ops
 from mesp_ref.engine.adapter import Adapter
@@ -23,13 +23,6 @@ from mesp_ref.ops import Array
 OnGradients = Callable[[int, Gradients], object]
 
 
-class Checkpoints(Protocol):
-    """A stack of block inputs."""
-
-    def push(self, x: Array, /) -> None: ...
-    def pop(self) -> Array: ...
-
-
 class Step(NamedTuple):
     """One batch on one model: all that a method needs to know."""
 
@@ -40,7 +33,7 @@ class Step(NamedTuple):
     layers: list[Layer]
     params: bool  # also the gradients of the base weights
     emit: OnGradients  # called once a block, when its gradients are complete
-    checkpoints: Any = None  # Checkpoints, of methods that have some
+    checkpoints: Any = None  # a stack of block inputs: push(x), pop()
     halves: Halves = PLAIN
     lm_loss: Callable[..., tuple[Array, ops.LmLossRes]] = ops.lm_loss
     parameters: Mapping[int, Gradients] = MappingProxyType({})  # mezo: what it perturbs, by block
@@ -123,8 +116,6 @@ def head_and_loss(step: Step, x: Array) -> tuple[Array, Array, Array | None]:
     n, r_norm = ops.rmsnorm(x, w_norm, eps=eps)
     step.tap("model.norm", n)
     loss, r_loss = step.lm_loss(n, w, labels)
-    if step.tap is not untapped:
-        _show_logits(step, n, labels)
     dn = ops.lm_loss_bwd(1.0, r_loss, w)
     step.tap("model.norm.grad", dn)
     dx, tied = ops.rmsnorm_bwd(dn, r_norm, w_norm, eps=eps), None  # before `emit` may update w
@@ -137,15 +128,6 @@ def head_and_loss(step: Step, x: Array) -> tuple[Array, Array, Array | None]:
             grads[model.head] = dw
         step.emit(model.config.num_hidden_layers, grads)
     return loss, dx, tied
-
-
-def _show_logits(step: Step, n: Array, labels: Array) -> None:
-    """Show the logits, the loss and their gradient, which lm_loss never holds whole."""
-    z, _ = ops.linear(n, step.model.weights[step.model.head])
-    loss, res = ops.cross_entropy(ops.rows(z), labels.reshape(-1))
-    step.tap("lm_head", z)
-    step.tap("loss", loss)
-    step.tap("lm_head.grad", ops.cross_entropy_bwd(1.0, res).reshape(z.shape))
 
 
 def embed_bwd(step: Step, dx: Array, tied: Array | None) -> None:

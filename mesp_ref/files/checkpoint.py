@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.weights import compute_dtype
+from mesp_ref.engine.init import compute_dtype
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.affine import Quantization, is_packed, open_quantized, part_names
 from mesp_ref.files.config import config_fields, read_config

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mesp_ref.engine.adapter import Adapter, check_adapter
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.init import check_adapter
 from mesp_ref.engine.model import Model
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.output import copy_companions, new_directory

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from mesp_ref.engine.adapter import Adapter, check_adapter, check_rank, parse_targets, tensor_name
+from mesp_ref.engine.adapter import Adapter, tensor_name
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
-from mesp_ref.engine.weights import compute_dtype
+from mesp_ref.engine.init import check_adapter, check_rank, compute_dtype, parse_targets
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.peft import check_pairs, read_matrix

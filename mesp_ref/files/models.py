@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.init import random_arrays
 from mesp_ref.engine.model import Model
-from mesp_ref.engine.weights import random_arrays
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.checkpoint import open_checkpoint, storage_dtype

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.engine.adapter import Adapter, init_lora, parse_targets
+from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.generate import generate
+from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.models import load_model

@@ -27,7 +27,8 @@ from mesp_ref.engine.layer import Layer
 from mesp_ref.lean.workers import Workers
 from mesp_ref.ops import NOTHING, Array, Table
 from mesp_ref.ops._tiles import vocabulary_tile
-from mesp_ref.ops.lm_loss import Pass, loss_of, one_pass
+from mesp_ref.ops._vocabulary_tiles import Pass, one_pass
+from mesp_ref.ops.lm_loss import loss_of
 
 _ROWS = 256  # of the MLP for a worker, from which on products are as fast as with all rows
 _GROUP = 128  # columns of a packed weight decode together, at most so many

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from mesp_ref import lean as tiled
-from mesp_ref.engine.adapter import adapter_shapes, parse_targets
+from mesp_ref.engine.adapter import adapter_shapes
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+from mesp_ref.engine.init import parse_targets
 from mesp_ref.lean.shards import READERS, Cuts, attention_cuts, mlp_cuts, ranges, share_rows
 from mesp_ref.memory.base import Base, Store
 

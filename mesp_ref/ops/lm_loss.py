@@ -6,6 +6,7 @@ import numpy as np
 
 from mesp_ref.ops._array import NOTHING, Array, Table, rows
 from mesp_ref.ops._tiles import tiles, view, vocabulary_tile, widest
+from mesp_ref.ops._vocabulary_tiles import Pass, one_pass
 from mesp_ref.ops.cross_entropy import IGNORED
 
 
@@ -16,15 +17,6 @@ class LmLossRes(NamedTuple):
     labels: Array  # [...] integers
     lse: Array  # [M], log Σ_v exp(z_v) of each of the M counted rows
     dx: Array | None  # [..., C], ∂loss/∂x; None once dropped: the backward rebuilds it
-
-
-class Pass(NamedTuple):
-    """What some rows v of W say of M rows of x."""
-
-    top: Array  # [M], max_v z_v
-    total: Array  # [M], Σ_v exp(z_v − top)
-    z_label: Array  # [M], z of the label where it is among them, else 0
-    mix: Array  # [M, C], Σ_v exp(z_v − top)·W_v; [0, 0] where no gradient is wanted
 
 
 def lm_loss(
@@ -46,42 +38,6 @@ def lm_loss(
     found = one_pass(x_counted, w, flat[counted], chosen, width, (0, w.shape[0]))
     del x_counted  # before dx, which may be larger than a tile's logits were
     return loss_of(found, chosen, x, labels)
-
-
-def one_pass(
-    x: Array, w: Table, labels: Array, chosen: Array | None, width: int, bounds: tuple[int, int]
-) -> Pass:
-    """Rows a … b−1 of W, `bounds`, in tiles; with `chosen` the mix, and there W[label] of each row.
-
-    Per tile  m′ = max(m, max z);  r = exp(m − m′);  p = exp(z − m′);
-              total = r·total + Σ p;  mix = r·mix + p·W_tile
-    Shapes    x [M, C], labels [M], chosen [M, C]
-    Source    Milakov & Gimelshein 2018 for the running maximum and sum
-    """
-    (start, stop), dtype = bounds, np.result_type(x, w.dtype)
-    logits = np.empty(len(x) * widest(stop - start, width), dtype)
-    top = np.full(len(x), -np.inf, logits.real.dtype)
-    total, z_label = np.zeros((2, len(x)), dtype)
-    mix, product = np.zeros((2, *x.shape) if chosen is not None else (2, 0, 0), dtype)
-    for a, b in tiles(stop - start, width):
-        tile = w[start + a : start + b]  # [b−a, C]
-        z = np.matmul(x, tile.T, out=view(logits, len(x), b - a))
-        place = labels - (start + a)
-        here = np.flatnonzero((place >= 0) & (place < b - a))
-        z_label[here] = z[here, place[here]]
-        before, top = top, np.maximum(top, z.real.max(axis=1))
-        z -= top[:, None]
-        np.exp(z, out=z)
-        rescale = np.exp(before - top)
-        total *= rescale
-        total += z.sum(axis=1)
-        if chosen is not None:
-            mix *= rescale[:, None]
-            mix += np.matmul(z, tile, out=product)
-            found = np.take(tile, place[here], axis=0, out=product[: len(here)], mode="clip")
-            chosen[here] = found  # mode="raise" would copy once more
-        del tile  # decoded weights die before the next are decoded
-    return Pass(top, total, z_label, mix)
 
 
 def loss_of(found: Pass, chosen: Array | None, x: Array, labels: Array) -> tuple[Array, LmLossRes]:

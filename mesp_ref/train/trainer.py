@@ -13,9 +13,9 @@ import numpy as np
 
 from mesp_ref.api import METHODS, check_offload, check_perturbations, loss_and_grads
 from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.init import arrays_in_memory
 from mesp_ref.engine.inputs import NotFinite
 from mesp_ref.engine.model import Model
-from mesp_ref.engine.weights import arrays_in_memory
 from mesp_ref.errors import MespRefError
 from mesp_ref.lean.activations import KINDS
 from mesp_ref.lean.score import score

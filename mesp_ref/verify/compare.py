@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.api import METHODS, loss_and_grads
-from mesp_ref.engine.adapter import Adapter, init_lora, parse_targets
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.models import load_model

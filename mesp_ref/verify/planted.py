@@ -1,21 +1,28 @@
 """Put another function in the place of one of ours, everywhere, for a while."""
 
 import importlib
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from contextlib import ExitStack, contextmanager
+from types import FunctionType
 from typing import Any
-
-from mesp_ref.ops.registry import OPS
 
 Function = Callable[..., Any]
 
 
 def original(path: str) -> Any:
-    """What "ops.rmsnorm:rmsnorm_bwd" or "engine.adapter:Adapter.scale" names, below mesp_ref."""
+    """What "ops.rmsnorm:rmsnorm_bwd" or "engine.adapter:Adapter.scale" names, below mesp_ref.
+
+    A function comes as a copy, which goes on computing what it does now whatever is planted.
+    """
     holder, name = _place(path)
-    return vars(holder)[name]
+    found = vars(holder)[name]
+    if not isinstance(found, FunctionType):
+        return found
+    copy = FunctionType(
+        found.__code__, found.__globals__, found.__name__, found.__defaults__, found.__closure__
+    )
+    copy.__kwdefaults__ = found.__kwdefaults__
+    return copy
 
 
 def _place(path: str) -> tuple[Any, str]:
@@ -28,46 +35,42 @@ def _place(path: str) -> tuple[Any, str]:
     return holder, name
 
 
-def _holders() -> Iterator[dict[str, Any]]:
-    """Every namespace of mesp_ref that a function can be looked up in, and tables such as METHODS.
+def _instead(*args: Any, _planted: Function, **options: Any) -> Any:
+    return _planted(*args, **options)
 
-    Not those of the seeded bugs, which may call the function whose place they take.
+
+@contextmanager
+def _swapped(holder: Any, name: str, new: Any) -> Iterator[None]:
+    """A method or property is replaced in its class; a function gets the body of the new one.
+
+    The function itself stays the same object, so whoever refers to it, by an import, in a table, as
+    a default or inside a partial, calls the new body.
     """
-    for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "mesp_ref" and not name.startswith("mesp_ref.verify.bugs"):
-            yield vars(module)
-            yield from (
-                table for key, table in vars(module).items()
-                if isinstance(table, dict) and not key.startswith("__")
-            )  # fmt: skip
+    old = vars(holder)[name]
+    if isinstance(holder, type):
+        setattr(holder, name, new)
+        try:
+            yield
+        finally:
+            setattr(holder, name, old)
+        return
+    before = old.__code__, old.__defaults__, old.__kwdefaults__
+    bare = isinstance(new, FunctionType) and new.__globals__ is old.__globals__
+    if bare and not new.__code__.co_freevars:
+        after = new.__code__, new.__defaults__, new.__kwdefaults__
+    else:
+        after = _instead.__code__, None, {"_planted": new}
+    old.__code__, old.__defaults__, old.__kwdefaults__ = after
+    try:
+        yield
+    finally:
+        old.__code__, old.__defaults__, old.__kwdefaults__ = before
 
 
 @contextmanager
 def planted(changes: Mapping[str, Function]) -> Iterator[None]:
-    """Replace functions by path wherever mesp_ref refers to them, the registry's rows included.
-
-    A function is found by identity, so that what other modules imported by name changes too;
-    methods and properties are replaced in their class.
-    """
-    swaps = {id(original(path)): new for path, new in changes.items()}
-    undo: list[tuple[dict[str, Any], str, Any]] = []
-    classes = [(*_place(path), original(path)) for path in changes if "." in path.partition(":")[2]]
-    try:
-        for holder, name, old in classes:
-            setattr(holder, name, swaps[id(old)])
-        for holder in _holders():
-            for key, value in list(holder.items()):
-                new = swaps.get(id(value), value)
-                if holder is OPS:
-                    held = {f.name: getattr(value, f.name) for f in fields(value)}
-                    moved = {k: swaps[id(v)] for k, v in held.items() if id(v) in swaps}
-                    new = replace(value, **moved) if moved else value
-                if new is not value:
-                    undo.append((holder, key, value))
-                    holder[key] = new
+    """Replace functions by path wherever mesp_ref refers to them."""
+    with ExitStack() as stack:
+        for path, new in changes.items():
+            stack.enter_context(_swapped(*_place(path), new))
         yield
-    finally:
-        for holder, key, value in reversed(undo):
-            holder[key] = value
-        for holder, name, old in classes:
-            setattr(holder, name, old)

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.engine.adapter import Adapter, init_lora
+from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
 from mesp_ref.ops import IGNORED, Array
 

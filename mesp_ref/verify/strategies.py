@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from mesp_ref.engine.adapter import Adapter, init_lora
+from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
 from mesp_ref.ops import IGNORED, Array
 from mesp_ref.ops.registry import Args, OpSpec, Sizes

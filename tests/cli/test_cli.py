@@ -133,7 +133,7 @@ def gguf_file(path, tokenizer):
     gguf = pytest.importorskip("gguf")
     from test_convert import write_gguf
 
-    from mesp_ref.engine.weights import random_arrays
+    from mesp_ref.engine.init import random_arrays
 
     config = mr.Qwen2Config(tokenizer.get_vocab_size(), 64, 96, 2, 4, 2, 16, eos_token_id=2)
     kinds = gguf.GGMLQuantizationType

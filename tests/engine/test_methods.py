@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
-from mesp_ref.engine import attention_half, methods
+from mesp_ref.engine import attention_half
 from mesp_ref.engine.block import MESP, block
+from mesp_ref.engine.half import Residuals
 from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.mezo import expected_cosine, perturbation_seeds
 from mesp_ref.engine.model import embed, layers
@@ -107,13 +108,21 @@ def test_mesp_keeps_the_eight_intermediates_of_the_paper() -> None:
     assert len(everything) == 8 + 7 + 1 + 3 + 1  # and h of seven layers, silu, q, k, v, z
 
 
+def arrays_of(res: Any) -> list[Array]:
+    """Every array in nested residuals."""
+    if isinstance(res, np.ndarray):
+        return [res]
+    inside = vars(res).values() if isinstance(res, Residuals) else getattr(res, "values", list)()
+    return [array for item in inside for array in arrays_of(item)]
+
+
 def residual_lifetimes(method: str) -> tuple[int, int]:
     """How many residual arrays of a block are alive when its backward starts, and when it ends."""
     alive: list[tuple[int, int]] = []
-    real: Callable[..., Any] = methods.block_bwd
+    real: Callable[..., Any] = original("engine.block:block_bwd")
 
-    def watched(dx: Array, res: dict[str, Any], layer: Any, **options: Any) -> Any:
-        refs = [weakref.ref(a) for r in res.values() for a in r if isinstance(a, np.ndarray)]
+    def watched(dx: Array, res: Any, layer: Any, **options: Any) -> Any:
+        refs = [weakref.ref(a) for a in arrays_of(res)]
         before = sum(ref() is not None for ref in refs)
         result = real(dx, res, layer, **options)
         gc.collect()
@@ -217,7 +226,7 @@ def test_mezo_restores_the_parameters(dtype: str, eps: float) -> None:
 def test_mezo_restores_the_parameters_after_an_interrupt(failing: int) -> None:
     model, adapter, ids, labels = given = case()
     z, before, calls = noise_of(given, 9), snapshot(adapter), []
-    real = original("engine.methods:_forward")
+    real = original("engine.mezo:_forward")
 
     def interrupted(*args: Any) -> float:
         calls.append(1)
@@ -225,7 +234,7 @@ def test_mezo_restores_the_parameters_after_an_interrupt(failing: int) -> None:
             raise KeyboardInterrupt
         return real(*args)
 
-    with planted({"engine.methods:_forward": interrupted}), pytest.raises(KeyboardInterrupt):
+    with planted({"engine.mezo:_forward": interrupted}), pytest.raises(KeyboardInterrupt):
         mr.loss_and_grads(model, adapter, ids, labels, "mezo", seed=9, eps=0.1)
     assert_restored(adapter, before, z, 0.1)
 

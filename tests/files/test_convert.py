@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 import mesp_ref as mr
 from mesp_ref.cli import main
-from mesp_ref.engine.weights import random_arrays
+from mesp_ref.engine.init import random_arrays
 from mesp_ref.files import from_gguf as directory
 from mesp_ref.files.config import config_fields
 from mesp_ref.files.from_gguf import convert_gguf

@@ -11,7 +11,7 @@ from helpers import CHATML, STOP, byte_level_tokenizer, words
 from mutate import SEPARATOR
 
 import mesp_ref as mr
-from mesp_ref.engine.weights import random_arrays
+from mesp_ref.engine.init import random_arrays
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.config import config_fields
 from mesp_ref.files.mlx import save_mlx_adapter

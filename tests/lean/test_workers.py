@@ -12,14 +12,14 @@ import pytest
 import mesp_ref as mr
 from mesp_ref.cli import main
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.weights import random_arrays
+from mesp_ref.engine.init import random_arrays
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.models import named_shape
 from mesp_ref.files.quantize import quantize_checkpoint
 from mesp_ref.lean import ranges
 from mesp_ref.lean.shards import (
-    PartWeights,
+    Window,
     attention_cuts,
     join,
     mlp_cuts,
@@ -123,17 +123,17 @@ def test_parts_are_cuts_of_the_whole(kind: Any) -> None:
     config = CONFIGS["grouped"]
     weights, adapter = random_arrays(config), mr.init_lora(config, 3, b_std=0.2)
     prefix, parts = "model.layers.1.", kind(config, 3)
-    views = [PartWeights(weights, prefix, cuts) for cuts in parts]
     for part, cut in parts[0].items():
-        name, axis = f"{prefix}{part}.weight", cut.axis
-        whole = weights(name)
-        np.testing.assert_array_equal(np.concatenate([v(name) for v in views], axis), whole)
+        axis, whole = cut.axis, weights[f"{prefix}{part}.weight"]
+        views = [Window(whole, cuts[part]) for cuts in parts]
+        np.testing.assert_array_equal(np.concatenate([v[...] for v in views], axis), whole)
         for view, cuts in zip(views, parts, strict=True):
-            assert view.shape(name) == view(name).shape
-            np.testing.assert_array_equal(view.rows(name, 2, 5), view(name)[2:5])
-            np.testing.assert_array_equal(view.cols(name, 2, 5), view(name)[:, 2:5])
             a, b = cuts[part][1:]
-            assert np.shares_memory(view(name), whole[a:b] if axis == 0 else whole[:, a:b])
+            part_of_whole = whole[a:b] if axis == 0 else whole[:, a:b]
+            assert view.shape == part_of_whole.shape
+            np.testing.assert_array_equal(view[2:5], part_of_whole[2:5])
+            np.testing.assert_array_equal(view[:, 2:5], part_of_whole[:, 2:5])
+            assert np.shares_memory(view[...], part_of_whole)
         pairs = [part_adapter(adapter, prefix, cuts).pair(prefix + part) for cuts in parts]
         A, B = adapter.pair(prefix + part) or (None, None)
         joined = np.concatenate([pair[1 - axis] for pair in pairs if pair], axis)
@@ -307,9 +307,9 @@ def test_an_error_in_a_step_arrives(method: str) -> None:
             raise MemoryError("in a worker")
         return real(*args, **options)
 
-    real = original("engine.block:project")
+    real = original("engine.half:project")
     with (
-        planted({"engine.block:project": failing}),
+        planted({"engine.half:project": failing}),
         pytest.raises(MemoryError, match="in a worker"),
     ):
         mr.loss_and_grads(model, adapter, [[1, 2, 3]], [[1, 2, 3]], method, workers=2)

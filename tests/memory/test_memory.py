@@ -13,7 +13,7 @@ import pytest
 import mesp_ref as mr
 from mesp_ref.cli import main
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.weights import random_arrays
+from mesp_ref.engine.init import random_arrays
 from mesp_ref.lean.activations import KINDS, DiskCheckpoints
 from mesp_ref.memory import PEAKS, Ledger, Shapes, at, measure, peak
 from mesp_ref.memory.predict import ESTIMATE
@@ -45,7 +45,7 @@ def run(case: str, method: str, checkpoints: str, targets: Any = "all") -> tuple
 
     step()  # caches of Python and NumPy fill once
     gc.collect()
-    ledger = measure(step, [*weights.arrays.values(), *adapter.weights.values(), ids])
+    ledger = measure(step, [*weights.values(), *adapter.weights.values(), ids])
     return ledger, at(Shapes(config, batch, tokens, rank, adapter.targets), checkpoints)
 
 

@@ -19,7 +19,7 @@ import mesp_ref as mr
 from mesp_ref.api import choose_schedule, step_shapes
 from mesp_ref.cli import main
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.weights import random_arrays
+from mesp_ref.engine.init import random_arrays
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.finetune import FinetuneOptions, finetune
 from mesp_ref.job.limit import within

@@ -531,7 +531,7 @@ def test_a_constant_schedule_may_be_prolonged(options, tmp_path):
 
 
 def test_a_broken_model_stops_the_run_before_it_writes(options, tmp_path, tiny_config, tokenizer):
-    from mesp_ref.engine.weights import random_arrays
+    from mesp_ref.engine.init import random_arrays
     from mesp_ref.files.checkpoint import save_checkpoint
 
     broken = tmp_path / "broken"

@@ -159,22 +159,25 @@ def test_richardson_estimates_its_own_error() -> None:
 
 def test_planting_reaches_every_reference_and_leaves_none() -> None:
     """Rows, modules that imported by name, tables of methods, properties of classes."""
-    import mesp_ref.engine.methods as methods
-    from mesp_ref import ops
+    from mesp_ref.api import METHODS
     from mesp_ref.engine.adapter import Adapter
+    from mesp_ref.engine.block import PLAIN
 
     def fake(*args: Any, **options: Any) -> None: ...
 
-    before = ops.rmsnorm_bwd, OPS["rmsnorm"], methods.METHODS["mesp"], Adapter.scale
+    scale, calls = Adapter.scale, (OPS["rmsnorm"].backward, METHODS["mesp"], PLAIN.mlp)
     changes = {
         "ops.rmsnorm:rmsnorm_bwd": fake, "engine.methods:mesp": fake,
-        "engine.adapter:Adapter.scale": property(fake),
+        "engine.mlp_half:mlp": fake, "engine.adapter:Adapter.scale": property(fake),
     }  # fmt: skip
     with contextlib.suppress(ZeroDivisionError), planted(changes):
-        assert ops.rmsnorm_bwd is OPS["rmsnorm"].backward is methods.METHODS["mesp"] is fake
+        assert [call() for call in calls] == [None, None, None]
         assert sample_adapter(np.random.default_rng(0), small_config()).scale is None
         raise ZeroDivisionError
-    assert (ops.rmsnorm_bwd, OPS["rmsnorm"], methods.METHODS["mesp"], Adapter.scale) == before
+    assert Adapter.scale is scale
+    for call in calls:
+        with pytest.raises(TypeError, match="missing"):
+            call()
 
 
 @pytest.mark.parametrize("oracle", ["adjoint", "complex_step", "richardson"])
@@ -194,11 +197,11 @@ def test_checkpoint_gradcheck_proves_and_rejects() -> None:
     findings = list(checkpoint_gradcheck(model, adapter, *batch, tensors=5, entries=2))
     require(findings)
     assert len(findings) == 2 + 5 * (1 + 2)
-    real = original("engine.block:_rebuild_z")
+    real = original("engine.mlp_half:mlp_bwd")
 
-    def forgetful(res: dict[str, Any], layer: Any) -> None:
-        real(res, layer)
-        res["mlp.down_proj"] = res["mlp.down_proj"]._replace(x=res["mlp.down_proj"].x * 1.001)
+    def forgetful(dy: Any, n: Any, res: Any, layer: Any, **options: Any) -> Any:
+        res.z = real.__globals__["ops"].swiglu(res.gate, res.up)[0] * 1.001
+        return real(dy, n, res, layer, **options)
 
-    with planted({"engine.block:_rebuild_z": forgetful}):
+    with planted({"engine.mlp_half:mlp_bwd": forgetful}):
         assert failures(list(checkpoint_gradcheck(model, adapter, *batch, directions=1, tensors=0)))

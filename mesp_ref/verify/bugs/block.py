@@ -1,46 +1,50 @@
-"""The block's backward and its rebuilding gone wrong."""
+"""The halves of a block, their backward and their rebuilding gone wrong."""
 
 from mesp_ref.verify.bugs.bug import one
 
+_MLP = '"post_attention_layernorm"'
+_REBUILT = "res.q, res.k, res.v = qkv(n, layer)"
+_BARE = "layer._replace(cos=1 + 0 * layer.cos, sin=0 * layer.sin"
+
 BUGS = [
     *one(
-        "engine.block:block_bwd", "backward", "model",
-        ("block: MLP residual path dropped", "da = dy + back_norm", "da = back_norm"),
-        ("block: attention residual path dropped", "dx = da + back_norm", "dx = back_norm"),
-        ("block: norm's backward skipped", "return ops.rmsnorm_bwd(dy, r, w, eps=eps)", "return dy"),
-        ("block: weight of the other norm", "res.pop(part), layer.weight(part)",
-         'res.pop(part), layer.weight("input_layernorm")'),
+        "engine.half:half_bwd", "backward", "model",
+        ("block: MLP residual path dropped", "return dy + ops",
+         f"return (0 * dy if norm == {_MLP} else dy) + ops"),
+        ("block: attention residual path dropped", "return dy + ops",
+         f"return (dy if norm == {_MLP} else 0 * dy) + ops"),
+        ("block: norm's backward skipped", "ops.rmsnorm_bwd(dn, ops.RmsNormRes(x), w, eps=eps), grads",
+         "dn, grads"),
+        ("block: weight of the other norm", "w, eps = layer.weight(norm)",
+         'w, eps = layer.weight("input_layernorm")'),
     ),
     *one(
-        "engine.block:_mlp_bwd", "backward", "model",
-        ("block: up dropped at the fan-out", "dn += back(", "back("),
-        ("block: gate dropped at the fan-out", "dn += back(", "dn = back("),
+        "engine.mlp_half:mlp_bwd", "backward", "model",
+        ("block: up dropped at the fan-out", "dn += dn_up", "pass"),
+        ("block: gate dropped at the fan-out", "dn += dn_up", "dn = dn_up"),
         ("block: dup and dgate exchanged", "dgate, dup = ops", "dup, dgate = ops"),
+        ("rebuild: z from exchanged inputs", "(res.gate, res.up,", "(res.up, res.gate,"),
     ),
     *one(
-        "engine.block:_attention_bwd", "backward", "model",
+        "engine.attention_half:qkv_bwd", "backward", "model",
         ("block: dk not rotated back", 'letter != "v"', 'letter == "q"'),
         ("block: last of q, k, v only", "dx += dn", "pass"),
         ("block: first of q, k, v only", "dx += dn", "dx = dn"),
     ),
     *one(
-        "engine.block:_rebuild_z", "backward", "model",
-        ("rebuild: z from exchanged inputs", "(r.gate, r.up,", "(r.up, r.gate,"),
+        "engine.attention_half:self_attn_bwd", "backward", "model",
+        ("rebuild: q and k without RoPE", _REBUILT, f"res.q, res.k, res.v = qkv(n, {_BARE}))"),
+        ("rebuild: the published error, no RoPE and no bias", _REBUILT,
+         f"res.q, res.k, res.v = qkv(n, {_BARE}, weights={{k: w for k, w in layer.weights.items() "
+         "if not k.endswith('.bias')}))"),
+        ("rebuild: from what is not normalised", _REBUILT,
+         "res.q, res.k, res.v = qkv(n / layer.weight('input_layernorm')[...], layer)"),
     ),
     *one(
-        "engine.block:_rebuild_qkv", "backward", "model",
-        ("rebuild: q and k without RoPE", "n, layer, lambda",
-         "n, layer._replace(cos=1 + 0 * layer.cos, sin=0 * layer.sin), lambda"),
-        ("rebuild: the published error, no RoPE and no bias", "n, layer, lambda",
-         "n, layer._replace(cos=1 + 0 * layer.cos, sin=0 * layer.sin, weights=type(layer.weights)("
-         "{k: layer.weights(k) for k in layer.weights if not k.endswith('.bias')}, "
-         "layer.weights.dtype)), lambda"),
-        ("rebuild: from the block's input", 'layer.key("self_attn.q_proj")', '"input_layernorm"'),
-    ),
-    *one(
-        "engine.block:block", "forward", "model",
-        ("block: attention reads what is not normalised", "partial(_attention, n",
-         "partial(_attention, x"),
-        ("block: MLP reads the first norm's input", "*ops.rmsnorm(a, layer", "*ops.rmsnorm(x, layer"),
+        "engine.half:half", "forward", "model",
+        ("block: attention reads what is not normalised", "y, inside = f(n,",
+         f"y, inside = f(n if norm == {_MLP} else x,"),
+        ("block: MLP reads what is not normalised", "y, inside = f(n,",
+         f"y, inside = f(x if norm == {_MLP} else n,"),
     ),
 ]  # fmt: skip

@@ -22,17 +22,17 @@ BUGS = [
     ),
     *one(
         "ops.lm_loss:lm_loss", "forward", "lm_loss model",
-        ("head: token id 0 ignored", "labels_flat != IGNORED",
-         "(labels_flat != IGNORED) & (labels_flat != 0)"),
-        ("head: divided by all tokens", "1 / max(1, len(counted))", "1 / len(labels_flat)"),
+        ("head: token id 0 ignored", "flat != IGNORED",
+         "(flat != IGNORED) & (flat != 0)"),
     ),
     *one(
-        "ops.lm_loss:lm_loss", "backward", "lm_loss model",
+        "ops.lm_loss:loss_of", "forward", "lm_loss model",
+        ("head: divided by all tokens", "1 / max(1, len(counted))", "1 / labels.size"),
+    ),
+    *one(
+        "ops.lm_loss:loss_of", "backward", "lm_loss model",
         ("head: gradient not divided", "mix *= mean", "pass"),
-        ("head: gradient over all tokens", "mix *= mean", "mix *= 1 / len(labels_flat)"),
-    ),
-    *one(
-        "ops.lm_loss:lm_loss", "backward", "lm_loss model",
+        ("head: gradient over all tokens", "mix *= mean", "mix *= 1 / labels.size"),
         ("head: one-hot missing", "mix -= chosen", "pass"),
     ),
     *one(

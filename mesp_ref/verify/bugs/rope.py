@@ -26,12 +26,12 @@ BUGS = [
     ),
     bug(
         "rope: keys skipped", "forward", "model",
-        ("engine.block:qkv", 'letter != "v"', 'letter == "q"'),
-        ("engine.block:_attention_bwd", 'letter != "v"', 'letter == "q"'),
+        ("engine.attention_half:qkv", 'letter != "v"', 'letter == "q"'),
+        ("engine.attention_half:qkv_bwd", 'letter != "v"', 'letter == "q"'),
     ),
     bug(
         "rope: values turned too", "forward", "model",
-        ("engine.block:qkv", 'letter != "v"', "letter"),
-        ("engine.block:_attention_bwd", 'letter != "v"', "letter"),
+        ("engine.attention_half:qkv", 'letter != "v"', "letter"),
+        ("engine.attention_half:qkv_bwd", 'letter != "v"', "letter"),
     ),
 ]  # fmt: skip

@@ -54,12 +54,12 @@ def mezo_is_even_in_its_noise(rng: np.random.Generator) -> Iterator[Finding]:
     """z → −z changes nothing: the two forwards change places, and g its sign."""
     case = _case(rng)
     g, _, loss = _estimate(case, 3, 1e-3)
-    add = original("engine.methods:_add_noise")
+    add = original("engine.mezo:_add_noise")
 
     def negated(arrays: dict[str, Array], rng: np.random.Generator, by: float) -> None:
         add(arrays, rng, -by)
 
-    with planted({"engine.methods:_add_noise": negated}):
+    with planted({"engine.mezo:_add_noise": negated}):
         mirrored, _, same = _estimate(case, 3, 1e-3)
     yield agree("mezo", "estimate", mirrored, g, np.abs(g).max(), 1e-9)
     yield agree("mezo", "loss", same, loss, abs(loss), 1e-12)
