@@ -1,33 +1,47 @@
-"""Peak memory of a step from its shapes alone: which op peaks, what lives then, what it adds.
+"""Peak memory of a step from its shapes alone: the very same methods, run over ghosts.
 
 The step is one forward and backward of LoRA over a mapped base; gradients are handed over block by
-block. A method peaks in one of a few ops; each is a `Peak` here: the arrays alive when the op is
-called, by name, and the op's own results and scratch. A base in 16 or 4 bits is decoded: a whole
-matrix before a plain op, a tile inside a tiled one.
-Python objects, some 100 KB, and the buffers of BLAS are not counted, persistent parameters neither.
+block. Nothing here knows how a method works: it runs with ghosts for arrays (ghost.py) and a ledger
+listens, as it does in a real step. Of every op, and of the sums before it, the moment at which most
+lives is a `Peak`. Python objects, some 100 KB, and the buffers of BLAS are not counted, persistent
+parameters neither.
 
-Letters: X = N·T·C, Q = N·T·H·D, K = N·T·G·D, M = N·T·F, P = N·H·T² elements; L blocks.
+Letters: X = N·T·C, Q = N·T·H·D, K = N·T·G·D, M = N·T·F, P = N·H·T² elements.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
-from mesp_ref import lean as tiled
-from mesp_ref.engine.adapter import adapter_shapes
-from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+import numpy as np
+
+from mesp_ref.engine.adapter import Adapter, adapter_shapes
+from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.init import parse_targets
-from mesp_ref.lean.shards import READERS, Cuts, attention_cuts, mlp_cuts, ranges, share_rows
+from mesp_ref.engine.methods import Step
+from mesp_ref.engine.model import EMBEDDING, Model
+from mesp_ref.lean.activations import Checkpoints
+from mesp_ref.lean.steps import METHODS, by_block, new_step
+from mesp_ref.lean.workers import Item, Result, Workers
 from mesp_ref.memory.base import Base, Store
+from mesp_ref.memory.ghost import FILE, Ghost, GhostTable, Meter, Noise, _form
+from mesp_ref.memory.kinds import by_kind
+from mesp_ref.memory.ledger import Ledger, Moment
 
 Parts = dict[str, int]  # name -> bytes
 
+_DTYPES = {2: np.float16, 4: np.float32, 8: np.float64, 16: np.complex128}
+END = "what follows the last op"
+_DEPTHS = 2, 3  # blocks of the steps that are run: from these on, each block adds the same
+
 
 class Peak(NamedTuple):
-    """One op at which a step may need most."""
+    """The moment of an op, or of the sums before one, at which most lives."""
 
     op: str
-    held: Parts  # alive between ops
+    held: Parts  # alive between ops, by kind
     added: Parts  # results and scratch of the op
 
     @property
@@ -40,7 +54,7 @@ class Peak(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """All that the closed form knows of a step. `counted` is the number of labels ≠ −100."""
+    """All that decides the memory of a step. `counted` is the number of labels ≠ −100."""
 
     config: Qwen2Config
     batch: int = 1
@@ -86,368 +100,188 @@ class Shapes(NamedTuple):
     def p(self) -> int:
         return self.of(self.config.num_attention_heads * self.tokens)
 
-    def lora(self, targets: Iterable[str], matrices: str = "AB") -> int:
+    def lora(self, targets: Iterable[str]) -> int:
         """Bytes of the LoRA gradients of one block's targets."""
         chosen = [name for name in self.targets if name in set(targets)]
-        shapes = adapter_shapes(self.config, self.rank, chosen)
-        found = [
-            math.prod(shape)
-            for name, shape in shapes.items()
-            if ".layers.0." in name and name.split(".lora_")[1][0] in matrices
-        ]
-        return sum(found) * self.itemsize
-
-    def largest(self) -> int:
-        """Bytes of the largest LoRA tensor."""
-        shapes = adapter_shapes(self.config, self.rank, self.targets)
-        return max(map(math.prod, shapes.values())) * self.itemsize
-
-    def cuts(self, part: str) -> list[Cuts]:
-        """The cuts that make a projection's parts."""
-        return (mlp_cuts if part in _MLP else attention_cuts)(self.config, self.workers)
-
-    def parts(self, part: str) -> int:
-        """How many workers have a part of a projection."""
-        return len(self.cuts(part))
-
-    def shared(self, targets: Iterable[str]) -> int:
-        """Bytes of the LoRA gradients that all workers but one have beside the first's, to be added.
-
-        All read A of what they write a part of, and B of what they read a part of.
-        """
-        return sum(
-            (self.parts(name) - 1) * self.lora([name], "B" if name in READERS else "A")
-            for name in targets
-        )
+        one = dataclasses.replace(self.config, num_hidden_layers=1)
+        return self.itemsize * sum(map(math.prod, adapter_shapes(one, self.rank, chosen).values()))
 
     def h(self, targets: Iterable[str]) -> int:
-        """Bytes of h = x·Aᵀ of one block's targets; each worker has its own."""
-        chosen = [name for name in self.targets if name in set(targets)]
-        return self.of(*(self.rank * self.parts(name) for name in chosen))
-
-    def matrix(self, part: str) -> tuple[int, int]:
-        """[out, in] of a projection."""
-        out, width = self.config.weight_shapes()[f"model.layers.0.{PROJECTIONS[part]}.weight"]
-        return out, width
+        """Bytes of h = x·Aᵀ of one block's targets."""
+        return self.of(*(self.rank for name in self.targets if name in set(targets)))
 
     def decoded(self, store: Store, *shape: int) -> int:
         """Bytes of a weight, or of a tile of it, beside its file: 0 where it is a view."""
         return store.decoded(*shape, itemsize=self.itemsize)
 
-    def decoded_parts(self, part: str) -> int:
-        """Bytes of a projection that workers decode; columns are decoded by whole groups."""
-        (out, columns), store = self.matrix(part), self.base.matrices
-        if part in READERS and store.affine and self.workers > 1:
-            g, found = (
-                store.affine.group_size,
-                (cuts[PROJECTIONS[part]] for cuts in self.cuts(part)),
-            )
-            columns = sum(-(-cut.b // g) * g - cut.a // g * g for cut in found)
-        return self.decoded(store, out, columns)
-
-    def always(self) -> Parts:
-        """Cosines and sines."""
-        return {"RoPE angles": self.tokens * self.config.head_dim * self.itemsize}
-
-    def checkpoints(self) -> Parts:
-        """Inputs of the blocks; on disk they are no memory of the process."""
-        return {"checkpoints": 0 if self.disk else self.config.num_hidden_layers * self.x}
-
     def file(self, method: str) -> int:
         """Bytes of the temporary file that a method writes in a step, and reads once."""
-        if not self.disk or method in ("store_all", "mezo"):
-            return 0
-        blocks, lse = self.config.num_hidden_layers, self.of(self.config.num_attention_heads)
-        if method != "mesp_tiled":
-            return blocks * self.x
-        activations = 2 * self.q + 2 * self.k + lse + 2 * self.m
-        return blocks * (2 * self.x + self.offload * activations)
+        return _found(method, self)[1]
 
 
-ESTIMATE = "estimate"  # of mezo: where no op runs
-_MLP = ("gate_proj", "up_proj", "down_proj")
-_ALL = ("q_proj", "k_proj", "v_proj", "o_proj", *_MLP)
+class _Elsewhere(Checkpoints):
+    """Checkpoints on disk: no memory of the process; their bytes are counted."""
+
+    halves = True
+
+    def __init__(self, offload: bool):
+        super().__init__()
+        self.offload, self.size = offload, 0
+
+    def keep(self, x: Any) -> Any:
+        x = x.contiguous()
+        self.size += x.nbytes
+        return Ghost(x.meter, x.form, x.dtype, FILE)
 
 
-def _residuals(s: Shapes, blocks: int) -> Parts:
-    """All that `blocks` blocks leave for their backward, beside their inputs."""
-    sizes = {
-        "norms": 2 * s.x,
-        "q, k, v": s.q + 2 * s.k,
-        "probabilities": s.p,
-        "attention output": s.q,
-        "sum after attention": s.x,
-        "gate, up": 2 * s.m,
-        "silu, z": 2 * s.m,
-        "h": s.h(_ALL),
-    }
-    return {name: blocks * size for name, size in sizes.items()}
+class _Team:
+    """Workers in turn, counted as if all were at their worst at once.
 
-
-def _head(s: Shapes, kept: Parts, gradient: bool = True) -> Peak:
-    """lm_loss, a tile of the vocabulary at a time; workers have some rows each, or some tiles."""
-    c, v, workers = s.config.hidden_size, s.config.vocab_size, s.workers
-    by_rows, rows = share_rows(s.counted, workers), s.counted * s.itemsize
-    sums, cuts = (1, [(0, v)]) if by_rows else (workers, ranges(v, min(workers, v)))
-    counted, parts = (-(-s.counted // workers), 1) if by_rows else (s.counted, workers)
-    width = tiled.vocabulary_tile(counted, parts)
-    tile = max(tiled.widest(b - a, width) for a, b in cuts)
-    held = s.always() | kept | {"labels": s.rows * 8, "head input": s.x}
-    added = {
-        "logits of a tile": sums * rows * tile,
-        "rows": rows * c,
-        "decoded tile": workers * s.decoded(s.base.head, tile, c),
-        "scratch of decoding": workers * s.base.head.scratch(tile, c, itemsize=s.itemsize),
-    }
-    if gradient:
-        held |= {"last block's output": s.x, "decoded norm": s.decoded(s.base.vectors, c)}
-        added |= {"their mix and a product": sums * 2 * rows * c, "rows of their labels": rows * c}
-    return Peak("lm_loss", held, added)
-
-
-def _swiglu_bwd(s: Shapes, kept: Parts) -> Peak:
-    """The gate's backward in the last block, whose down_proj is done."""
-    held = s.always() | kept
-    held |= {"dy": s.x, "dz": s.m, "LoRA gradients": s.lora(["down_proj"])}
-    held["LoRA gradients"] += s.shared(["down_proj"])
-    return Peak("swiglu_bwd", held, {"dgate, dup and scratch": 3 * s.m})
-
-
-def _plain_attention_bwd(s: Shapes, kept: Parts) -> Peak:
-    """Attention's backward in the last block; the gradient of the MLP's norm is still there."""
-    held = s.always() | kept | {"dy, da, dn": 3 * s.x, "do": s.q}
-    held["LoRA gradients"] = s.lora([*_MLP, "o_proj"]) + s.shared(["o_proj"])
-    added = {"dp, ds": 2 * s.p, "dq, stacked q and do": 3 * s.q, "dk, dv": 2 * s.k}
-    return Peak("attention_bwd", held, added)
-
-
-def _decoding(s: Shapes, op: str, part: str, held: Parts) -> list[Peak]:
-    """A projection whose whole matrix is decoded first; none when it is a view of its file."""
-    peak = _projection(s, op, part, held)
-    return [peak] if peak.held["decoded matrix"] else []
-
-
-def _projection(s: Shapes, op: str, part: str, held: Parts) -> Peak:
-    """A projection: with LoRA a product as large as the result is added to it.
-
-    In the backward the gradients of A and B are formed beside it. What workers do not have a part
-    of, each of them has whole.
+    beside    of each moment in the share of one worker, bytes that the others then add
     """
-    backward = op.endswith("bwd")
-    is_cut = (part in READERS) == backward
-    results = s.of(s.matrix(part)[backward] * (1 if is_cut else s.parts(part)))
-    h, lora = s.h([part]), (s.lora([part]) + s.shared([part])) * backward
-    name, added = f"{op} {PROJECTIONS[part]}", {"result": results}
-    if part in s.targets:
-        name = f"lora_{name}"
-        added |= {"h and dh": 2 * h, "a product, or dA and dB": max(results, lora + h)}
-    scratch = s.parts(part) * s.base.matrices.scratch(*s.matrix(part), itemsize=s.itemsize)
-    added["scratch of decoding beyond these"] = max(0, scratch - sum(added.values()))
-    return Peak(name, s.always() | held | {"decoded matrix": s.decoded_parts(part)}, added)
+
+    def __init__(self, ledger: Ledger, meter: Meter):
+        self._ledger, self._meter = ledger, meter
+        self.beside: dict[int, int] = {}
+
+    def each(self, f: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        meter, moments = self._meter, self._ledger.moments
+        most, start, found, shares = meter.most, meter.live, [], []
+        for item in items:
+            begun, first = meter.live, len(moments)
+            meter.reset_peak()
+            found.append(f(item))
+            top = max([meter.most, *(moment.most for moment in moments[first:])])
+            shares.append((range(first, len(moments)), begun, top - begun))
+        growth = sum(grown for _, _, grown in shares)
+        for span, begun, grown in shares:  # what earlier workers left is part of what they added
+            self.beside |= dict.fromkeys(span, growth - grown - (begun - start))
+        meter.most = max(most, start + growth)
+        return found
 
 
-def _sums_bwd(s: Shapes, mlp: Parts, attention: Parts) -> list[Peak]:
-    """Where each worker has a sum of its own, the gradient of a norm, beside another summand."""
-    done = ["down_proj", "gate_proj"]
-    sums, c = s.parts("up_proj") * s.x, s.lora(done) + s.shared(done)
-    up = mlp | {"dy": s.x, "dup": s.m, "sum of dx": sums, "LoRA gradients": c}
-    done = ["o_proj", "q_proj", "k_proj"]
-    sums, c = s.parts("v_proj") * s.x, s.lora([*_MLP, *done]) + s.shared(done)
-    v = attention | {"dy, da, dn": 3 * s.x, "do": s.q, "dq, dk, dv": s.q + 2 * s.k}
-    widths = (cuts["self_attn.v_proj"] for cuts in s.cuts("v_proj"))
-    several = [cut.b - cut.a for cut in widths if cut.b - cut.a > s.config.head_dim]
-    v |= {"sum of dx": sums, "LoRA gradients": c, "dv with its heads in rows": s.of(*several)}
-    v["decoded bias"] = s.decoded(s.base.vectors, s.matrix("v_proj")[0])
-    peaks = _projection(s, "linear_bwd", "up_proj", up), _projection(s, "linear_bwd", "v_proj", v)
-    return list(peaks)
+def _model(s: Shapes, meter: Meter) -> Model:
+    dtype, sizes = np.dtype(_DTYPES[s.itemsize]), s.config.weight_shapes()
+    model = Model(s.config, {})
 
+    def store(name: str, shape: tuple[int, ...]) -> Store:
+        if name in (model.head, EMBEDDING):
+            return s.base.head
+        return s.base.matrices if len(shape) == 2 else s.base.vectors
 
-def _down_bwd(s: Shapes, kept: Parts) -> list[Peak]:
-    """down_proj's backward in the last block, where the MLP's residuals all live."""
-    return _decoding(s, "linear_bwd", "down_proj", kept | {"dy": s.x})
-
-
-def store_all(s: Shapes) -> list[Peak]:
-    """Residuals of all blocks; those of the last block die one by one."""
-    blocks = s.config.num_hidden_layers
-    kept, below = ({"block inputs": blocks * s.x} | _residuals(s, n) for n in (blocks, blocks - 1))
-    at_gate = {"silu, z": s.m, "h": s.h(["down_proj"])}
-    at_up = {"gate, up": 2 * s.m, "silu, z": 2 * s.m, "h": s.h(["down_proj", "gate_proj"])}
-    at_v = {"norms": s.x, "h": s.h(["v_proj"])}
-    at_attention = {
-        "norms": s.x,
-        "q, k, v": s.q + 2 * s.k,
-        "probabilities": s.p,
-        "h": s.h(["q_proj", "k_proj", "v_proj"]),
+    tables = {
+        name: GhostTable(meter, shape, dtype, store(name, shape)) for name, shape in sizes.items()
     }
-    return [
-        _head(s, kept),
-        _swiglu_bwd(s, {name: kept[name] - at_gate.get(name, 0) for name in kept}),
-        _plain_attention_bwd(s, {name: below[name] + at_attention.get(name, 0) for name in below}),
-        *_down_bwd(s, kept),
-        *_sums_bwd(
-            s,
-            {name: kept[name] - at_up.get(name, 0) for name in kept},
-            {name: below[name] + at_v.get(name, 0) for name in below},
-        ),
-    ]
+    return dataclasses.replace(model, weights=tables)
 
 
-def mebp(s: Shapes) -> list[Peak]:
-    """Block inputs, and all residuals of one block until its backward ends."""
-    kept = s.checkpoints() | _residuals(s, 1)
-    head = _head(s, s.checkpoints())
-    held = kept | {"dy": s.x, "dgate, dup": 2 * s.m}
-    held["LoRA gradients"] = s.lora(["down_proj"]) + s.shared(["down_proj"])
-    gate = _decoding(s, "linear_bwd", "gate_proj", held)
-    held = kept | {"dy, da, dn": 3 * s.x, "do, dq twice": 3 * s.q, "dk, dv": 2 * s.k}
-    held["LoRA gradients"] = s.lora([*_MLP, "o_proj"]) + s.shared(["o_proj"])
-    held["decoded bias"] = s.decoded(s.base.vectors, s.matrix("q_proj")[0])
-    query = _decoding(s, "linear_bwd", "q_proj", held)
-    return [
-        head,
-        _swiglu_bwd(s, kept),
-        _plain_attention_bwd(s, kept),
-        *gate,
-        *query,
-        *_sums_bwd(s, kept, kept),
-    ]
-
-
-def mesp(s: Shapes) -> list[Peak]:
-    """Block inputs, and eight intermediates of one block, each until its last use."""
-    all_of_it = _residuals(s, 1)
-    eight = {n: v for n, v in all_of_it.items() if n not in ("q, k, v", "silu, z", "h")}
-    rebuilt = {"norm": s.x, "q, k, v": s.q + 2 * s.k, "probabilities": s.p}
-    return [
-        _head(s, s.checkpoints()),
-        _swiglu_bwd(s, s.checkpoints() | eight),
-        _plain_attention_bwd(s, s.checkpoints() | rebuilt),
-        *_down_bwd(s, s.checkpoints() | eight | {"z, rebuilt": s.m}),
-        *_sums_bwd(
-            s,
-            s.checkpoints() | {name: v for name, v in eight.items() if name != "gate, up"},
-            s.checkpoints() | {"norm": s.x},
-        ),
-    ]
-
-
-def mesp_tiled(s: Shapes) -> list[Peak]:
-    """Block inputs, and what one tiled op of half a block needs."""
-    return [
-        _head(s, s.checkpoints()),
-        _mlp_bwd(s),
-        _attention_bwd(s),
-        *_o_proj_bwd(s),
-        *_q_proj_bwd(s),
-        _k_proj_bwd(s),
-    ]
-
-
-def _mlp_bwd(s: Shapes) -> Peak:
-    """Workers have some of the rows each, or some of the columns and a sum of their own."""
-    c, workers, rows = s.config.hidden_size, s.workers, share_rows(s.rows, s.workers)
-    cuts = mlp_cuts(s.config, 1 if rows else workers)
-    columns = max(cut.b - cut.a for cut in (part["mlp.up_proj"] for part in cuts))
-    width = tiled.widest(columns, tiled.mlp_width(s.rows, workers))
-    sums, gradients = (1, workers) if rows else (workers, 1)
-    held = {"dy": s.x, "norm": s.x}
-    held["sum after attention"] = 0 if s.disk else s.x
-    lora = s.lora(["gate_proj", "up_proj"], "B") + s.lora(["down_proj"], "A")
-    scratch = s.base.matrices.scratch(width, c, itemsize=s.itemsize)
-    added = {
-        "tiles": sums * s.of(3 * width, max(c, 2 * width)),
-        "dx": sums * s.x,
-        "LoRA gradients": gradients * lora,
-        "h and dh": sums * 2 * s.of(*(s.rank for name in s.targets if name in _MLP)),
-        "decoded tiles": workers * 2 * s.decoded(s.base.matrices, width, c),
-        "a tile's dB, or scratch of decoding": workers
-        * max(2 * width * s.rank * s.itemsize, scratch),
+def _adapter(s: Shapes, meter: Meter) -> Adapter:
+    dtype, shapes = np.dtype(_DTYPES[s.itemsize]), adapter_shapes(s.config, s.rank, s.targets)
+    matrices: dict[str, Any] = {
+        name: Ghost(meter, _form(shape), dtype, FILE) for name, shape in shapes.items()
     }
-    return Peak("mlp_bwd", s.always() | s.checkpoints() | held, added)
+    return Adapter(s.rank, 2.0 * s.rank, s.targets, False, matrices)
 
 
-def _attention_res(s: Shapes) -> Parts:
-    """What tiled attention leaves for its backward."""
-    if s.offload:
-        return {}
-    lse = s.of(s.config.num_attention_heads)
-    return {"q, k, v": s.q + 2 * s.k, "attention output": s.q, "log-sum-exp": lse}
+def _step(method: str, s: Shapes, meter: Meter, stack: Checkpoints, workers: Workers) -> Step:
+    model, adapter = _model(s, meter), _adapter(s, meter)
+    ids = np.zeros((s.batch, s.tokens), np.int64)
+    step = new_step(
+        model, adapter, ids, ids, lambda number, grads: None,
+        params=False, method=method, stack=stack, workers=workers,
+    )  # fmt: skip
+    seeds: Any = (Noise(meter),)
+    return step._replace(parameters=by_block(adapter.weights, model), seeds=seeds)
 
 
-def _attention_bwd(s: Shapes) -> Peak:
-    """Workers have some of the heads each."""
-    config, parts = s.config, s.parts("q_proj")
-    share, d = config.num_attention_heads // config.num_key_value_heads, config.head_dim
-    tile = share * tiled.widest(s.tokens, tiled.query_tile(share, s.tokens)) * s.itemsize
-    held = _attention_res(s) | {
-        "dy": s.x,
-        "norm": s.x,
-        "gradient of attention's output": s.q,
-        "LoRA gradients": s.lora([*_MLP, "o_proj"]) + s.shared(["o_proj"]),
-    }
-    added = {
-        "dq, dk, dv": s.q + 2 * s.k,
-        "tiles": parts * tile * (2 * s.tokens + 3 * d),
-        "a product": parts * s.tokens * d * s.itemsize,
-    }
-    return Peak("attention_bwd", s.always() | s.checkpoints() | held, added)
+def _with_angles(step: Step, s: Shapes, ledger: Ledger, meter: Meter) -> Step:
+    """The step with ghosts for its cosines and sines, which belong to it."""
+    shape, dtype = (s.tokens, s.config.head_dim // 2), step.layers[0].cos.dtype
+    cos, sin = (Ghost(meter, _form(shape), dtype) for _ in range(2))
+    ledger.note("rope_tables", (cos, sin))
+    layers: list[Any] = [layer._replace(cos=cos, sin=sin) for layer in step.layers]
+    return step._replace(layers=layers)
 
 
-def _o_proj_bwd(s: Shapes) -> list[Peak]:
-    """o_proj's backward from the tiled attention's output, everything of attention alive."""
-    held = s.checkpoints() | {"dy": s.x, "norm": s.x} | _attention_res(s)
-    held |= {"LoRA gradients": s.lora(_MLP)}
-    return _decoding(s, "linear_bwd", "o_proj", held)
+class Run(NamedTuple):
+    """A step over ghosts."""
+
+    ledger: Ledger
+    beside: dict[int, int]  # bytes that other workers add, by the number of the moment
+    file: int  # bytes that went to disk
 
 
-def _q_proj_bwd(s: Shapes) -> list[Peak]:
-    """q_proj's backward, dk and dv waiting for theirs; workers decode their heads' rows."""
-    held = s.checkpoints() | {"dy, norm": 2 * s.x, "dq, dk, dv": s.q + 2 * s.k}
-    held |= {"LoRA gradients": s.lora([*_MLP, "o_proj"]) + s.shared(["o_proj"])}
-    held["decoded bias"] = s.decoded(s.base.vectors, s.matrix("q_proj")[0])
-    return _decoding(s, "linear_bwd", "q_proj", held)
+def run(method: str, s: Shapes) -> Run:
+    """A step of a method over ghosts, all of its blocks."""
+    meter = Meter()
+    stack = _Elsewhere(s.offload) if s.disk else Checkpoints()
+    ledger = Ledger(meter=meter)
+    team = _Team(ledger, meter)
+    workers = Workers(s.workers, team.each)
+    step = _step(method, s, meter, stack, workers)
+    ledger.owned, ledger.weights = [step.ids], step.model.weights
+    with ledger:
+        METHODS[method](_with_angles(step, s, ledger, meter))
+    return Run(ledger, team.beside, getattr(stack, "size", 0))
 
 
-def _k_proj_bwd(s: Shapes) -> Peak:
-    """k_proj's backward beside the sum that q_proj's began; each worker has a sum of its own."""
-    parts, done = s.parts("k_proj"), ["o_proj", "q_proj"]
-    held = {"dy, norm": 2 * s.x, "sum of dx": parts * s.x, "dk, dv": 2 * s.k}
-    held["LoRA gradients"] = s.lora([*_MLP, *done]) + s.shared(done)
-    added = {"dx and a product": parts * 2 * s.x, "h and dh": 2 * s.h(["k_proj"])}
-    name = "lora_linear_bwd self_attn.k_proj"
-    if not s.h(["k_proj"]):
-        name, added = name.removeprefix("lora_"), {"dx": parts * s.x}
-    shape, store = s.matrix("k_proj"), s.base.matrices
-    held["decoded bias"] = s.decoded(s.base.vectors, shape[0])
-    held["decoded matrix"] = s.decoded(store, *shape)
-    scratch = store.scratch(*shape, itemsize=s.itemsize)
-    added["scratch of decoding beyond these"] = max(0, scratch - sum(added.values()))
-    return Peak(name, s.always() | s.checkpoints() | held, added)
+def _at(moment: Moment, beside: int, rank: int) -> tuple[Peak, Peak]:
+    """Peaks in an op, and in the sums before it."""
+    held = {name: size for name, size in by_kind(moment, rank).items() if size}
+    labels = sum(entry.nbytes for entry in moment.live if entry.dtype.kind == "i")  # no ghosts
+    unseen = moment.traced + labels - moment.held
+    before = {"sums": moment.between + labels - moment.held, "other workers": beside}
+    added = {"results and scratch": moment.added, "sums before": unseen, "other workers": beside}
+    return Peak(moment.op, held, added), Peak(f"what precedes {moment.op}", held, before)
 
 
-def mezo(s: Shapes) -> list[Peak]:
-    """Nothing but the forward.
-
-    However many the perturbations: noise is drawn again, tensor by tensor, when a block's estimate
-    is formed, so the last peak, which no op has, is the LoRA gradients of one block and two tensors.
-    """
-    projected = {"block input": s.x, "norm": s.x, "q, k, v": s.q + 2 * s.k}
-    middle = {"sum after attention": s.x, "norm": s.x}
-    masks = s.parts("q_proj") * s.tokens**2  # of a byte each
-    attention = {"scores, probabilities": 2 * s.p, "output, or masks": max(s.q, masks)}
-    return [
-        _head(s, {}, gradient=False),
-        Peak("attention", s.always() | projected, attention),
-        Peak("swiglu", s.always() | middle | {"gate, up": 2 * s.m}, {"z and scratch": 2 * s.m}),
-        *_decoding(s, "linear", "up_proj", middle | {"gate": s.m}),
-        _projection(s, "linear", "down_proj", middle | {"z": s.m}),
-        Peak(ESTIMATE, s.always(), {"LoRA gradients": s.lora(_ALL), "noise": 2 * s.largest()}),
+def _peaks(method: str, s: Shapes) -> tuple[dict[str, Peak], int]:
+    """The fullest moment of every op, and the bytes of the temporary file."""
+    found = run(method, s)
+    pairs = [
+        _at(moment, found.beside.get(number, 0), s.rank)
+        for number, moment in enumerate(found.ledger.moments)
     ]
+    peaks: dict[str, Peak] = {}
+    for peak in (*(peak for peak, _ in pairs), *(peak for _, peak in pairs)):  # ops come first
+        if peak.op not in peaks or peak.total > peaks[peak.op].total:
+            peaks[peak.op] = peak
+    return peaks | {END: Peak(END, {}, {"sums": found.ledger.after})}, found.file
+
+
+@lru_cache(maxsize=512)
+def _found(method: str, s: Shapes) -> tuple[list[Peak], int]:
+    """`_peaks` at full depth. A block adds as much as the one below it, whatever op is running, so
+    a step of two blocks and one of three tell what any has."""
+    depth, (few, more) = s.config.num_hidden_layers, _DEPTHS
+    if depth <= more:
+        peaks, file = _peaks(method, s)
+        return list(peaks.values()), file
+    shallow = (
+        s._replace(config=dataclasses.replace(s.config, num_hidden_layers=n)) for n in _DEPTHS
+    )
+    (low, low_file), (high, high_file) = (_peaks(method, s) for s in shallow)
+    extend = partial(_extend, times=(depth - few) // (more - few))
+    peaks = [
+        Peak(op, extend(low[op].held, high[op].held), extend(low[op].added, high[op].added))
+        for op in high
+    ]
+    return peaks, extend({"file": low_file}, {"file": high_file})["file"]
+
+
+def _extend(low: Parts, high: Parts, times: int) -> Parts:
+    return {
+        name: low.get(name, 0) + times * (high.get(name, 0) - low.get(name, 0))
+        for name in {**low, **high}
+    }
+
+
+def _of(method: str, shapes: Shapes) -> list[Peak]:
+    return _found(method, shapes)[0]
 
 
 PEAKS: dict[str, Callable[[Shapes], list[Peak]]] = {
-    method.__name__: method for method in (store_all, mebp, mesp, mesp_tiled, mezo)
+    method: partial(_of, method) for method in METHODS
 }
 
 

@@ -38,9 +38,12 @@ def rope(x: Array, cos: Array, sin: Array) -> tuple[Array, RopeRes]:
     half = x.shape[-1] // 2
     x1, x2 = x[..., :half], x[..., half:]
     cos, sin = cos[:, None, :], sin[:, None, :]  # [T, 1, D/2]
-    y = np.empty(x.shape, x.dtype)
-    y[..., :half] = x1 * cos - x2 * sin
-    y[..., half:] = x2 * cos + x1 * sin
+    y = np.empty(x.shape, x.dtype, like=x)
+    y1, y2 = y[..., :half], y[..., half:]
+    np.multiply(x1, cos, out=y1)
+    y1 -= x2 * sin
+    np.multiply(x2, cos, out=y2)
+    y2 += x1 * sin
     return y, RopeRes()
 
 

@@ -17,7 +17,7 @@ from mesp_ref.files.affine import Affine
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.models import named_shape
 from mesp_ref.files.quantize import quantize_checkpoint
-from mesp_ref.lean import ranges
+from mesp_ref.lean.shards import ranges
 from mesp_ref.lean.shards import (
     Window,
     attention_cuts,

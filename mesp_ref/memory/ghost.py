@@ -1,0 +1,252 @@
+"""Ghosts: arrays without numbers, whose bytes are counted from birth to death.
+
+A ghost answers NumPy's own protocols (`__array_ufunc__`, `__array_function__`), so an op that is given
+ghosts runs as it stands, in the same order, and leaves behind what it needs: views share a buffer,
+`out=` makes nothing new, a copy is a new buffer, and what no name holds any more is gone.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+from numpy.lib.stride_tricks import as_strided
+
+from mesp_ref.memory.base import Store
+from mesp_ref.ops import Array
+
+FILE = "file"  # the base of a ghost whose bytes are not counted: a mapped file, or a parameter
+_BYTE = np.zeros(1, np.uint8)
+
+
+class Meter:
+    """Bytes of living ghosts, and their peak, with the two questions that tracemalloc answers."""
+
+    def __init__(self) -> None:
+        self.live = self.most = 0
+
+    def book(self, size: int) -> None:
+        self.live += size
+        self.most = max(self.most, self.live)
+
+    def get_traced_memory(self) -> tuple[int, int]:
+        return self.live, self.most
+
+    def reset_peak(self) -> None:
+        self.most = self.live
+
+
+@lru_cache(maxsize=1024)
+def _form(shape: tuple[int, ...]) -> Array:
+    """A C-contiguous array over nothing, of one byte an element: for its shape and strides alone."""
+    strides = [1] * len(shape)
+    for axis in reversed(range(len(shape) - 1)):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return as_strided(_BYTE, shape, strides, writeable=False)
+
+
+@lru_cache(maxsize=1024)
+def _dtype(ufunc: np.ufunc, given: tuple[Any, ...]) -> np.dtype:
+    """The dtype of a ufunc's result."""
+    found: np.dtype = ufunc.resolve_dtypes((*given, None))[-1]
+    return found
+
+
+class Ghost(NDArrayOperatorsMixin):
+    """An array without numbers.
+
+    form    a NumPy array over nothing that has its shape and strides, so views are NumPy's own
+    base    as of an array: the ghost whose buffer this is a view of, None for one of its own
+    """
+
+    def __init__(self, meter: Meter, form: Array, dtype: np.dtype, base: Any = None):
+        self.meter, self.form, self.dtype, self.base = meter, form, dtype, base
+        if base is None:
+            meter.book(self.nbytes)
+
+    def __del__(self) -> None:
+        if self.base is None:
+            self.meter.live -= self.nbytes
+
+    def new(self, shape: tuple[int, ...], dtype: Any = None) -> "Ghost":
+        """Another array, on the same meter."""
+        return Ghost(self.meter, _form(shape), np.dtype(dtype or self.dtype))
+
+    def _view(self, form: Array) -> "Ghost":
+        return Ghost(self.meter, form, self.dtype, self if self.base is None else self.base)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.form.shape
+
+    @property
+    def size(self) -> int:
+        return self.form.size
+
+    @property
+    def nbytes(self) -> int:
+        return self.form.size * self.dtype.itemsize
+
+    @property
+    def T(self) -> "Ghost":
+        return self._view(self.form.T)
+
+    @property
+    def real(self) -> "Ghost":
+        return self
+
+    def __len__(self) -> int:
+        return len(self.form)
+
+    def __iter__(self) -> Iterator["Ghost"]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: Any) -> "Ghost":
+        at = index if isinstance(index, tuple) else (index,)
+        chosen = [i.shape for i in at if isinstance(i, np.ndarray)]
+        if chosen:  # rows by number: a copy
+            return self.new(np.broadcast_shapes(*chosen) + self.shape[len(at) :])
+        return self._view(self.form[index])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Numbers are written; there are none."""
+
+    def reshape(self, *shape: Any) -> "Ghost":
+        wanted = shape[0] if isinstance(shape[0], tuple) else shape
+        try:
+            return self._view(self.form.reshape(wanted, copy=False))
+        except ValueError:  # no strides say it: the numbers move
+            known = -math.prod(wanted)
+            return self.new(tuple(self.size // known if n < 0 else n for n in wanted))
+
+    def transpose(self, *axes: int) -> "Ghost":
+        return self._view(self.form.transpose(axes))
+
+    def swapaxes(self, a: int, b: int) -> "Ghost":
+        return self._view(self.form.swapaxes(a, b))
+
+    def contiguous(self) -> "Ghost":
+        """As np.ascontiguousarray gives it."""
+        return self if self.form.flags.c_contiguous else self.new(self.shape)
+
+    def sum(self, axis: int | None = None, keepdims: bool = False) -> Any:
+        if axis is None:
+            return self.dtype.type(0)
+        shape = list(self.shape)
+        shape[axis : axis % len(shape) + 1] = [1] if keepdims else []
+        return self.new(tuple(shape))
+
+    max = sum
+
+    def any(self) -> bool:
+        """No number is out of the ordinary."""
+        return False
+
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *given: Any, out: Any = None, **options: Any
+    ) -> Any:
+        if method != "__call__":
+            return NotImplemented
+        if out is not None:
+            return out[0]
+        shapes = [getattr(x, "shape", ()) for x in given]
+        if ufunc is np.matmul:
+            (*left, rows, _), (*right, _, columns) = shapes
+            shape = (*np.broadcast_shapes(tuple(left), tuple(right)), rows, columns)
+        else:
+            shape = np.broadcast_shapes(*shapes)
+        types = tuple(getattr(x, "dtype", type(x)) for x in given)
+        return self.new(shape, options.get("dtype") or _dtype(ufunc, types))
+
+    def __array_function__(
+        self, function: Callable[..., Any], types: Any, given: Any, options: dict[str, Any]
+    ) -> Any:
+        return _FUNCTIONS[function](self, *given, **options)
+
+
+def _result_type(_: Ghost, *given: Any) -> np.dtype:
+    return np.result_type(*(x.dtype if isinstance(x, Ghost) else x for x in given))
+
+
+def _new(ghost: Ghost, shape: Any, dtype: Any = None) -> Ghost:
+    return ghost.new(shape if isinstance(shape, tuple) else (shape,), dtype)
+
+
+def _like(_: Ghost, given: Ghost, dtype: Any = None) -> Ghost:
+    return given.new(given.shape, dtype)
+
+
+def _concatenate(ghost: Ghost, given: Any, axis: int = 0) -> Ghost:
+    shape = list(given[0].shape)
+    shape[axis] = sum(x.shape[axis] for x in given)
+    return ghost.new(tuple(shape))
+
+
+def _where(ghost: Ghost, *given: Any) -> Ghost:
+    shape = np.broadcast_shapes(*(getattr(x, "shape", ()) for x in given))
+    return ghost.new(shape, _result_type(ghost, *given[1:]))
+
+
+def _einsum(ghost: Ghost, subscripts: str, *given: Ghost) -> Ghost:
+    """The shape that the letters of the result say, an ellipsis being all other axes."""
+    letters, result = subscripts.split("->")
+    lengths: dict[str, int] = {}
+    for names, x in zip(letters.replace("...", "").split(","), given, strict=True):
+        lengths |= zip(names, x.shape[-len(names) :], strict=True)
+    others = ghost.shape[: -len(names)] if "..." in result else ()
+    return ghost.new((*others, *(lengths[name] for name in result.replace("...", ""))))
+
+
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    np.empty: _new,
+    np.zeros: _new,
+    np.full: lambda ghost, shape, _, dtype, **options: _new(ghost, shape, dtype),
+    np.tri: lambda ghost, n, **options: ghost.new((n, options["M"]), options["dtype"]),
+    np.empty_like: _like,
+    np.zeros_like: _like,
+    np.result_type: _result_type,
+    np.where: _where,
+    np.einsum: _einsum,
+    np.concatenate: _concatenate,
+    np.copyto: lambda *given, **options: None,
+    np.take: lambda *given, out, **options: out,
+}
+
+
+class GhostTable:
+    """A frozen weight without numbers: indexing books what decoding that part of its file takes."""
+
+    def __init__(self, meter: Meter, shape: tuple[int, ...], dtype: np.dtype, store: Store):
+        self.meter, self.shape, self.dtype, self._store = meter, shape, dtype, store
+
+    def __getitem__(self, index: Any) -> Ghost:
+        given, store = Ghost(self.meter, _form(self.shape), self.dtype, FILE), self._store
+        size = self.dtype.itemsize
+        if isinstance(index, np.ndarray) or not store.decoded(1, itemsize=size):
+            return given[index]
+        start, skip, wanted = 0, 0, given[index].shape
+        shape = wanted
+        if store.affine and isinstance(index, tuple):  # columns come by whole groups
+            g = store.affine.group_size
+            start, stop, _ = index[1].indices(self.shape[1])
+            skip = start % g
+            shape = (*wanted[:-1], -(-stop // g) * g - start // g * g)
+        whole = Ghost(self.meter, _form(shape), self.dtype)
+        if store.affine:
+            scratch = store.scratch(*shape, itemsize=size)
+            self.meter.book(scratch)
+            self.meter.live -= scratch
+        return whole[..., skip : skip + wanted[-1]]
+
+
+class Noise(np.random.Generator):
+    """A generator whose normal numbers are ghosts; `np.random.default_rng` takes it for a seed."""
+
+    def __init__(self, meter: Meter):
+        super().__init__(np.random.PCG64(0))
+        self._meter = meter
+
+    def standard_normal(self, size: Any = None, dtype: Any = None, out: Any = None) -> Any:
+        return Ghost(self._meter, _form(size), np.dtype(dtype))
