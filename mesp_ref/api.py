@@ -22,6 +22,7 @@ from mesp_ref.lean.workers import hire
 from mesp_ref.memory import SCHEDULES, Base, Choice, Schedule, Shapes, choose, parse_size
 from mesp_ref.ops import Array
 
+
 def loss_and_grads(
     model: Model,
     adapter: Adapter | None,

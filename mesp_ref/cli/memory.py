@@ -181,9 +181,8 @@ class _Subject:
         }
 
     def ledger(self, method: str) -> Ledger:
-        arrays = getattr(self.model.weights, "arrays", {})
-        owned = [*arrays.values(), *self.adapter.weights.values(), self.ids]
-        return measure(lambda: self.step(method), owned)
+        owned = [*self.adapter.weights.values(), self.ids]
+        return measure(lambda: self.step(method), owned, self.model.weights)
 
 
 def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dict[str, Any]:

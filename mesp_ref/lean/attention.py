@@ -63,7 +63,8 @@ def _scratch(q: Array, k: Array, tile: int, dtype: np.dtype, *arrays: int) -> li
     stacked = widest(q.shape[1], tile) * (q.shape[2] // k.shape[2])
     sizes = stacked * k.shape[1], stacked * q.shape[3]
     return [
-        [np.empty(size, dtype, like=q) for _ in range(n)] for size, n in zip(sizes, arrays, strict=True)
+        [np.empty(size, dtype, like=q) for _ in range(n)]
+        for size, n in zip(sizes, arrays, strict=True)
     ]
 
 

@@ -17,7 +17,6 @@ from numpy.lib.stride_tricks import as_strided
 from mesp_ref.memory.base import Store
 from mesp_ref.ops import Array
 
-FILE = "file"  # the base of a ghost whose bytes are not counted: a mapped file, or a parameter
 _BYTE = np.zeros(1, np.uint8)
 
 
@@ -47,47 +46,53 @@ def _form(shape: tuple[int, ...]) -> Array:
     return as_strided(_BYTE, shape, strides, writeable=False)
 
 
+_broadcast = lru_cache(maxsize=1024)(np.broadcast_shapes)
+
+
 @lru_cache(maxsize=1024)
-def _dtype(ufunc: np.ufunc, given: tuple[Any, ...]) -> np.dtype:
+def _dtype(ufunc: np.ufunc, *given: Any) -> np.dtype:
     """The dtype of a ufunc's result."""
     found: np.dtype = ufunc.resolve_dtypes((*given, None))[-1]
     return found
 
 
+class Buffer:
+    """The memory of an array and its views: booked as long as one of them lives."""
+
+    def __init__(self, meter: Meter, shape: tuple[int, ...], dtype: np.dtype):
+        self.meter, self.shape, self.dtype = meter, shape, dtype
+        self.nbytes = math.prod(shape) * dtype.itemsize
+        meter.book(self.nbytes)
+
+    def __del__(self) -> None:
+        self.meter.live -= self.nbytes
+
+
 class Ghost(NDArrayOperatorsMixin):
     """An array without numbers.
 
-    form    a NumPy array over nothing that has its shape and strides, so views are NumPy's own
-    base    as of an array: the ghost whose buffer this is a view of, None for one of its own
+    form      a NumPy array over nothing that has its shape and strides, so views are NumPy's own
+    buffer    None for what is not counted: a mapped file, or a parameter
     """
 
-    def __init__(self, meter: Meter, form: Array, dtype: np.dtype, base: Any = None):
-        self.meter, self.form, self.dtype, self.base = meter, form, dtype, base
-        if base is None:
-            meter.book(self.nbytes)
-
-    def __del__(self) -> None:
-        if self.base is None:
-            self.meter.live -= self.nbytes
+    def __init__(self, meter: Meter, form: Array, dtype: np.dtype, buffer: Buffer | None):
+        self.meter, self.form, self.dtype, self.buffer = meter, form, dtype, buffer
+        self.shape = form.shape
 
     def new(self, shape: tuple[int, ...], dtype: Any = None) -> "Ghost":
         """Another array, on the same meter."""
-        return Ghost(self.meter, _form(shape), np.dtype(dtype or self.dtype))
+        return born(self.meter, shape, np.dtype(dtype or self.dtype))
 
     def _view(self, form: Array) -> "Ghost":
-        return Ghost(self.meter, form, self.dtype, self if self.base is None else self.base)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.form.shape
-
-    @property
-    def size(self) -> int:
-        return self.form.size
+        return Ghost(self.meter, form, self.dtype, self.buffer)
 
     @property
     def nbytes(self) -> int:
         return self.form.size * self.dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        return self.form.size
 
     @property
     def T(self) -> "Ghost":
@@ -98,23 +103,27 @@ class Ghost(NDArrayOperatorsMixin):
         return self
 
     def __len__(self) -> int:
-        return len(self.form)
+        return self.shape[0]
 
     def __iter__(self) -> Iterator["Ghost"]:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> "Ghost":
-        at = index if isinstance(index, tuple) else (index,)
-        chosen = [i.shape for i in at if isinstance(i, np.ndarray)]
-        if chosen:  # rows by number: a copy
-            return self.new(np.broadcast_shapes(*chosen) + self.shape[len(at) :])
-        return self._view(self.form[index])
+        at = index if type(index) is tuple else (index,)
+        for i in at:
+            if type(i) is np.ndarray:
+                return self._chosen(at)
+        return Ghost(self.meter, self.form[index], self.dtype, self.buffer)
+
+    def _chosen(self, at: tuple[Array, ...]) -> "Ghost":
+        """Elements by number, along the first axes: a copy."""
+        return self.new(_broadcast(*(i.shape for i in at)) + self.shape[len(at) :])
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Numbers are written; there are none."""
 
     def reshape(self, *shape: Any) -> "Ghost":
-        wanted = shape[0] if isinstance(shape[0], tuple) else shape
+        wanted = shape[0] if type(shape[0]) is tuple else shape
         try:
             return self._view(self.form.reshape(wanted, copy=False))
         except ValueError:  # no strides say it: the numbers move
@@ -147,23 +156,32 @@ class Ghost(NDArrayOperatorsMixin):
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, *given: Any, out: Any = None, **options: Any
     ) -> Any:
-        if method != "__call__":
-            return NotImplemented
         if out is not None:
             return out[0]
-        shapes = [getattr(x, "shape", ()) for x in given]
+        if method != "__call__":  # np.add.at, which works in place
+            return None
         if ufunc is np.matmul:
-            (*left, rows, _), (*right, _, columns) = shapes
-            shape = (*np.broadcast_shapes(tuple(left), tuple(right)), rows, columns)
+            (*left, rows, _), (*right, _, columns) = given[0].shape, given[1].shape
+            shape = (*_broadcast(tuple(left), tuple(right)), rows, columns)
         else:
-            shape = np.broadcast_shapes(*shapes)
-        types = tuple(getattr(x, "dtype", type(x)) for x in given)
-        return self.new(shape, options.get("dtype") or _dtype(ufunc, types))
+            shape = _broadcast(*[getattr(x, "shape", ()) for x in given])
+        types: Any = [getattr(x, "dtype", type(x)) for x in given]
+        return self.new(shape, options.get("dtype") or _dtype(ufunc, *types))
 
     def __array_function__(
         self, function: Callable[..., Any], types: Any, given: Any, options: dict[str, Any]
     ) -> Any:
         return _FUNCTIONS[function](self, *given, **options)
+
+
+def born(meter: Meter, shape: tuple[int, ...], dtype: np.dtype) -> Ghost:
+    """A new array."""
+    return Ghost(meter, _form(shape), dtype, Buffer(meter, shape, dtype))
+
+
+def on_file(meter: Meter, shape: tuple[int, ...], dtype: np.dtype) -> Ghost:
+    """An array that does not count: in a mapped file, or a parameter."""
+    return Ghost(meter, _form(shape), dtype, None)
 
 
 def _result_type(_: Ghost, *given: Any) -> np.dtype:
@@ -185,7 +203,7 @@ def _concatenate(ghost: Ghost, given: Any, axis: int = 0) -> Ghost:
 
 
 def _where(ghost: Ghost, *given: Any) -> Ghost:
-    shape = np.broadcast_shapes(*(getattr(x, "shape", ()) for x in given))
+    shape = _broadcast(*(getattr(x, "shape", ()) for x in given))
     return ghost.new(shape, _result_type(ghost, *given[1:]))
 
 
@@ -222,7 +240,7 @@ class GhostTable:
         self.meter, self.shape, self.dtype, self._store = meter, shape, dtype, store
 
     def __getitem__(self, index: Any) -> Ghost:
-        given, store = Ghost(self.meter, _form(self.shape), self.dtype, FILE), self._store
+        given, store = on_file(self.meter, self.shape, self.dtype), self._store
         size = self.dtype.itemsize
         if isinstance(index, np.ndarray) or not store.decoded(1, itemsize=size):
             return given[index]
@@ -233,9 +251,10 @@ class GhostTable:
             start, stop, _ = index[1].indices(self.shape[1])
             skip = start % g
             shape = (*wanted[:-1], -(-stop // g) * g - start // g * g)
-        whole = Ghost(self.meter, _form(shape), self.dtype)
+        whole = born(self.meter, shape, self.dtype)
         if store.affine:
-            scratch = store.scratch(*shape, itemsize=size)
+            rows, columns = shape
+            scratch = store.scratch(rows, columns, size)
             self.meter.book(scratch)
             self.meter.live -= scratch
         return whole[..., skip : skip + wanted[-1]]
@@ -249,4 +268,4 @@ class Noise(np.random.Generator):
         self._meter = meter
 
     def standard_normal(self, size: Any = None, dtype: Any = None, out: Any = None) -> Any:
-        return Ghost(self._meter, _form(size), np.dtype(dtype))
+        return born(self._meter, size, np.dtype(dtype))

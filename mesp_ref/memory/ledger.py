@@ -167,14 +167,16 @@ class Ledger:
             self._alive[id(owner)] = weakref.ref(owner), entry
 
 
-def _buffer(array: Array) -> Array | None:
+def _buffer(array: Any) -> Any:
     """The array that owns the memory of a view; None when a mapped file does."""
-    while isinstance(array.base, _ARRAYS):
+    if isinstance(array, Ghost):
+        return array.buffer
+    while isinstance(array.base, np.ndarray):
         array = array.base
     return array if array.base is None else None
 
 
-def _arrays(tag: str, value: Any) -> Iterator[tuple[str, Array]]:
+def _arrays(tag: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Every array in a tuple, each under the name of its field."""
     if isinstance(value, _ARRAYS):
         yield tag, value

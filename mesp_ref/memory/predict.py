@@ -26,7 +26,7 @@ from mesp_ref.lean.activations import Checkpoints
 from mesp_ref.lean.steps import METHODS, by_block, new_step
 from mesp_ref.lean.workers import Item, Result, Workers
 from mesp_ref.memory.base import Base, Store
-from mesp_ref.memory.ghost import FILE, Ghost, GhostTable, Meter, Noise, _form
+from mesp_ref.memory.ghost import GhostTable, Meter, Noise, born, on_file
 from mesp_ref.memory.kinds import by_kind
 from mesp_ref.memory.ledger import Ledger, Moment
 
@@ -131,7 +131,7 @@ class _Elsewhere(Checkpoints):
     def keep(self, x: Any) -> Any:
         x = x.contiguous()
         self.size += x.nbytes
-        return Ghost(x.meter, x.form, x.dtype, FILE)
+        return on_file(x.meter, x.shape, x.dtype)
 
 
 class _Team:
@@ -169,7 +169,7 @@ def _model(s: Shapes, meter: Meter) -> Model:
             return s.base.head
         return s.base.matrices if len(shape) == 2 else s.base.vectors
 
-    tables = {
+    tables: dict[str, Any] = {
         name: GhostTable(meter, shape, dtype, store(name, shape)) for name, shape in sizes.items()
     }
     return dataclasses.replace(model, weights=tables)
@@ -178,7 +178,7 @@ def _model(s: Shapes, meter: Meter) -> Model:
 def _adapter(s: Shapes, meter: Meter) -> Adapter:
     dtype, shapes = np.dtype(_DTYPES[s.itemsize]), adapter_shapes(s.config, s.rank, s.targets)
     matrices: dict[str, Any] = {
-        name: Ghost(meter, _form(shape), dtype, FILE) for name, shape in shapes.items()
+        name: on_file(meter, shape, dtype) for name, shape in shapes.items()
     }
     return Adapter(s.rank, 2.0 * s.rank, s.targets, False, matrices)
 
@@ -197,9 +197,11 @@ def _step(method: str, s: Shapes, meter: Meter, stack: Checkpoints, workers: Wor
 def _with_angles(step: Step, s: Shapes, ledger: Ledger, meter: Meter) -> Step:
     """The step with ghosts for its cosines and sines, which belong to it."""
     shape, dtype = (s.tokens, s.config.head_dim // 2), step.layers[0].cos.dtype
-    cos, sin = (Ghost(meter, _form(shape), dtype) for _ in range(2))
+    cos: Any
+    sin: Any
+    cos, sin = (born(meter, shape, dtype) for _ in range(2))
     ledger.note("rope_tables", (cos, sin))
-    layers: list[Any] = [layer._replace(cos=cos, sin=sin) for layer in step.layers]
+    layers = [layer._replace(cos=cos, sin=sin) for layer in step.layers]
     return step._replace(layers=layers)
 
 
@@ -255,8 +257,8 @@ def _found(method: str, s: Shapes) -> tuple[list[Peak], int]:
     a step of two blocks and one of three tell what any has."""
     depth, (few, more) = s.config.num_hidden_layers, _DEPTHS
     if depth <= more:
-        peaks, file = _peaks(method, s)
-        return list(peaks.values()), file
+        found, size = _peaks(method, s)
+        return list(found.values()), size
     shallow = (
         s._replace(config=dataclasses.replace(s.config, num_hidden_layers=n)) for n in _DEPTHS
     )

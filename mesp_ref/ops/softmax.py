@@ -17,7 +17,7 @@ def causal_mask(tq: int, tk: int, like: Array | None = None) -> Array:
     """True where query i may see key j: j ≤ i + (Tk − Tq), aligned at the bottom right.
 
     Shapes    -> [Tq, Tk] bool. With Tq = Tk this is the lower triangle; with a cache of earlier
-              keys (Tk > Tq) the last query sees every key; an array `like` another kind of array
+              keys (Tk > Tq) the last query sees every key. An array of the kind of `like`
     """
     return np.tri(tq, tk, k=tk - tq, dtype=bool, like=like)
 
@@ -28,7 +28,8 @@ def causal_softmax(s: Array) -> tuple[Array, CausalSoftmaxRes]:
     Forward   p_ij = exp(s_ij − m_i) / Σ_{j visible} exp(s_ij − m_i);  m_i = max over visible j
     Shapes    s [..., Tq, Tk] -> p [..., Tq, Tk]
     """
-    p = np.where(causal_mask(*s.shape[-2:], like=s), s, s.dtype.type(-np.inf))
+    tq, tk = s.shape[-2:]
+    p = np.where(causal_mask(tq, tk, like=s), s, s.dtype.type(-np.inf))
     p -= p.real.max(axis=-1, keepdims=True)
     np.exp(p, out=p)
     p /= p.sum(axis=-1, keepdims=True)
