@@ -114,7 +114,7 @@ def check_offload(checkpoints: str | None, method: str) -> None:
 def step_shapes(
     model: Model, adapter: Adapter, batch: int, tokens: int, workers: int = 1
 ) -> Shapes:
-    """What the closed form of memory knows of a step on [batch, tokens] ids."""
+    """What the prediction of memory knows of a step on [batch, tokens] ids."""
     return Shapes(
         model.config, batch, tokens, adapter.rank, adapter.targets,
         itemsize=model.dtype.itemsize, base=Base.of(model.weights, model.head), workers=workers,

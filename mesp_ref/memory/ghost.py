@@ -14,21 +14,24 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.lib.stride_tricks import as_strided
 
-from mesp_ref.memory.base import Store
 from mesp_ref.ops import Array
 
 _BYTE = np.zeros(1, np.uint8)
 
 
 class Meter:
-    """Bytes of living ghosts, and their peak, with the two questions that tracemalloc answers."""
+    """Bytes of living ghosts and their peak, which are asked for as tracemalloc is; and FLOPs."""
 
     def __init__(self) -> None:
-        self.live = self.most = 0
+        self.live = self.most = self.flops = 0
 
     def book(self, size: int) -> None:
         self.live += size
         self.most = max(self.most, self.live)
+
+    def pass_by(self, size: int) -> None:
+        """Scratch that is gone again."""
+        self.most = max(self.most, self.live + size)
 
     def get_traced_memory(self) -> tuple[int, int]:
         return self.live, self.most
@@ -156,17 +159,23 @@ class Ghost(NDArrayOperatorsMixin):
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, *given: Any, out: Any = None, **options: Any
     ) -> Any:
-        if out is not None:
-            return out[0]
         if method != "__call__":  # np.add.at, which works in place
             return None
         if ufunc is np.matmul:
-            (*left, rows, _), (*right, _, columns) = given[0].shape, given[1].shape
-            shape = (*_broadcast(tuple(left), tuple(right)), rows, columns)
-        else:
+            shape = self._product(*given)
+        elif out is None:
             shape = _broadcast(*[getattr(x, "shape", ()) for x in given])
+        if out is not None:
+            return out[0]
         types: Any = [getattr(x, "dtype", type(x)) for x in given]
         return self.new(shape, options.get("dtype") or _dtype(ufunc, *types))
+
+    def _product(self, a: Any, b: Any) -> tuple[int, ...]:
+        """The shape of a·b, whose multiply-adds are counted."""
+        (*left, rows, inner), (*right, _, columns) = a.shape, b.shape
+        shape = (*_broadcast(tuple(left), tuple(right)), rows, columns)
+        self.meter.flops += 2 * math.prod(shape) * inner
+        return shape
 
     def __array_function__(
         self, function: Callable[..., Any], types: Any, given: Any, options: dict[str, Any]
@@ -179,7 +188,7 @@ def born(meter: Meter, shape: tuple[int, ...], dtype: np.dtype) -> Ghost:
     return Ghost(meter, _form(shape), dtype, Buffer(meter, shape, dtype))
 
 
-def on_file(meter: Meter, shape: tuple[int, ...], dtype: np.dtype) -> Ghost:
+def uncounted(meter: Meter, shape: tuple[int, ...], dtype: np.dtype) -> Ghost:
     """An array that does not count: in a mapped file, or a parameter."""
     return Ghost(meter, _form(shape), dtype, None)
 
@@ -231,41 +240,3 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.copyto: lambda *given, **options: None,
     np.take: lambda *given, out, **options: out,
 }
-
-
-class GhostTable:
-    """A frozen weight without numbers: indexing books what decoding that part of its file takes."""
-
-    def __init__(self, meter: Meter, shape: tuple[int, ...], dtype: np.dtype, store: Store):
-        self.meter, self.shape, self.dtype, self._store = meter, shape, dtype, store
-
-    def __getitem__(self, index: Any) -> Ghost:
-        given, store = on_file(self.meter, self.shape, self.dtype), self._store
-        size = self.dtype.itemsize
-        if isinstance(index, np.ndarray) or not store.decoded(1, itemsize=size):
-            return given[index]
-        start, skip, wanted = 0, 0, given[index].shape
-        shape = wanted
-        if store.affine and isinstance(index, tuple):  # columns come by whole groups
-            g = store.affine.group_size
-            start, stop, _ = index[1].indices(self.shape[1])
-            skip = start % g
-            shape = (*wanted[:-1], -(-stop // g) * g - start // g * g)
-        whole = born(self.meter, shape, self.dtype)
-        if store.affine:
-            rows, columns = shape
-            scratch = store.scratch(rows, columns, size)
-            self.meter.book(scratch)
-            self.meter.live -= scratch
-        return whole[..., skip : skip + wanted[-1]]
-
-
-class Noise(np.random.Generator):
-    """A generator whose normal numbers are ghosts; `np.random.default_rng` takes it for a seed."""
-
-    def __init__(self, meter: Meter):
-        super().__init__(np.random.PCG64(0))
-        self._meter = meter
-
-    def standard_normal(self, size: Any = None, dtype: Any = None, out: Any = None) -> Any:
-        return born(self._meter, size, np.dtype(dtype))

@@ -157,11 +157,13 @@ class Ledger:
         return f"{frame.f_code.co_name} {self._parts.get(id(table), '')}".rstrip()
 
     def note(self, tag: str, value: Any) -> None:
-        """Write down the arrays in `value` that are not known yet."""
+        """Write down the arrays in `value` that are not known yet, as made or first seen by `tag`."""
         for name, array in _arrays(tag, value):
             owner = _buffer(array)
             known = self._alive.get(id(owner))
             if owner is None or id(owner) in self._skip or (known and known[0]() is owner):
+                continue
+            if not owner.nbytes:  # LoRA matrices of a projection that has none
                 continue
             entry = Entry(name, owner.shape, owner.dtype, owner.nbytes)
             self._alive[id(owner)] = weakref.ref(owner), entry

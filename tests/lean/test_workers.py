@@ -29,7 +29,8 @@ from mesp_ref.lean.shards import (
 )
 from mesp_ref.lean.workers import blas_threads, hire
 from mesp_ref.memory import Base, Shapes, Store, at, choose, peak
-from mesp_ref.memory.ghost import GhostTable, Meter
+from mesp_ref.memory.dry_run import GhostTable
+from mesp_ref.memory.ghost import Meter
 from mesp_ref.verify.planted import original, planted
 
 # Heads that workers cannot share evenly, a width that is no multiple of 128, an untied head.

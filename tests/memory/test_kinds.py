@@ -1,6 +1,7 @@
 """Kinds of tensors: every buffer of every method has one, and it is the right one."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ CONFIG = Qwen2Config(1201, 96, 336, 3, 6, 2, 24)
 TOKENS, RANK = 97, 5
 
 
-def ledger(method: str, checkpoints: str = "ram") -> Ledger:
+def ledger(method: str, checkpoints: str = "ram", targets: Any = "all") -> Ledger:
     model = mr.random_model(CONFIG)
-    adapter = mr.init_lora(CONFIG, rank=RANK, b_std=0.1)
+    adapter = mr.init_lora(CONFIG, rank=RANK, b_std=0.1, targets=targets)
     ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (1, TOKENS))
     owned = [*adapter.weights.values(), ids]
 
@@ -28,6 +29,13 @@ def ledger(method: str, checkpoints: str = "ram") -> Ledger:
         )  # fmt: skip
 
     return measure(step, owned, model.weights)
+
+
+def test_projections_without_lora_have_no_kind_of_their_own() -> None:
+    """Their matrices of rank 0 are no buffers."""
+    for method in PEAKS:
+        for moment in ledger(method, targets=("q_proj", "down_proj")).moments:
+            assert sum(by_kind(moment, RANK).values()) == moment.held
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from mesp_ref.cli import main
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.init import random_arrays
 from mesp_ref.lean.activations import KINDS, DiskCheckpoints
-from mesp_ref.memory import PEAKS, Ledger, Shapes, at, measure, peak
+from mesp_ref.memory import PEAKS, Ledger, Shapes, at, cost, measure, peak
+from mesp_ref.memory.dry_run import dry_run
 from mesp_ref.memory.predict import END
-from mesp_ref.memory.predict import run as over_ghosts
 
 PYTHON = 96 * 1024  # bytes of Python objects and small temporaries beside the arrays
 
@@ -74,7 +74,7 @@ def held(ledger: Ledger) -> list[tuple[str, int]]:
 def test_ghosts_live_as_long_as_arrays(case: str, method: str, checkpoints: str) -> None:
     """A real step and one over ghosts: the same ops in the same order, and the same bytes at each."""
     ledger, shapes = run(case, method, checkpoints)
-    assert held(over_ghosts(method, shapes).ledger) == held(ledger)
+    assert held(dry_run(method, shapes).ledger) == held(ledger)
 
 
 @pytest.mark.parametrize(("case", "method", "checkpoints"), ALL)
@@ -112,7 +112,8 @@ def test_file_is_what_goes_to_disk(
         model, adapter, ids, ids, method=method, checkpoints=checkpoints,
         workers=workers,
     )  # fmt: skip
-    assert sum(kept) == at(Shapes(config, batch, tokens, rank), checkpoints).file(method)
+    shapes = at(Shapes(config, batch, tokens, rank, workers=workers), checkpoints)
+    assert sum(kept) == cost(method, shapes).file
 
 
 @pytest.mark.parametrize("perturbations", [1, 5])
@@ -141,7 +142,7 @@ def test_averaged_perturbations_need_no_more_memory(perturbations: int, rank: in
 @pytest.mark.parametrize("method", ["mebp", "mesp", "mesp_tiled"])
 def test_ghosts_know_the_targets(method: str, targets: tuple[str, ...]) -> None:
     ledger, shapes = run("grouped", method, "ram", targets)
-    assert held(over_ghosts(method, shapes).ledger) == held(ledger)
+    assert held(dry_run(method, shapes).ledger) == held(ledger)
 
 
 def test_tiled_memory_grows_linearly_with_the_sequence() -> None:

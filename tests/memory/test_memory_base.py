@@ -13,7 +13,7 @@ from mesp_ref.files.affine import Affine
 from mesp_ref.files.random import write_random_checkpoint
 from mesp_ref.lean.activations import KINDS
 from mesp_ref.memory import PEAKS, Base, Ledger, Shapes, at, measure, peak
-from mesp_ref.memory.predict import run as over_ghosts
+from mesp_ref.memory.dry_run import dry_run
 
 PYTHON = 96 * 1024  # bytes of Python objects and small temporaries beside the arrays
 
@@ -101,7 +101,7 @@ def test_decoding_is_counted(
         traced = max(max(m.between, m.traced + m.added) for m in ledger.moments)
         if traced - peak(method, shapes).total <= PYTHON or attempt:
             break
-    ghosts = over_ghosts(method, shapes).ledger
+    ghosts = dry_run(method, shapes).ledger
     assert held(ghosts) == held(ledger)
     assert 0 <= traced - peak(method, shapes).total <= PYTHON, peak(method, shapes)
 

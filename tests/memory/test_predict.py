@@ -13,8 +13,9 @@ from mesp_ref.engine.init import random_arrays
 from mesp_ref.engine.methods import checkpointed_forward
 from mesp_ref.files.affine import Affine
 from mesp_ref.lean.steps import METHODS
-from mesp_ref.memory import PEAKS, SCHEDULES, Base, Schedule, Shapes, measure
-from mesp_ref.memory.predict import _peaks, run
+from mesp_ref.memory import SCHEDULES, Base, Schedule, Shapes, measure, peak
+from mesp_ref.memory.dry_run import dry_run
+from mesp_ref.memory.predict import run_cost
 
 CONFIG = Qwen2Config(1301, 96, 352, 7, 6, 2, 16)
 MEZO = Schedule("mezo", "ram")
@@ -29,22 +30,19 @@ def test_a_deep_model_is_two_and_three_blocks(
     """Every op of seven blocks, run whole: the same peaks, and the same file."""
     base = Base.uniform(CONFIG, "float16", affine) if affine else Base()
     shapes = schedule.shapes(Shapes(CONFIG, 2, 60, 4, base=base, workers=workers))
-    whole, file = _peaks(schedule.method, shapes)
-    found = {peak.op: peak for peak in PEAKS[schedule.method](shapes)}
-    assert found.keys() == whole.keys()
-    assert {op: peak.total for op, peak in found.items()} == {
-        op: peak.total for op, peak in whole.items()
+    whole, found = run_cost(schedule.method, shapes), schedule.cost(shapes)
+    assert {op: peak.total for op, peak in found.peaks.items()} == {
+        op: peak.total for op, peak in whole.peaks.items()
     }
-    assert shapes.file(schedule.method) == file
+    assert found[1:] == whole[1:]
 
 
 def test_the_parts_are_the_whole() -> None:
     """At the peak, kind by kind, a deep model's bytes are those of its run."""
     shapes = Shapes(CONFIG, 2, 60, 4)
     for method in METHODS:
-        whole, _ = _peaks(method, shapes)
-        top = max(PEAKS[method](shapes), key=lambda peak: peak.total)
-        assert top.parts == whole[top.op].parts
+        top = peak(method, shapes)
+        assert top.parts == run_cost(method, shapes).peaks[top.op].parts
 
 
 def mesp_with_qkv(step: Any) -> Any:
@@ -76,12 +74,12 @@ def test_a_changed_method_is_predicted_as_it_runs(monkeypatch: pytest.MonkeyPatc
         measure(step, [*adapter.weights.values(), ids], weights),
         Shapes(config, 1, 50, 4),
     )
-    ghosts = run("mesp", shapes).ledger
+    ghosts = dry_run("mesp", shapes).ledger
     assert [(m.op, m.held) for m in ghosts.moments] == [
         (m.op, m.held) for m in ledger.moments if m.op != "rope_tables"
     ]
     monkeypatch.undo()
-    plain = run("mesp", shapes).ledger
+    plain = dry_run("mesp", shapes).ledger
     with_qkv, without = (
         max(m.held for m in ledger.moments if m.op == "swiglu_bwd") for ledger in (ghosts, plain)
     )
@@ -91,20 +89,14 @@ def test_a_changed_method_is_predicted_as_it_runs(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("method", METHODS)
 def test_workers_need_more_than_one(method: str) -> None:
     """Whatever they share, each has scratch of its own; the least that they need together grows."""
-    tops = [
-        max(PEAKS[method](Shapes(CONFIG, 1, 60, 4, workers=w)), key=lambda peak: peak.total).total
-        for w in (1, 2)
-    ]
+    tops = [peak(method, Shapes(CONFIG, 1, 60, 4, workers=w)).total for w in (1, 2)]
     assert tops[0] <= tops[1] <= 2 * tops[0]
 
 
 def test_four_bytes_are_twice_two() -> None:
     """In two-byte numbers a step needs half, all but the labels and the masks of a byte."""
     for method in METHODS:
-        two, four = (
-            max(PEAKS[method](Shapes(CONFIG, itemsize=n)), key=lambda peak: peak.total).total
-            for n in (2, 4)
-        )
+        two, four = (peak(method, Shapes(CONFIG, itemsize=n)).total for n in (2, 4))
         assert four / 2 <= two <= four / 2 + 8 * 256 + 256 * 256
 
 
@@ -119,7 +111,7 @@ def test_nothing_listens_any_longer() -> None:
 
     sys.setprofile(listen)
     try:
-        run("mesp", Shapes(CONFIG, 1, 8, 2))
+        dry_run("mesp", Shapes(CONFIG, 1, 8, 2))
         assert sys.getprofile() is listen
     finally:
         sys.setprofile(None)
