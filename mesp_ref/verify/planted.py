@@ -4,16 +4,17 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-from mesp_ref.ops.registry import OPS
+from mesp_ref.registry import OPS
 
 Function = Callable[..., Any]
 
 
 def original(path: str) -> Any:
-    """What "ops.rmsnorm:rmsnorm_bwd" or "engine.adapter:Adapter.scale" names, below mesp_ref."""
+    """What "ops.rmsnorm:rmsnorm_bwd" or "engine.adapter:Adapter.scale" names, below mesp_ref; or, by
+    the whole name of its module, a function of an op that was registered from outside."""
     holder, name = _place(path)
     return vars(holder)[name]
 
@@ -21,7 +22,7 @@ def original(path: str) -> Any:
 def _place(path: str) -> tuple[Any, str]:
     """The module or class that holds a path's function, and its name there."""
     module, _, name = path.partition(":")
-    holder: Any = importlib.import_module(f"mesp_ref.{module}")
+    holder: Any = sys.modules.get(module) or importlib.import_module(f"mesp_ref.{module}")
     *classes, name = name.split(".")
     for part in classes:
         holder = getattr(holder, part)
@@ -29,12 +30,15 @@ def _place(path: str) -> tuple[Any, str]:
 
 
 def _holders() -> Iterator[dict[str, Any]]:
-    """Every namespace of mesp_ref that a function can be looked up in, and tables such as METHODS.
+    """Every namespace that a function can be looked up in, and tables such as METHODS: those of
+    mesp_ref, and of ops that were registered from outside.
 
     Not those of the seeded bugs, which may call the function whose place they take.
     """
+    outside = {f.__module__ for row in OPS.values() for f in row.functions}
     for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "mesp_ref" and not name.startswith("mesp_ref.verify.bugs"):
+        ours = name.split(".")[0] == "mesp_ref" and not name.startswith("mesp_ref.verify.bugs")
+        if ours or name in outside:
             yield vars(module)
             yield from (
                 table for key, table in vars(module).items()
@@ -44,7 +48,8 @@ def _holders() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def planted(changes: Mapping[str, Function]) -> Iterator[None]:
-    """Replace functions by path wherever mesp_ref refers to them, the registry's rows included.
+    """Replace functions by path wherever mesp_ref refers to them, the registry's rows included
+    (what is checked of them: their yardsticks stay those of the right code).
 
     A function is found by identity, so that what other modules imported by name changes too;
     methods and properties are replaced in their class.
@@ -59,7 +64,7 @@ def planted(changes: Mapping[str, Function]) -> Iterator[None]:
             for key, value in list(holder.items()):
                 new = swaps.get(id(value), value)
                 if holder is OPS:
-                    held = {f.name: getattr(value, f.name) for f in fields(value)}
+                    held = {name: getattr(value, name) for name in value.CHECKED}
                     moved = {k: swaps[id(v)] for k, v in held.items() if id(v) in swaps}
                     new = replace(value, **moved) if moved else value
                 if new is not value:
