@@ -44,7 +44,7 @@ def magnitude_params(dloss: Any, res: Any, w: Any) -> Array:
 
 def _whole(w: Any) -> Array:
     """A weight, or what gives it in tiles, as one array."""
-    return w if isinstance(w, np.ndarray) else np.asarray(w.rows(0, w.shape[0]))
+    return np.asarray(w.rows(0, w.shape[0]) if hasattr(w, "rows") else w[...])
 
 
 def output_magnitude(x: Array, w: Array, labels: Array) -> Array:
