@@ -135,6 +135,41 @@ def test_the_torch_twin_is_found_where_torch_is_installed(own_suite: Suite, tmp_
     assert check(tmp_path / "out", own_suite, dtype="bfloat16").passed
 
 
+PROJECTION = "self_attn.o_proj.weight"
+
+
+def test_a_row_may_take_a_layers_tensors_by_their_names() -> None:
+    """Functions of **tensors: names with dots are arguments like any other."""
+    plain = OPS["linear"]
+
+    def renamed(function: Any, first: int) -> Any:
+        """The same function of positional arguments and of W under its name in a checkpoint."""
+        if first == 1:
+            return lambda x, **tensors: function(x, tensors[PROJECTION])
+        return lambda dy, res, **tensors: function(dy, res, tensors[PROJECTION])
+
+    def sample(rng: np.random.Generator, sizes: Any, dtype: Any) -> dict[str, Any]:
+        args = plain.sample(rng, sizes, dtype)
+        return {"x": args["x"], PROJECTION: args["w"]}
+
+    row = OpSpec(
+        name="half", forward=renamed(plain.forward, 1), sample=sample, golden=None,
+        reduction_length=plain.reduction_length, equation=renamed(plain.equation, 1),
+        activations=("x",), parameters=(PROJECTION,), backward=renamed(plain.backward, 2),
+        backward_params=lambda dy, res, **t: plain.backward_params(dy, res, t[PROJECTION])[0],  # type: ignore[misc]
+        magnitude=renamed(plain.magnitude, 2),
+        magnitude_params=lambda dy, res, **t: plain.magnitude_params(dy, res, t[PROJECTION])[0],  # type: ignore[misc]
+    )  # fmt: skip
+    register(row)
+    try:
+        for oracle in ("precision", "complex step", "adjoint", "richardson"):
+            findings = ORACLES[oracle]("half")
+            require(findings)
+            assert {"x", PROJECTION} <= {finding.argument for finding in findings}
+    finally:
+        del OPS["half"]
+
+
 Change = Callable[[OpSpec], OpSpec]
 
 
