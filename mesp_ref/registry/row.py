@@ -131,8 +131,9 @@ class OpSpec:
 
     def length(self, name: str, sizes: Sizes) -> int:
         """The longest sum of a tensor of golden vectors: of the output "y", or of any gradient."""
-        forward = name == "y" and self.golden is not None
-        return self.golden.forward_length(sizes) if forward else self.reduction_length(sizes)  # type: ignore[union-attr]
+        if name == "y" and self.golden is not None:
+            return self.golden.forward_length(sizes)
+        return self.reduction_length(sizes)
 
     def _named(
         self, dy: Array, res: Any, args: Args, backward: Function | None, params: Function | None
