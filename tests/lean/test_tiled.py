@@ -10,7 +10,7 @@ import mesp_ref as mr
 from mesp_ref import lean as tiled
 from mesp_ref import ops
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.ops.registry import OPS, Sizes
+from mesp_ref.registry import OPS, Sizes
 
 SIZES = Sizes(n=2, t=11, past=4, c=13, g=2, share=3, d=6, f=17, v=29, r=3)
 
