@@ -1,6 +1,7 @@
 """Put another function in the place of one of ours, everywhere, for a while."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -62,11 +63,13 @@ def _swapped(holder: Any, name: str, new: Any) -> Iterator[None]:
         after = new.__code__, new.__defaults__, new.__kwdefaults__
     else:
         after = _instead.__code__, None, {"_planted": new}
+        old.__signature__ = inspect.signature(new)
     old.__code__, old.__defaults__, old.__kwdefaults__ = after
     try:
         yield
     finally:
         old.__code__, old.__defaults__, old.__kwdefaults__ = before
+        vars(old).pop("__signature__", None)
 
 
 @contextmanager

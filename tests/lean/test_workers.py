@@ -17,13 +17,13 @@ from mesp_ref.files.affine import Affine
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.models import named_shape
 from mesp_ref.files.quantize import quantize_checkpoint
-from mesp_ref.lean import ranges
 from mesp_ref.lean.shards import (
     Window,
     attention_cuts,
     join,
     mlp_cuts,
     part_adapter,
+    ranges,
     share_rows,
 )
 from mesp_ref.lean.workers import blas_threads, hire

@@ -26,7 +26,7 @@ from mesp_ref.golden.check import judge
 from mesp_ref.registry import OPS, Golden, OpSpec, register
 from mesp_ref.verify import oracles, strategies
 from mesp_ref.verify.automatic import backwards, equivalent, mutants, survives
-from mesp_ref.verify.planted import planted
+from mesp_ref.verify.planted import original, planted
 from mesp_ref.verify.properties import check_properties
 from mesp_ref.verify.result import require
 from mesp_ref.verify.subject import op_subject
@@ -96,12 +96,14 @@ def test_every_mutant_of_its_backwards_is_killed(row: OpSpec) -> None:
 
 def test_a_wrong_forward_is_seen_at_fifty_digits_only(row: OpSpec) -> None:
     """y = x·tanh(x·(w + 1)) with its own right backward."""
-    changes = {
-        "tanh_gate": lambda x, w, **options: row.forward(x, w + 1, **options),
-        "tanh_gate_bwd": lambda dy, res, w: row.backward(dy, res, w + 1),  # type: ignore[misc]
-        "tanh_gate_bwd_params": lambda dy, res, w: row.backward_params(dy, res, w + 1),  # type: ignore[misc]
-    }
-    with planted({f"{NAME}:{name}": function for name, function in changes.items()}):
+    names = [f"{NAME}:tanh_gate{end}" for end in ("", "_bwd", "_bwd_params")]
+    forward, backward, backward_params = map(original, names)
+    wrong = (
+        lambda x, w, **options: forward(x, w + 1, **options),
+        lambda dy, res, w: backward(dy, res, w + 1),
+        lambda dy, res, w: backward_params(dy, res, w + 1),
+    )
+    with planted(dict(zip(names, wrong, strict=True))):
         assert killed("precision", row.name)
         assert not killed("richardson", row.name)
     assert not killed("precision", row.name)

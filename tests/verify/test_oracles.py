@@ -168,7 +168,7 @@ def test_planting_reaches_every_reference_and_leaves_none() -> None:
     scale, calls = Adapter.scale, (OPS["rmsnorm"].backward, METHODS["mesp"], PLAIN.mlp)
     changes = {
         "ops.rmsnorm:rmsnorm_bwd": fake, "engine.methods:mesp": fake,
-        "engine.mlp_half:mlp": fake, "engine.adapter:Adapter.scale": property(fake),
+        "engine.mlp_half:mlp_half": fake, "engine.adapter:Adapter.scale": property(fake),
     }  # fmt: skip
     with contextlib.suppress(ZeroDivisionError), planted(changes):
         assert [call() for call in calls] == [None, None, None]
@@ -197,11 +197,11 @@ def test_checkpoint_gradcheck_proves_and_rejects() -> None:
     findings = list(checkpoint_gradcheck(model, adapter, *batch, tensors=5, entries=2))
     require(findings)
     assert len(findings) == 2 + 5 * (1 + 2)
-    real = original("engine.mlp_half:mlp_bwd")
+    real = original("engine.mlp_half:mlp_half_bwd")
 
     def forgetful(dy: Any, n: Any, res: Any, layer: Any, **options: Any) -> Any:
         res.z = real.__globals__["ops"].swiglu(res.gate, res.up)[0] * 1.001
         return real(dy, n, res, layer, **options)
 
-    with planted({"engine.mlp_half:mlp_bwd": forgetful}):
+    with planted({"engine.mlp_half:mlp_half_bwd": forgetful}):
         assert failures(list(checkpoint_gradcheck(model, adapter, *batch, directions=1, tensors=0)))
