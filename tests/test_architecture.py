@@ -82,8 +82,9 @@ def closure(start: Path, *, aside: tuple[str, ...] = ()) -> set[Path]:
         for module in imported(file):
             names = module.split(".")[1:] if module.startswith("mesp_ref.") else []
             for place in (ROOT.joinpath(*names), ROOT.joinpath(*names[:-1])):
-                todo += [f for f in (place.with_suffix(".py"), place / "__init__.py") if f.exists()]
-    return seen - {ROOT / "__init__.py"}
+                files = place.with_suffix(".py"), place / "__init__.py"
+                todo += [f for f in files if f.exists() and f != ROOT / "__init__.py"]
+    return seen
 
 
 def length(files: Iterable[Path]) -> int:
