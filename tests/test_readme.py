@@ -24,7 +24,7 @@ def test_the_python_prints_what_the_readme_shows():
 
 
 def test_the_check_of_an_own_op_runs_as_written(tmp_path):
-    """The gelu of docs/verify.md, which is the reader's: a right one passes, a wrong backward does not."""
+    """The gelu of docs/verify.md is the reader's: a right one passes, a wrong backward does not."""
     file = tmp_path / "test_my_op.py"
     text = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
     [code] = re.findall(r"```python\n(from hypothesis.*?)```", text, re.DOTALL)
@@ -54,7 +54,7 @@ def test_the_tables_are_of_todays_code(document):
 def test_the_reading_order_is_the_whole_reading_path():
     files = [*(ROOT / "mesp_ref" / "ops").glob("*.py")]
     path = {f"ops/{f.name}" for f in files if f.name[0] != "_"}
-    names = "layer half attention_half mlp_half block model methods".split()
+    names = ["layer", "half", "attention_half", "mlp_half", "block", "model", "methods"]
     assert set(READING) == path | {f"engine/{name}.py" for name in names}
 
 

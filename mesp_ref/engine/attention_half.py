@@ -70,7 +70,7 @@ def attention_half(
     q, k, v = qkv(n, layer, res.h)
     if layer.past is not None:
         k, v = layer.past.extend(k, v)
-    o, r = ops.attention(q, k, v)
+    o, r = ops.attention(q, k, v, first=layer.first)
     layer.show("self_attn.attention.p", r.p)
     layer.show("self_attn.attention", o)
     o = o.reshape(*n.shape[:2], -1)

@@ -38,7 +38,7 @@ def tiled(keep: lean.Keep | None = None, width: int | None = None) -> Halves:
 
 def _attention(n: Array, layer: Layer) -> lean.AttentionRes:
     """Attention over its projections."""
-    return lean.attention(*qkv(n, layer))[1]
+    return lean.attention(*qkv(n, layer), first=layer.first)[1]
 
 
 def attention_half(
@@ -64,7 +64,7 @@ def attention_half_bwd(
     res = res or _attention(n, layer)
     o = res.o.reshape(*n.shape[:2], -1)
     do, grads = project_bwd("self_attn.o_proj", dy, o, layer, params=params)
-    dheads = list(lean.attention_bwd(do.reshape(res.q.shape), res))
+    dheads = list(lean.attention_bwd(do.reshape(res.q.shape), res, first=layer.first))
     del do, o, res
     dn, found = qkv_bwd(dheads, n, layer, params=params)
     return dn, grads | found

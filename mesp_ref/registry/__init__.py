@@ -52,6 +52,8 @@ for _row in (
     cross_entropy.ROW,
     lm_loss.ROW,
     attention.TILED,
+    attention.PACKED,
+    attention.TILED_PACKED,
     lm_loss.TILED,
     mlp.TILED,
 ):

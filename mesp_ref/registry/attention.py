@@ -20,10 +20,18 @@ from mesp_ref.registry.twins import Namespace
 def sample(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
     keys = z.n, z.t + z.past, z.g, z.d
     q = normal(rng, dtype, z.n, z.t, z.h, z.d)
-    return {"q": q, "k": normal(rng, dtype, *keys), "v": normal(rng, dtype, *keys)}
+    k, v = normal(rng, dtype, *keys), normal(rng, dtype, *keys)
+    return {"q": q, "k": k, "v": v, "first": None}
 
 
-def equation(q: Array, k: Array, v: Array) -> Array:
+def packed(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
+    """Rows of several documents, of one token and more."""
+    starts = rng.random((z.n, z.t)) < 0.4
+    first = np.maximum.accumulate(np.where(starts, np.arange(z.t), 0), axis=1)
+    return sample(rng, z._replace(past=0), dtype) | {"first": first}
+
+
+def equation(q: Array, k: Array, v: Array, first: Array | None = None) -> Array:
     """o = softmax(q·kᵀ/√D)·v per query head h, with key/value head h // (H/G)"""
     n, tq, heads, d = q.shape
     share, scale = heads // k.shape[2], 1 / sqrt(d)
@@ -31,7 +39,7 @@ def equation(q: Array, k: Array, v: Array) -> Array:
         (n, heads, tq, k.shape[1]),
         lambda b, h, i, j: dot(q[b, i, h], k[b, j, h // share]) * scale,
     )
-    p = causal_softmax.equation(s)
+    p = causal_softmax.equation(s, first)
     return array(q.shape, lambda b, i, h, c: dot(p[b, h, i], v[b, :, h // share, c]))
 
 
@@ -50,7 +58,7 @@ def magnitude(do: Array, res: Any) -> tuple[Array, Array, Array]:
     return (ds @ k).swapaxes(1, 2), shared(dk), shared(dv)
 
 
-def output_magnitude(q: Array, k: Array, v: Array) -> Array:
+def output_magnitude(q: Array, k: Array, v: Array, first: Any = None) -> Array:
     share, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5
     k, v = k.repeat(share, axis=2), v.repeat(share, axis=2)
     s = np.einsum("nqhd,nkhd->nhqk", q, k) * scale
@@ -72,7 +80,7 @@ def torch_mix(torch: Any, p: Any, v: Any) -> Any:
     return torch.einsum("nhqk,nkhd->nqhd", p, v)
 
 
-def torch_twin(torch: Any, q: Any, k: Any, v: Any) -> Any:
+def torch_twin(torch: Any, q: Any, k: Any, v: Any, first: Any = None) -> Any:
     return torch_mix(torch, torch_probabilities(torch, q, k), v)
 
 
@@ -93,7 +101,7 @@ def mix(fw: Namespace, p: Any, v: Any) -> Any:
     return (p @ _heads(fw, v, p.shape[1])).swapaxes(1, 2)
 
 
-def functional_twin(fw: Namespace, q: Any, k: Any, v: Any) -> Any:
+def functional_twin(fw: Namespace, q: Any, k: Any, v: Any, first: Any = None) -> Any:
     return mix(fw, probabilities(fw, q, k), v)
 
 
@@ -123,6 +131,8 @@ ROW = OpSpec(
     forward=ops.attention,
     backward=ops.attention_bwd,
     activations=("q", "k", "v"),
+    constants=("first",),
+    optional=("first",),
     sample=sample,
     reduction_length=lambda z: max(z.t + z.past, z.t * z.share) + z.d,
     equation=equation,
@@ -145,4 +155,12 @@ TILED = replace(
     attributes=("tile",),
     sample=lambda rng, z, dtype: sample(rng, z, dtype) | {"tile": 2},
     golden=None,
+)
+
+PACKED = replace(ROW, name="packed_attention", sample=packed, golden=None)
+
+TILED_PACKED = replace(
+    TILED,
+    name="tiled_packed_attention",
+    sample=lambda rng, z, dtype: packed(rng, z, dtype) | {"tile": 2},
 )

@@ -17,17 +17,18 @@ from mesp_ref.registry.twins import Namespace, torch_wide, wide
 
 
 def sample(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
-    return {"s": normal(rng, dtype, z.n, z.h, z.t, z.t + z.past)}
+    return {"s": normal(rng, dtype, z.n, z.h, z.t, z.t + z.past), "first": None}
 
 
-def equation(s: Array) -> Array:
-    """p_ij = exp(s_ij)/Σ_{j visible} exp(s_ij); query i of Tq sees keys j ≤ i + Tk − Tq"""
+def equation(s: Array, first: Array | None = None) -> Array:
+    """p_ij = exp(s_ij)/Σ_{j visible} exp(s_ij); query i of Tq sees keys first_i ≤ j ≤ i + Tk − Tq"""
     tq, tk = s.shape[-2:]
     p = np.empty(s.shape, object)
     for at in np.ndindex(*s.shape[:-1]):
-        visible = at[-1] + tk - tq + 1
-        e = [exp(value) for value in s[at][:visible]]
-        p[at] = [*(value / total(e) for value in e), *[zero()] * (tk - visible)]
+        start = 0 if first is None else int(first[at[0], at[-1]])
+        stop = at[-1] + tk - tq + 1
+        e = [exp(value) for value in s[at][start:stop]]
+        p[at] = [*[zero()] * start, *(value / total(e) for value in e), *[zero()] * (tk - stop)]
     return p
 
 
@@ -56,17 +57,17 @@ def probabilities(s: Array, mag_s: Array) -> tuple[Array, Array]:
     return p, carried(p, mag_s + distance)
 
 
-def output_magnitude(s: Array) -> Array:
+def output_magnitude(s: Array, first: Any = None) -> Array:
     return probabilities(s, np.zeros_like(s))[1]
 
 
-def torch_twin(torch: Any, s: Any) -> Any:
+def torch_twin(torch: Any, s: Any, first: Any = None) -> Any:
     tq, tk = s.shape[-2:]
     hidden = torch.ones(tq, tk, dtype=torch.bool).triu(tk - tq + 1)
     return torch_wide(torch, s).masked_fill(hidden, -torch.inf).softmax(dim=-1).to(s.dtype)
 
 
-def functional_twin(fw: Namespace, s: Any) -> Any:
+def functional_twin(fw: Namespace, s: Any, first: Any = None) -> Any:
     tq, tk = s.shape[-2:]
     visible = fw.xp.array(np.tri(tq, tk, tk - tq, dtype=bool))
     hidden = fw.xp.array(-np.inf, dtype=wide(fw, s).dtype)
@@ -88,6 +89,8 @@ ROW = OpSpec(
     forward=ops.causal_softmax,
     backward=ops.causal_softmax_bwd,
     activations=("s",),
+    constants=("first",),
+    optional=("first",),
     sample=sample,
     reduction_length=lambda z: z.t + z.past,
     equation=equation,
