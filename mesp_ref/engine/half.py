@@ -39,9 +39,7 @@ def copied(res: Kept) -> Kept:
         return type(res)(**copied(vars(res)))
     if isinstance(res, dict):
         return {name: copied(value) for name, value in res.items()}  # type: ignore[return-value]
-    if isinstance(res, list):
-        return [copied(part) for part in res]  # type: ignore[return-value]
-    return res
+    return [copied(r) for r in res] if isinstance(res, list) else res  # type: ignore[return-value]
 
 
 class SublayerRes(Residuals):
