@@ -14,6 +14,7 @@ from mesp_ref.cli.options import (
     add_model_only,
     lora_settings,
     print_json,
+    say,
 )
 from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError
@@ -100,13 +101,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"model": model, "steps": args.steps, "figure": str(figure), "methods": found})
     else:
-        print(_table(found))
-        print(f"figure in {figure}")
+        say(*_table(found), f"figure in {figure}")
     exact = [facts["within_rounding"] for name, facts in found.items() if name != "mezo"]
     return 0 if all(exact) else 1
 
 
-def _table(found: dict[str, Event]) -> str:
+def _table(found: dict[str, Event]) -> list[str]:
     """A line per method."""
     lines = [
         f"{'method':<11} {'gradient of batch 1':<20} {'cosine':>7} {'largest diff':>12} "
@@ -121,4 +121,4 @@ def _table(found: dict[str, Event]) -> str:
             f"{facts['peak_bytes'] / 2**20:>9.1f} {facts['seconds_per_step']:>7.3f}  "
             f"{facts['losses'][0]:.4f} -> {facts['losses'][-1]:.4f}"
         )
-    return "\n".join([*lines, "largest diff: of any entry, over the largest entry of store_all's"])
+    return [*lines, "largest diff: of any entry, over the largest entry of store_all's"]

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_data, add_json, add_lora, add_model, print_json
+from mesp_ref.cli.options import add_command, add_data, add_json, add_lora, add_model, print_json, say
 from mesp_ref.cli.progress import Progress
 from mesp_ref.engine.methods import METHODS
 from mesp_ref.errors import MespRefError
@@ -173,11 +173,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(summary)
     else:
-        print(_describe(summary))
+        say(*_describe(summary))
     return 0
 
 
-def _describe(summary: Event) -> str:
+def _describe(summary: Event) -> list[str]:
     before, after = summary["before"], summary["after"]
     lines = []
     if summary["prompt"] is not None:
@@ -201,4 +201,4 @@ def _describe(summary: Event) -> str:
         f"adapter in {summary['adapter']}, metrics in {summary['out']}/metrics.jsonl, "
         f"loss curve in {summary['curve']}"
     )
-    return "\n".join(lines)
+    return lines

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.cli.options import add_command, add_json, print_json
-from mesp_ref.errors import MespRefError
+from mesp_ref.cli.options import add_command, add_json, print_json, say
+from mesp_ref.errors import MespRefError, named
 from mesp_ref.files.strict import read_object
 from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.golden.sketch import check_sketch, load_sketch, make_sketch, save_sketch
@@ -65,7 +65,7 @@ def _batch(args: argparse.Namespace) -> tuple[Any, Any]:
 def run_sketch(args: argparse.Namespace) -> int:
     sketch = make_sketch(args.model, args.adapter, *_batch(args))
     save_sketch(sketch, args.out)
-    print(f"loss {sketch['loss']:.6f} and {len(sketch['tensors'])} gradients written to {args.out}")
+    say(f"loss {sketch['loss']:.6f} and {len(sketch['tensors'])} gradients written to {args.out}")
     return 0
 
 
@@ -91,7 +91,7 @@ def run_compare(args: argparse.Namespace) -> int:
         print_json({"passed": not wrong, "tensors": finite})
         return int(bool(wrong))
     for row in wrong:
-        print(f"FAIL  {row['name']}: {row['problem']}: relative error about {row['error']:.2g}, "
+        say(f"FAIL  {named(row['name'])}: {row['problem']}: relative error about {row['error']:.2g}, "
               f"gate {row['gate']:.2g}, size × {row['norm_ratio']:.4g}")  # fmt: skip
-    print(f"{len(rows) - len(wrong)} of {len(rows)} agree ({args.dtype})")
+    say(f"{len(rows) - len(wrong)} of {len(rows)} agree ({args.dtype})")
     return int(bool(wrong))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.api import check_offload, loss_and_grads
-from mesp_ref.cli.options import add_command, add_json, at_least, print_json
+from mesp_ref.cli.options import add_command, add_json, at_least, print_json, say
 from mesp_ref.engine.adapter import Adapter, init_lora, parse_targets
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.model import Model
@@ -244,15 +244,17 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"methods": facts})
         return 0
-    print(f"{_title(args)}\nMB are 10⁶ bytes")
+    say(_title(args), "MB are 10⁶ bytes")
     for method, found in facts.items():
         peak_at = f"predicted {megabytes(found['predicted_peak_bytes'])} in {found['op']}"
-        print(f"\n{method:<11} {peak_at}{_measured(found)}")
+        say("", f"{method:<11} {peak_at}{_measured(found)}")
+        if found.get("anonymous_bytes", {}).get("peak"):  # only Linux tells
+            say(_process(found))
         if "file_bytes" in found:
-            print(f"  {found['file_bytes'] / 1e6:9.3f}  beside it, in a temporary file")
+            say(f"  {found['file_bytes'] / 1e6:9.3f}  beside it, in a temporary file")
         for name, size in sorted(found["parts"].items(), key=lambda item: -item[1]):
             if size >= 0.005 * found["predicted_peak_bytes"]:
-                print(f"  {size / 1e6:9.3f}  {name}")
+                say(f"  {size / 1e6:9.3f}  {name}")
     return 0
 
 
@@ -260,12 +262,14 @@ def _measured(found: dict[str, Any]) -> str:
     """The measured figures of a method, for people."""
     if "measured_peak_bytes" not in found:
         return ""
+    return f", measured {megabytes(found['measured_peak_bytes'])}"
+
+
+def _process(found: dict[str, Any]) -> str:
+    """The process's own memory around a step, for people."""
     own, files = found["anonymous_bytes"], found["mapped_bytes"]
-    measured = f", measured {megabytes(found['measured_peak_bytes'])}"
-    if not own["peak"]:  # only Linux tells
-        return measured
     return (
-        f"{measured}\n            process: {megabytes(own['peak'])} of its own at most "
+        f"            process: {megabytes(own['peak'])} of its own at most "
         f"({megabytes(own['before'])} before), {megabytes(files['peak'])} of mapped files"
     )
 
@@ -275,5 +279,5 @@ def _print_choice(args: argparse.Namespace, choice: Choice) -> int:
         method, checkpoints = choice.schedule
         print_json({"method": method, "checkpoints": checkpoints, "need_bytes": choice.need})
     else:
-        print(choice)
+        say(str(choice))
     return 0
