@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,10 +39,14 @@ class Verdict:
 
 @dataclass
 class CaseReport:
-    """The tensors of one case in execution order, and what the differences look like."""
+    """The tensors of one case in execution order, and what the differences look like.
+
+    narrower   tensors that are stored in fewer bits than `dtype` and were held to their own rounding
+    """
 
     case: str
     dtype: str
+    narrower: int = 0
     verdicts: list[Verdict] = field(default_factory=list)
     like: list[str] = field(default_factory=list)
 
@@ -79,7 +84,8 @@ def check(
 ) -> Report:
     """Hold the files under `actual` against the suite.
 
-    dtype     precision that the backend computed in; by default the type its file is stored in
+    dtype     precision that the backend computed in; by default the one that each file is stored
+              in, and for a missing file the one of the files that are there
     only      patterns of cases (ops/rmsnorm, block/*) or tensors (e2e/tied:*lora*); default all
     roles     "result" outputs, loss and gradients of inputs and LoRA; "base" gradients of base
               weights; "inner" intermediates
@@ -97,11 +103,17 @@ def check(
             f"{root}: found none of the {len(asked)} files asked for, expected such as "
             f"{asked[0][0].file}; write them with the names of the suite"
         )
-    reports = [_check_case(suite, case, tensors, root, dtype) for case, tensors in asked]
+    answers = [_read_answer(root, case) for case, _ in asked]
+    usual = dtype or _most(Counter(t for got in answers for t in _types(got)))
+    with np.errstate(all="ignore"):  # what is not finite is judged, not warned of
+        reports = [
+            _check_case(suite, case, tensors, got, dtype or computed_in(case, got) or usual)
+            for (case, tensors), got in zip(asked, answers, strict=True)
+        ]
     covered = [report for report in reports if report is not None]
     uncovered = [c.name for (c, _), r in zip(asked, reports, strict=True) if r is None]
     if not covered:
-        raise MespRefError(f"{root}: {dtype}: found no case that covers it among those asked for")
+        raise MespRefError(f"{root}: {usual}: found no case that covers it among those asked for")
     return Report(covered, len(asked), len(suite.cases), uncovered)
 
 
@@ -135,18 +147,23 @@ def _matches(case: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(case, pattern) or fnmatch.fnmatchcase(case, f"{pattern}/*")
 
 
+def _read_answer(root: Path, case: Case) -> dict[str, Array]:
+    file = inside(root, case.file)
+    return read_tensors(file) if file.is_file() else {}
+
+
 def _check_case(
-    suite: Suite, case: Case, tensors: list[Tensor], root: Path, dtype: str | None
+    suite: Suite, case: Case, tensors: list[Tensor], got: dict[str, Array], dtype: str
 ) -> CaseReport | None:
     """None where the case does not cover the dtype."""
-    file = inside(root, case.file)
-    got = read_tensors(file) if file.is_file() else {}
-    dtype = dtype or computed_in(got)
     if dtype not in case.dtypes:
         return None
     vectors, report = suite.read(case), CaseReport(case.name, dtype)
     for tensor in tensors:
-        report.verdicts.append(judge(tensor, got.get(tensor.name), vectors, dtype))
+        array = got.get(tensor.name)
+        own = _own_type(array, dtype, case)
+        report.narrower += own != dtype
+        report.verdicts.append(judge(tensor, array, vectors, own))
     known = {tensor.name for tensor in case.tensors}
     for name in sorted(set(got) - known):
         report.verdicts.append(
@@ -158,10 +175,31 @@ def _check_case(
     return report
 
 
-def computed_in(arrays: dict[str, Array]) -> str:
-    """The narrowest floating type among the tensors of a file; float32 where there is none."""
-    found = {array.dtype.name for array in arrays.values()}
-    return next((name for name in reversed(DTYPES) if name in found), "float32")
+def _types(arrays: dict[str, Array]) -> list[str]:
+    return [array.dtype.name for array in arrays.values() if array.dtype.name in DTYPES]
+
+
+def _most(types: Counter[str]) -> str:
+    """The floating type of most tensors, of two the wider; float32 where there is none."""
+    return max(DTYPES, key=lambda name: types[name]) if types else "float32"
+
+
+def computed_in(case: Case, arrays: dict[str, Array]) -> str:
+    """The floating type of most of a case's tensors in a file; "" where there is none of them.
+
+    A few stored wider, such as a loss, do not make the file exact, and a few stored narrower do not
+    excuse the others: those are judged by `_own_type`.
+    """
+    known = {tensor.name: arrays[tensor.name] for tensor in case.tensors if tensor.name in arrays}
+    types = Counter(_types(known))
+    return _most(types) if types else ""
+
+
+def _own_type(array: Array | None, dtype: str, case: Case) -> str:
+    """What a tensor is held to: the file's precision, or its own where that is narrower."""
+    own = dtype if array is None else array.dtype.name
+    is_narrower = own in case.dtypes and DTYPES.index(own) > DTYPES.index(dtype)
+    return own if is_narrower else dtype
 
 
 def judge(tensor: Tensor, got: Array | None, vectors: Vectors, dtype: str) -> Verdict:
