@@ -26,7 +26,9 @@ def escaped(text: str, limit: int | None = _LONGEST, *, stays: Stays = str.ispri
     """
     if limit is not None and len(text) > limit:
         half = limit // 2
-        return f"{escaped(text[:half], None, stays=stays)}…{escaped(text[-half:], None, stays=stays)}"
+        return (
+            f"{escaped(text[:half], None, stays=stays)}…{escaped(text[-half:], None, stays=stays)}"
+        )
     return "".join(c if stays(c) else _code(c) for c in text)
 
 

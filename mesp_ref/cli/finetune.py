@@ -3,7 +3,15 @@
 import argparse
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_data, add_json, add_lora, add_model, print_json, say
+from mesp_ref.cli.options import (
+    add_command,
+    add_data,
+    add_json,
+    add_lora,
+    add_model,
+    print_json,
+    say,
+)
 from mesp_ref.cli.progress import Progress
 from mesp_ref.engine.methods import METHODS
 from mesp_ref.errors import MespRefError

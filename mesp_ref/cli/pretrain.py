@@ -69,7 +69,7 @@ class _Progress(Progress):
             f"model    {event['layers']} blocks of width {event['hidden_size']}, "
             f"{event['parameters'] / 1e6:.2f} M parameters, all trained",
             f"data     {event['batch_size']} rows of {event['seq_len']} tokens a step, "
-            f"new stories in each"
+            f"new stories in each",
         )
 
 

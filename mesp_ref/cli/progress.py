@@ -48,7 +48,7 @@ class Progress:
             f"adapter  rank {event['rank']}, alpha {event['alpha']:g} on {names}: "
             f"{event['lora_parameters'] / 1e6:.2f} M parameters",
             f"data     {event['data']}: {event['data_bytes'] / 1e6:.2f} MB, "
-            f"{event['heldout_rows']} sequences held out"
+            f"{event['heldout_rows']} sequences held out",
         )
         if event["memory"]:
             self._say(f"memory   {event['memory']}")

@@ -11,6 +11,7 @@ from mesp_ref.golden.report import line, percent, summary, title
 
 _LAYER = re.compile(r"(?:base_model\.model\.)?model\.layers\.([0-9]{1,6})(?:\.|$)")
 
+
 def colour(margin: float) -> str:
     """White at 0, green up to the tolerance, yellow to red beyond, violet without a number."""
     if not math.isfinite(margin):
