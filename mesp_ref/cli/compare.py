@@ -18,6 +18,7 @@ from mesp_ref.cli.options import (
 )
 from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.names import shared_name
 from mesp_ref.job.defaults import RECIPE, data_file
 from mesp_ref.job.directory import Event
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
@@ -96,8 +97,9 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.close()
     model = args.model or "the default checkpoint"
+    name = shared_name(str(Path(model).absolute()))  # a figure is made to be shown
     batch = f"batches of {args.batch_size} x {args.seq_len} tokens at most"
-    plot_comparison(figure, found, f"{model}, {args.steps} steps, {batch}")
+    plot_comparison(figure, found, f"{name}, {args.steps} steps, {batch}")
     if args.json:
         print_json({"model": model, "steps": args.steps, "figure": str(figure), "methods": found})
     else:

@@ -149,7 +149,15 @@ def _add_output(group: Any) -> None:
         group.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
-    group.add_argument("--prompt", metavar="TEXT", help="what the samples continue or answer")
+    group.add_argument(
+        "--prompt", metavar="TEXT",
+        help="what the samples continue or answer (default: the beginning of a held-out row, which "
+        "is then printed and kept in summary.json and metrics.jsonl)",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-sample", action="store_const", const=0, dest="sample_tokens",
+        default=argparse.SUPPRESS, help="no samples: no text of the data is printed or kept",
+    )  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
     add_json(group)
 
@@ -189,7 +197,7 @@ def _describe(summary: Event) -> list[str]:
     before, after = summary["before"], summary["after"]
     lines = []
     if summary["prompt"] is not None:
-        lines += [f"prompt   {summary['prompt']!r}"]
+        lines += [f"prompt   {summary['prompt']!r}, from {summary['prompt_source']}"]
         lines += [f"before   {before['sample']!r}", f"after    {after['sample']!r}"]
     if after["loss"] is not None:
         change = "held-out loss {:.4f} -> {:.4f}".format(before["loss"], after["loss"])

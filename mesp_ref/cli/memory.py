@@ -15,6 +15,7 @@ from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.models import SHAPES, load_model, named_shape, random_checkpoint
+from mesp_ref.files.names import shared_name
 from mesp_ref.memory import (
     PEAKS,
     PLACES,
@@ -201,15 +202,16 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
             facts[method] |= subject.measured(method)
         if args.plot:
             ledgers = {method: subject.ledger(method) for method in methods}
-            plot_timelines(ledgers, args.plot, _title(args), shapes.rank)
+            name = shared_name(str(Path(args.model).absolute()))  # a page is made to be shown
+            plot_timelines(ledgers, args.plot, _title(args, name or "a model"), shapes.rank)
     return facts
 
 
-def _title(args: argparse.Namespace) -> str:
+def _title(args: argparse.Namespace, model: str) -> str:
     where = PLACES[args.checkpoints or "ram"]
     bits = f", {args.bits} bits" if args.bits else ""
     batch = f"batch {args.batch_size}, {args.seq_len} tokens, rank {args.rank}"
-    return f"{args.model}{bits}: {batch}, {where}"
+    return f"{model}{bits}: {batch}, {where}"
 
 
 def _choice(args: argparse.Namespace, shapes: Shapes) -> Choice:
@@ -244,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"methods": facts})
         return 0
-    say(_title(args), "MB are 10⁶ bytes")
+    say(_title(args, args.model), "MB are 10⁶ bytes")
     for method, found in facts.items():
         peak_at = f"predicted {megabytes(found['predicted_peak_bytes'])} in {found['op']}"
         say("", f"{method:<11} {peak_at}{_measured(found)}")
