@@ -17,7 +17,7 @@ from mesp_ref.cli.options import (
     say,
 )
 from mesp_ref.cli.progress import Progress
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.names import shared_name
 from mesp_ref.job.defaults import RECIPE, data_file
 from mesp_ref.job.directory import Event
@@ -97,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.close()
     model = args.model or "the default checkpoint"
-    name = shared_name(str(Path(model).absolute()))  # a figure is made to be shown
+    name = escaped(
+        shared_name(str(Path(model).absolute())) or "a model"
+    )  # the figure is for others
     batch = f"batches of {args.batch_size} x {args.seq_len} tokens at most"
     plot_comparison(figure, found, f"{name}, {args.steps} steps, {batch}")
     if args.json:

@@ -132,7 +132,7 @@ def run_backend(args: argparse.Namespace) -> int:
 def run_build(args: argparse.Namespace) -> int:
     from mesp_ref.golden.builder import build
 
-    count = build(args.out, lambda name: print(name, file=sys.stderr), overwrite=args.overwrite)
+    count = build(args.out, lambda name: say(name, file=sys.stderr), overwrite=args.overwrite)
     say(f"{count} cases written to {args.out}")
     return 0
 

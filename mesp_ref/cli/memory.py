@@ -12,7 +12,7 @@ from mesp_ref.cli.options import add_command, add_json, at_least, print_json, sa
 from mesp_ref.engine.adapter import Adapter, init_lora, parse_targets
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.model import Model
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.models import SHAPES, load_model, named_shape, random_checkpoint
 from mesp_ref.files.names import shared_name
@@ -203,7 +203,9 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
         if args.plot:
             ledgers = {method: subject.ledger(method) for method in methods}
             name = shared_name(str(Path(args.model).absolute()))  # a page is made to be shown
-            plot_timelines(ledgers, args.plot, _title(args, name or "a model"), shapes.rank)
+            plot_timelines(
+                ledgers, args.plot, _title(args, escaped(name or "a model")), shapes.rank
+            )
     return facts
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
@@ -136,6 +136,7 @@ def _printable(c: str) -> str:
     return f"\\u{ord(c):04x}" if ord(c) < 0x10000 else json.dumps(c)[1:-1]
 
 
-def say(*lines: str) -> None:
-    """Lines on standard output. Whatever stands in one, it stays one that no terminal obeys."""
-    print("\n".join(escaped(line, _LINE) for line in lines))
+def say(*lines: str, file: TextIO | None = None) -> None:
+    """Lines on standard output, or in `file`. Whatever stands in one, no terminal obeys it and it
+    stays one line."""
+    print("\n".join(escaped(line, _LINE) for line in lines), file=file)

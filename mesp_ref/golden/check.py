@@ -3,7 +3,7 @@
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,10 +104,10 @@ def check(
             f"{asked[0][0].file}; write them with the names of the suite"
         )
     answers = [_read_answer(root, case) for case, _ in asked]
-    usual = dtype or _most(Counter(t for got in answers for t in _types(got)))
+    usual = dtype or usual_type(array for got in answers for array in got.values()) or "float32"
     with np.errstate(all="ignore"):  # what is not finite is judged, not warned of
         reports = [
-            _check_case(suite, case, tensors, got, dtype or computed_in(case, got) or usual)
+            _check_case(suite, case, tensors, got, dtype or _computed_in(case, got) or usual)
             for (case, tensors), got in zip(asked, answers, strict=True)
         ]
     covered = [report for report in reports if report is not None]
@@ -152,6 +152,10 @@ def _read_answer(root: Path, case: Case) -> dict[str, Array]:
     return read_tensors(file) if file.is_file() else {}
 
 
+def _computed_in(case: Case, got: dict[str, Array]) -> str:
+    return usual_type(got[tensor.name] for tensor in case.tensors if tensor.name in got)
+
+
 def _check_case(
     suite: Suite, case: Case, tensors: list[Tensor], got: dict[str, Array], dtype: str
 ) -> CaseReport | None:
@@ -161,7 +165,7 @@ def _check_case(
     vectors, report = suite.read(case), CaseReport(case.name, dtype)
     for tensor in tensors:
         array = got.get(tensor.name)
-        own = _own_type(array, dtype, case)
+        own = own_type(array, dtype, case.dtypes)
         report.narrower += own != dtype
         report.verdicts.append(judge(tensor, array, vectors, own))
     known = {tensor.name for tensor in case.tensors}
@@ -175,30 +179,20 @@ def _check_case(
     return report
 
 
-def _types(arrays: dict[str, Array]) -> list[str]:
-    return [array.dtype.name for array in arrays.values() if array.dtype.name in DTYPES]
+def usual_type(arrays: Iterable[Array]) -> str:
+    """The floating type of most tensors, of two the wider; "" where there is none.
 
-
-def _most(types: Counter[str]) -> str:
-    """The floating type of most tensors, of two the wider; float32 where there is none."""
-    return max(DTYPES, key=lambda name: types[name]) if types else "float32"
-
-
-def computed_in(case: Case, arrays: dict[str, Array]) -> str:
-    """The floating type of most of a case's tensors in a file; "" where there is none of them.
-
-    A few stored wider, such as a loss, do not make the file exact, and a few stored narrower do not
-    excuse the others: those are judged by `_own_type`.
+    A few stored wider, such as a loss, do not make a file exact, and a few stored narrower do not
+    excuse the others: those are judged by `own_type`.
     """
-    known = {tensor.name: arrays[tensor.name] for tensor in case.tensors if tensor.name in arrays}
-    types = Counter(_types(known))
-    return _most(types) if types else ""
+    types = Counter(array.dtype.name for array in arrays if array.dtype.name in DTYPES)
+    return max(DTYPES, key=lambda name: types[name]) if types else ""
 
 
-def _own_type(array: Array | None, dtype: str, case: Case) -> str:
+def own_type(array: Array | None, dtype: str, allowed: Sequence[str] = DTYPES) -> str:
     """What a tensor is held to: the file's precision, or its own where that is narrower."""
     own = dtype if array is None else array.dtype.name
-    is_narrower = own in case.dtypes and DTYPES.index(own) > DTYPES.index(dtype)
+    is_narrower = own in allowed and DTYPES.index(own) > DTYPES.index(dtype)
     return own if is_narrower else dtype
 
 

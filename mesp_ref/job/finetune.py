@@ -15,7 +15,7 @@ from mesp_ref.engine.adapter import Adapter, init_lora, parse_targets
 from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.generate import generate
 from mesp_ref.engine.model import Model
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.models import load_model
 from mesp_ref.files.names import model_name
 from mesp_ref.files.peft import load_adapter, save_adapter
@@ -498,7 +498,7 @@ class Run:
         """The metrics as a table and as a picture."""
         events, train = self.directory.events(), self.options.train
         write_csv(self.directory.file("metrics.csv"), events)
-        title = f"Fine-tuning {self.name} with {train.method}"
+        title = f"Fine-tuning {escaped(self.name or 'a model')} with {train.method}"
         plot_loss(self.directory.file("loss.png"), events, title)
 
     def _model_name(self) -> str:
