@@ -84,8 +84,9 @@ def check(
 ) -> Report:
     """Hold the files under `actual` against the suite.
 
-    dtype     precision that the backend computed in; by default the one that each file is stored
-              in, and for a missing file the one of the files that are there
+    dtype     precision that the backend computed in; by default the one that most tensors of each
+              file are stored in (a tensor stored in fewer bits is held to those), and for a missing
+              file that of the files that are there
     only      patterns of cases (ops/rmsnorm, block/*) or tensors (e2e/tied:*lora*); default all
     roles     "result" outputs, loss and gradients of inputs and LoRA; "base" gradients of base
               weights; "inner" intermediates
@@ -107,7 +108,7 @@ def check(
     usual = dtype or usual_type(array for got in answers for array in got.values()) or "float32"
     with np.errstate(all="ignore"):  # what is not finite is judged, not warned of
         reports = [
-            _check_case(suite, case, tensors, got, dtype or _computed_in(case, got) or usual)
+            _check_case(suite, case, tensors, got, dtype, _computed_in(case, got) or usual)
             for (case, tensors), got in zip(asked, answers, strict=True)
         ]
     covered = [report for report in reports if report is not None]
@@ -157,15 +158,17 @@ def _computed_in(case: Case, got: dict[str, Array]) -> str:
 
 
 def _check_case(
-    suite: Suite, case: Case, tensors: list[Tensor], got: dict[str, Array], dtype: str
-) -> CaseReport | None:
-    """None where the case does not cover the dtype."""
+    suite: Suite, case: Case, tensors: list[Tensor], got: dict[str, Array],
+    said: str | None, stored: str,
+) -> CaseReport | None:  # fmt: skip
+    """None where the case does not cover the dtype: the one said, else the one stored."""
+    dtype, narrower = (said, ()) if said else (stored, case.dtypes)
     if dtype not in case.dtypes:
         return None
     vectors, report = suite.read(case), CaseReport(case.name, dtype)
     for tensor in tensors:
         array = got.get(tensor.name)
-        own = own_type(array, dtype, case.dtypes)
+        own = own_type(array, dtype, narrower)
         report.narrower += own != dtype
         report.verdicts.append(judge(tensor, array, vectors, own))
     known = {tensor.name for tensor in case.tensors}

@@ -132,14 +132,16 @@ def check_sketch(
     if not set(found) & set(sketch["tensors"]):
         raise MespRefError(f"{gradients}: found none of the sketch's tensors, such as "
                            f"{next(iter(sketch['tensors']))}")  # fmt: skip
-    dtype = dtype or max(usual_type(found.values()), "float32", key=("", *DTYPES).index)
+    stored = max(usual_type(found.values()), "float32", key=("", *DTYPES).index)
     with np.errstate(all="ignore"):  # what is not finite is judged, not warned of
-        return [_compare(name, entry, found.get(name), dtype) for name, entry in
-                sketch["tensors"].items()]  # fmt: skip
+        return [
+            _compare(name, entry, got, dtype or own_type(got, stored))
+            for name, entry in sketch["tensors"].items()
+            for got in [found.get(name)]
+        ]
 
 
 def _compare(name: str, entry: dict[str, Any], got: Array | None, dtype: str) -> dict[str, Any]:
-    dtype = own_type(got, dtype)
     unit, narrow = UNITS[dtype].store, UNITS["float32"].store
     gate = MARGIN * max(entry["drift"] * unit / narrow, unit)
     problem, error, ratio = "", math.inf, math.nan
