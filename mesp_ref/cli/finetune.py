@@ -149,6 +149,13 @@ def _add_output(group: Any) -> None:
         group.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
+    _add_samples(group)
+    group.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    add_json(group)
+
+
+def _add_samples(group: Any) -> None:
+    """--prompt and --no-sample."""
     group.add_argument(
         "--prompt", metavar="TEXT",
         help="what the samples continue or answer (default: the beginning of a held-out row, which "
@@ -158,8 +165,6 @@ def _add_output(group: Any) -> None:
         "--no-sample", action="store_const", const=0, dest="sample_tokens",
         default=argparse.SUPPRESS, help="no samples: no text of the data is printed or kept",
     )  # fmt: skip
-    group.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    add_json(group)
 
 
 def _options(args: argparse.Namespace) -> FinetuneOptions:
