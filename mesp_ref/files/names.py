@@ -1,13 +1,21 @@
 """What a model is called in files that are shared: a name, never a place on this machine."""
 
+import contextlib
+import json
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.default import default_checkpoint
 from mesp_ref.files.strict import inside, read_object
 
 DEFAULT = "mesp-ref-story-model"
+_PLACES = (
+    "_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file",
+)  # fmt: skip
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
 _HUB = re.compile(f"{_PART}/{_PART}")
 _CACHED = re.compile(f"models--({_PART}?)--({_PART})")  # a folder of the Hugging Face cache
@@ -27,6 +35,26 @@ def shared_name(name: str | None) -> str | None:
             return f"{found[1]}/{found[2]}"
     last = parts[-1] if parts else ""
     return None if not last or re.fullmatch("[A-Za-z]:", last) else last
+
+
+def without_places(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose fields that say where a thing lay on somebody's machine say its name."""
+    return {
+        field: shared_name(value) if field in _PLACES and isinstance(value, str) else value
+        for field, value in values.items()
+    }
+
+
+def copy_shared(file: Path, target: Path) -> None:
+    """Copy a file of a checkpoint as it is, but for places in tokenizer_config.json."""
+    if file.name == "tokenizer_config.json":
+        with contextlib.suppress(MespRefError):  # what is no JSON is copied as it is
+            values = read_object(file, "a tokenizer's configuration")
+            if (named := without_places(values)) != values:
+                text = json.dumps(named, indent=2, ensure_ascii=False)
+                target.write_text(text + "\n", encoding="utf-8")
+                return
+    shutil.copyfile(file, target)
 
 
 def model_name(directory: Path, given: str | None = None) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -18,7 +19,14 @@ def home(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) 
     """A folder that tells who the user is, with a model and private data in it."""
     place = tmp_path / "home-of-mila"
     place.mkdir()
-    (place / "model").symlink_to(tiny_model_dir, target_is_directory=True)
+    shutil.copytree(tiny_model_dir, place / "model")
+    for file, field in (
+        ("config.json", "_name_or_path"),
+        ("tokenizer_config.json", "name_or_path"),
+    ):
+        values = json.loads((place / "model" / file).read_text(encoding="utf-8"))
+        values[field] = str(place / "model")
+        (place / "model" / file).write_text(json.dumps(values), encoding="utf-8")
     rows = [json.dumps({"text": f"{SECRET} and {i} more"}) for i in range(40)]
     (place / "data.jsonl").write_text("\n".join(rows), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -44,7 +52,7 @@ def test_what_is_shared_holds_no_path(home: Path) -> None:
     adapter = finetune(home) / "adapter"
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "model"
-    merged, packed, mlx = home / "merged", home / "packed", home / "mlx"
+    merged, mlx = home / "merged", home / "mlx"
     model, page, sketch = str(home / "model"), home / "page.html", home / "sketch.json"
     for command in (
         ["merge", "--model", model, "--adapter", str(adapter), "--out", str(merged)],
@@ -57,7 +65,9 @@ def test_what_is_shared_holds_no_path(home: Path) -> None:
     shared = texts(adapter, merged, mlx, page, sketch)
     assert "home-of-mila" not in shared
     assert str(home.parent) not in shared
-    assert not packed.exists()
+    tokenizer = json.loads((merged / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert tokenizer["name_or_path"] == "model"
+    assert tokenizer["eos_token"]
 
 
 def test_an_adapter_is_used_whatever_it_says_of_its_base(home: Path) -> None:
