@@ -99,12 +99,13 @@ def check(
             raise MespRefError(f"found {name!r}, expected one of {', '.join(allowed)}")
     asked = select(suite, only, roles)
     root = Path(actual)
-    if not any(inside(root, case.file).is_file() for case, _ in asked):
+    files = [_answer_file(root, case) for case, _ in asked]
+    if not any(files):
         raise MespRefError(
             f"{root}: found none of the {len(asked)} files asked for, expected such as "
             f"{asked[0][0].file}; write them with the names of the suite"
         )
-    answers = [_read_answer(root, case) for case, _ in asked]
+    answers = [read_tensors(file) if file else {} for file in files]
     usual = dtype or usual_type(array for got in answers for array in got.values()) or "float32"
     with np.errstate(all="ignore"):  # what is not finite is judged, not warned of
         reports = [
@@ -148,9 +149,13 @@ def _matches(case: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(case, pattern) or fnmatch.fnmatchcase(case, f"{pattern}/*")
 
 
-def _read_answer(root: Path, case: Case) -> dict[str, Array]:
+def _answer_file(root: Path, case: Case) -> Path | None:
+    """What the backend wrote for a case; None where it wrote nothing."""
     file = inside(root, case.file)
-    return read_tensors(file) if file.is_file() else {}
+    try:
+        return file if file.is_file() else None
+    except OSError as error:  # a suite may name what no file system takes
+        raise MespRefError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def _computed_in(case: Case, got: dict[str, Array]) -> str:

@@ -1,5 +1,7 @@
 """The checker: what passes, what fails, which tensor is first, exit codes and reports."""
 
+import copy
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -254,3 +256,11 @@ def test_shares_of_the_tolerance_are_readable() -> None:
     }
     assert {margin: percent(margin) for margin in shares} == shares
     assert percent(math.inf) == "—"
+
+
+def test_a_suite_that_names_an_impossible_file_is_refused(answer: Answer, suite: Suite) -> None:
+    """Found by fuzzing: no file system takes a name of 5,000 characters."""
+    other = copy.copy(suite)
+    other.cases = {NORM: dataclasses.replace(suite.cases[NORM], file="a" * 5000)}
+    with pytest.raises(MespRefError, match="cannot be read"):
+        check(answer(NORM), other)
