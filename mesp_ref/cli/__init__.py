@@ -25,7 +25,7 @@ from mesp_ref.cli import (
     quantize,
 )
 from mesp_ref.cli.options import Parser
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.lean.allocator import keep_freed_memory
 
 _DESCRIPTION = """\
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MespRefError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:
-        print(f"\nmesp-ref: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        print(f"\nmesp-ref: {escaped(str(interrupt)) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,5 +93,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"mesp-ref: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"mesp-ref: error: {escaped(' '.join(message.split()))}", file=sys.stderr)
     return 2

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_json, print_json
+from mesp_ref.cli.options import add_command, add_json, print_json, say
 from mesp_ref.files.config import config_fields
 from mesp_ref.files.from_gguf import convert_gguf
 from mesp_ref.files.mlx import load_mlx_adapter, save_mlx_adapter
@@ -75,7 +75,7 @@ def run_gguf(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"out": args.out, "bytes": size, "config": config_fields(config)})
     else:
-        print(f"wrote {args.out}: {config.num_hidden_layers} blocks, {size / 1e6:.1f} MB")
+        say(f"wrote {args.out}: {config.num_hidden_layers} blocks, {size / 1e6:.1f} MB")
     return 0
 
 
@@ -88,5 +88,5 @@ def run_adapter(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"out": args.out, "rank": adapter.rank, "scale": adapter.scale, "pairs": pairs})
     else:
-        print(f"wrote {args.out}: {pairs} projections of rank {adapter.rank} for {args.to}")
+        say(f"wrote {args.out}: {pairs} projections of rank {adapter.rank} for {args.to}")
     return 0

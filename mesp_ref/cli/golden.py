@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mesp_ref.cli import golden_sketch
-from mesp_ref.cli.options import Parser, add_command, add_json, print_json
+from mesp_ref.cli.options import Parser, add_command, add_json, print_json, say
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.output import write_aside
 from mesp_ref.golden.check import ROLES, check
@@ -114,7 +114,7 @@ def run_check(args: argparse.Namespace) -> int:
     if args.json:
         print_json(as_json(report))
     else:
-        print(as_text(report))
+        say(*as_text(report).splitlines())
     return 0 if report.passed else 1
 
 
@@ -125,15 +125,15 @@ def run_backend(args: argparse.Namespace) -> int:
         args.backend, args.out, Suite(args.suite), dtype=args.dtype, only=args.only,
         overwrite=args.overwrite,
     )  # fmt: skip
-    print(f"{len(done)} cases in {args.dtype} written to {args.out}")
+    say(f"{len(done)} cases in {args.dtype} written to {args.out}")
     return 0
 
 
 def run_build(args: argparse.Namespace) -> int:
     from mesp_ref.golden.builder import build
 
-    count = build(args.out, lambda name: print(name, file=sys.stderr), overwrite=args.overwrite)
-    print(f"{count} cases written to {args.out}")
+    count = build(args.out, lambda name: say(name, file=sys.stderr), overwrite=args.overwrite)
+    say(f"{count} cases written to {args.out}")
     return 0
 
 
@@ -146,5 +146,5 @@ def run_export(args: argparse.Namespace) -> int:
     if out.exists():
         raise MespRefError(f"{out}: exists; name a new directory")
     copytree(suite.root, out)
-    print(f"{count} files copied to {out}")
+    say(f"{count} files copied to {out}")
     return 0

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from mesp_ref.cli.options import DTYPES, add_command, add_json, add_model_only, print_json
+from mesp_ref.cli.options import DTYPES, add_command, add_json, add_model_only, print_json, say
 from mesp_ref.files.merge import merge
 from mesp_ref.files.models import load_model
 from mesp_ref.files.peft import load_adapter
@@ -39,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"out": args.out, "dtype": args.dtype, "tensors": len(adapter.weights) // 2})
     else:
-        print(f"{len(adapter.weights) // 2} projections merged into {args.out} ({args.dtype})")
+        say(f"{len(adapter.weights) // 2} projections merged into {args.out} ({args.dtype})")
     return 0

@@ -16,6 +16,7 @@ from mesp_ref.engine.adapter import Adapter, tensor_name
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.init import check_adapter, check_rank, compute_dtype, parse_targets
 from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.names import shared_name
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.peft import check_pairs, read_matrix
 from mesp_ref.files.safetensors import MappedFile
@@ -37,7 +38,7 @@ def save_mlx_adapter(adapter: Adapter, path: str | Path) -> None:
     blocks = {int(name.split(".")[2]) for name in tensors}
     config: dict[str, Any] = {
         "fine_tune_type": "lora",
-        "model": adapter.base_model_name_or_path,
+        "model": shared_name(adapter.base_model_name_or_path),
         "num_layers": max(blocks) - min(blocks) + 1,
         "lora_parameters": {
             "rank": adapter.rank,

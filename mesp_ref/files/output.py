@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.names import copy_shared
 from mesp_ref.files.strict import inside
 
 # What lies beside the weights of a checkpoint and belongs to the model, not to the weights.
@@ -91,4 +92,4 @@ def copy_companions(source: Path, target: Path) -> None:
     for pattern in _COMPANIONS:
         for file in source.glob(pattern):
             if inside(source, file.name).is_file():
-                shutil.copyfile(file, target / file.name)
+                copy_shared(file, target / file.name)

@@ -12,6 +12,7 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.init import check_adapter, check_rank, compute_dtype, parse_targets
 from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.names import shared_name
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.safetensors import MappedFile
 from mesp_ref.files.strict import inside, read_object
@@ -30,7 +31,7 @@ def save_adapter(adapter: Adapter, path: str | Path) -> None:
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.base_model_name_or_path,
+        "base_model_name_or_path": shared_name(adapter.base_model_name_or_path),
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,

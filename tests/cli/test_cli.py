@@ -367,7 +367,7 @@ def test_no_arguments_fine_tune_the_default_checkpoint(reader, capsys):
     assert [row["step"] for row in rows] == ["0", "1", "2"]
     assert float(rows[2]["heldout_loss"]) == summary["after"]["loss"]
     base = json.loads((run / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
-    assert Path(base) == reader.path
+    assert base == "mesp-ref-story-model"  # no path of this machine
     assert main(["finetune", "--quiet", "--json", "--resume"]) == 0  # the data comes out the same
 
 

@@ -386,7 +386,7 @@ def test_a_run_leaves_what_it_promises(options, tmp_path, tiny_config):
     assert [e["step"] for e in events if e["event"] == "saved"] == [0, 4, 8, 12]
     model = mr.load_model(options.model)
     adapter = mr.load_adapter(run / "adapter", config=tiny_config)
-    assert adapter.base_model_name_or_path == options.model
+    assert adapter.base_model_name_or_path == Path(options.model).name
     content = (tmp_path / "text.txt").read_bytes()
     configuration = json.loads((run / "run.json").read_text())
     assert configuration["identity"]["data"] == hashlib.sha256(content).hexdigest()
