@@ -208,7 +208,8 @@ def test_the_command_lines_of_the_readme_run_in_their_order(
     for name in ("notes.txt", "proverbs.txt"):
         Path(name).write_text(words(2000), encoding="utf-8")
     Path("my-outputs").symlink_to(outputs)
-    text = README.read_text(encoding="utf-8")
+    pages = README, *(README.parent / "docs" / f"{name}.md" for name in ("fine-tuning", "backends"))
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     lines = [x.partition("#")[0] for language, b in blocks if not language for x in b.splitlines()]
     commands = [line for line in lines if line.startswith("mesp-ref ")]
