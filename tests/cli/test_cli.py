@@ -212,7 +212,7 @@ def test_the_command_lines_of_the_readme_run_in_their_order(
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     lines = [x.partition("#")[0] for language, b in blocks if not language for x in b.splitlines()]
-    commands = [line for line in lines if line.startswith("mesp-ref ")]
+    commands = list(dict.fromkeys(line.strip() for line in lines if line.startswith("mesp-ref ")))
     assert len(commands) >= 6
     for line in commands:
         assert main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
