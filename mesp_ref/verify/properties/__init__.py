@@ -9,6 +9,7 @@ from mesp_ref.verify.properties import (
     attention,
     every_op,
     head,
+    library,
     methods,
     mezo,
     model,
