@@ -23,3 +23,7 @@ class MespRefError(ValueError):
     def __init__(self, message: str):
         shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:_LONGEST])
         super().__init__(shown if len(message) <= _LONGEST else f"{shown}…")
+
+
+class MespRefWarning(UserWarning):
+    """Something a user should know that ends nothing, in one line."""

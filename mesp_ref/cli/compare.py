@@ -17,6 +17,7 @@ from mesp_ref.cli.options import (
 )
 from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.output import check_file
 from mesp_ref.job.defaults import RECIPE, data_file
 from mesp_ref.job.directory import Event
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
@@ -72,8 +73,7 @@ def _figure(args: argparse.Namespace) -> Path:
     path = Path(args.out)
     if path.is_dir():
         raise MespRefError(f"{path}: --out: found a directory, expected the name of a PNG file")
-    if path.exists() and not args.overwrite:
-        raise MespRefError(f"{path}: --out: exists; name another file, or add --overwrite")
+    check_file(path, args.overwrite, [args.model, args.data], "--out")
     if not path.absolute().parent.is_dir():
         raise MespRefError(f"{path}: --out: its directory does not exist; create it first")
     return path
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         progress.close()
     model = args.model or "the default checkpoint"
     batch = f"batches of {args.batch_size} x {args.seq_len} tokens at most"
-    plot_comparison(figure, found, f"{model}, {args.steps} steps, {batch}")
+    plot_comparison(figure, found, f"{model}, {args.steps} steps, {batch}", args.overwrite)
     if args.json:
         print_json({"model": model, "steps": args.steps, "figure": str(figure), "methods": found})
     else:

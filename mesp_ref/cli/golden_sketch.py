@@ -9,6 +9,7 @@ import numpy as np
 
 from mesp_ref.cli.options import add_command, add_json, print_json
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.output import check_file
 from mesp_ref.files.strict import read_object
 from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.golden.sketch import check_sketch, load_sketch, make_sketch, save_sketch
@@ -41,6 +42,7 @@ def add(actions: Any) -> None:
     batch.add_argument("--text", help="one sequence, with the model's own tokenizer")
     batch.add_argument("--batch", metavar="FILE", help='JSON {"input_ids": [[…]], "labels": [[…]]}')
     parser.add_argument("--out", required=True, metavar="FILE", help="the sketch")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --out")
     parser = add_command(actions, "compare", run_compare, "compare with a sketch", _COMPARE)
     parser.add_argument("sketch", metavar="SKETCH", help="written by golden sketch")
     parser.add_argument("gradients", metavar="FILE", help="safetensors")
@@ -63,8 +65,9 @@ def _batch(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def run_sketch(args: argparse.Namespace) -> int:
+    check_file(args.out, args.overwrite, [args.model, args.adapter, args.batch], "--out")
     sketch = make_sketch(args.model, args.adapter, *_batch(args))
-    save_sketch(sketch, args.out)
+    save_sketch(sketch, args.out, overwrite=args.overwrite)
     print(f"loss {sketch['loss']:.6f} and {len(sketch['tensors'])} gradients written to {args.out}")
     return 0
 

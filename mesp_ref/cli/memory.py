@@ -15,6 +15,7 @@ from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.models import SHAPES, load_model, named_shape, random_checkpoint
+from mesp_ref.files.output import check_file
 from mesp_ref.memory import (
     PEAKS,
     PLACES,
@@ -82,6 +83,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--plot", metavar="FILE", help="timeline of each method as .png or .html; runs the step"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --plot")
     add_json(parser)
 
 
@@ -129,6 +131,8 @@ def _check(args: argparse.Namespace) -> None:
     at_least(args, batch_size=1, seq_len=2, rank=1, workers=1)
     if args.plot and Path(args.plot).suffix not in (".png", ".html"):
         raise MespRefError(f"--plot: found {args.plot!r}, expected a file ending in .png or .html")
+    if args.plot:
+        check_file(args.plot, args.overwrite, [args.model], "--plot")
     if args.plot and args.workers > 1:
         raise MespRefError(
             "--workers: found beside --plot, expected 1: its ledger is of one thread"
@@ -201,7 +205,7 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
             facts[method] |= subject.measured(method)
         if args.plot:
             ledgers = {method: subject.ledger(method) for method in methods}
-            plot_timelines(ledgers, args.plot, _title(args), shapes.rank)
+            plot_timelines(ledgers, args.plot, _title(args), shapes.rank, args.overwrite)
     return facts
 
 

@@ -155,7 +155,10 @@ def finetune(options: FinetuneOptions, report: Report = lambda event: None) -> E
     Interrupted after Ctrl-C, when state and adapter are saved.
     """
     with data_file(options.data) as data:
-        directory = RunDirectory(options.out, overwrite=options.overwrite, resume=options.resume)
+        directory = RunDirectory(
+            options.out, overwrite=options.overwrite, resume=options.resume,
+            inputs=[options.model, options.data, options.val_data, options.adapter],
+        )  # fmt: skip
         try:
             return Run(options, data, report, directory).execute()
         finally:
@@ -325,6 +328,7 @@ class Run:
         summary = self._summary()
         self._draw()
         write_json(self.directory.file("summary.json"), summary)
+        self.directory.complete()
         return summary
 
     def _loop(self, stop: StopRequest, memory: PeakMemory) -> None:
@@ -429,7 +433,7 @@ class Run:
             self._save()
         return (
             f"interrupted at step {self.trainer.step}; {self._saved()} are in "
-            f"{self.directory.path}: repeat the command with --resume to go on"
+            f"{self.directory.path}: {self.directory.how_to_go_on}"
         )
 
     def _saved(self) -> str:
@@ -450,7 +454,7 @@ class Run:
             return str(error)
         line = f"{error}; the adapter as of step {self.written} is kept in {self.directory.adapter}"
         if isinstance(error.__context__, OSError):  # a full disk, for one
-            line += "; when that is mended, repeat the command with --resume to go on"
+            line += f"; when that is mended, {self.directory.how_to_go_on}"
         return line
 
     def _ready(self) -> Event:
@@ -471,7 +475,7 @@ class Run:
             "data": self.options.data or "questions about stories",
             "data_bytes": self.stream.data.size,
             "heldout_rows": len(self.heldout),
-            "out": None if self.directory.numbered else str(self.directory.path),
+            "out": None if self.directory.numbered else str(self.directory.place),
             "memory": None if self.choice is None else str(self.choice),
         }
 
@@ -506,9 +510,9 @@ class Run:
             }
         sample = self._logged("sample", self.kept)
         return {
-            "out": str(self.directory.path),
-            "adapter": str(self.directory.adapter),
-            "curve": str(self.directory.file("loss.png")),
+            "out": str(self.directory.place),
+            "adapter": str(self.directory.place / "adapter"),
+            "curve": str(self.directory.place / "loss.png"),
             "method": self.options.train.method,
             "steps": self.trainer.step,
             "adapter_step": self.kept,
