@@ -52,7 +52,10 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """The manifest of a folder; None where there is none that we could have written."""
+        """The manifest of a folder; None where there is none that we could have written.
+
+        Raises    OSError where there may be one that cannot be read
+        """
         file = folder / NAME
         try:
             if not stat.S_ISREG(file.lstat().st_mode):
@@ -63,8 +66,20 @@ class Manifest:
             found = cls(folder, values["state"])
             for name, contents in values["files"].items():
                 found.files[name] = [(int(size), str(digest)) for size, digest in contents]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return found
+
+    @classmethod
+    def begun(cls, folder: Path, ours: Ours = lambda name, path: False) -> "Manifest | None":
+        """As `read`; an unfinished one where nothing lies yet but what comes before a manifest."""
+        found = cls.read(folder)
+        if found is None and folder.is_dir() and not folder.is_symlink():
+            names = os.listdir(folder)  # noqa: PTH208
+            if all(is_aside(name, NAME) or ours(name, folder / name) for name in names):
+                return cls(folder, "unfinished")
         return found
 
     def save(self, durable: bool = True) -> None:
@@ -102,7 +117,8 @@ class Manifest:
 
     def _foreign(self, folder: Path, prefix: str, ours: Ours) -> Iterator[str]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        if prefix and not entries and not any(name.startswith(prefix) for name in self.files):
+        known = self.state == "unfinished" or any(name.startswith(prefix) for name in self.files)
+        if not entries and not known:
             yield f"{prefix} (an empty folder)"
         for entry in entries:
             name, path = prefix + entry.name, folder / entry.name

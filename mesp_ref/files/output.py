@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from mesp_ref.errors import MespRefError, MespRefWarning
 from mesp_ref.files.aside import aside_name, claimed, is_aside, leftovers, swap, sync
-from mesp_ref.files.manifest import NAME, Manifest, Ours, listed
+from mesp_ref.files.manifest import Manifest, Ours, listed
 from mesp_ref.files.strict import inside
 
 # What lies beside the weights of a checkpoint and belongs to the model, not to the weights.
@@ -189,10 +189,8 @@ def new_directory(
                 Manifest(aside).seal()
                 replace_directory(aside, path, old)
         finally:
-            if (left := Manifest.read(aside)) is not None:
+            if (left := Manifest.begun(aside)) is not None:
                 left.remove()
-            elif aside.is_dir() and not any(aside.iterdir()):
-                aside.rmdir()
 
 
 def replace_directory(
@@ -212,7 +210,7 @@ def replace_directory(
     old.folder = swap(new, path)
     sync(path.parent)
     if not (old.remove(ours) if ours else old.remove()):
-        _tell(f"{old.folder}: left of the old {path.name}, holds what mesp-ref did not write")
+        _tell(f"{old.folder}: left of the old {path.name}, could not be removed; look into it")
 
 
 def recover(path: Path) -> None:
@@ -225,9 +223,7 @@ def recover(path: Path) -> None:
             if not left.is_dir():
                 left.unlink(missing_ok=True)
                 continue
-            manifest = Manifest.read(left)
-            if all(is_aside(name, NAME) for name in os.listdir(left)):  # noqa: PTH208  # just begun
-                manifest = Manifest(left, "unfinished")
+            manifest = Manifest.begun(left)
             if manifest is not None and not any(manifest.foreign()):
                 _settle(manifest, path)
             else:

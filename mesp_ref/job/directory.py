@@ -153,14 +153,19 @@ class RunDirectory:
 
     def _replaceable(self) -> Manifest | None:
         """The manifest of the run at `place`, if nothing else lies there or in the way."""
-        waiting = Manifest.read(self._new)
-        gives_way = waiting is not None and waiting.state in ("pending", "retired")
-        if os.path.lexists(self._new) and (self._new.is_symlink() or not gives_way):
+        waiting = self._waiting()
+        if os.path.lexists(self._new) and (waiting is None or waiting.state == "complete"):
             raise MespRefError(
                 f"{self._new}: exists, expected nothing where the new run is to be kept until it "
                 "is complete; move it or name another --out"
             )
         return check_directory(self.place, True, self._inputs, self._is_ours)
+
+    def _waiting(self) -> Manifest | None:
+        """The manifest of a run that was to replace the one at `place`, if no link leads to it."""
+        if self._new.is_symlink():
+            return None
+        return Manifest.begun(self._new, lambda name, file: is_lock(file))
 
     def _is_ours(self, name: str, file: Path) -> bool:
         """Files whose content no manifest can list: the lock, and events that come one by one."""
@@ -171,7 +176,7 @@ class RunDirectory:
 
     def _settle(self, resume: bool) -> None:
         """Finish a replacement that was cut short, or go on with one that waits."""
-        here, waiting = Manifest.read(self.place), Manifest.read(self._new)
+        here, waiting = Manifest.read(self.place), self._waiting()
         if here is not None and here.state == "pending":  # in its place, but not yet alone
             if waiting is not None:
                 waiting.remove(self._is_ours)
@@ -250,7 +255,7 @@ class RunDirectory:
     def _make_new(self) -> None:
         """The folder beside the old run; one that was never completed gives way to it."""
         self.path, self._made = self._new, True
-        waiting = Manifest.read(self.path)
+        waiting = self._waiting()
         if waiting is not None:
             self._lock(self.path)
             self._locks.pop().release()

@@ -176,7 +176,7 @@ def test_every_example_runs_as_written(line, reader, capsys, request):
     last = [word for word in argv[2:] if not word.startswith("-")][-1:]
     writes = {"build", "export", "gguf"} & set(argv)
     if "--to" in argv:
-        last, writes = argv[4:5], True
+        last, writes = argv[3:4], True
     for before, word in itertools.pairwise(argv):
         if before != "--out" and not (writes and [word] == last):
             provide(word, reader, request)
