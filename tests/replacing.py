@@ -14,8 +14,7 @@ import errno
 import json
 import os
 import resource
-import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -27,7 +26,6 @@ import numpy as np
 
 import mesp_ref as mr
 from mesp_ref.files import aside, output
-from mesp_ref.files.manifest import Manifest
 from mesp_ref.job.directory import RunDirectory, write_json
 from mesp_ref.job.state import load_state, save_state
 from mesp_ref.verify.samples import small_config
@@ -205,10 +203,50 @@ def try_all(subject: str, kind: str, every: int, exchange: bool) -> Counter[str]
         aside.exchange = usual
 
 
+def torn(reads: int, exchange: bool) -> dict[str, int]:
+    """Adapters of two scales, saved in turn over one another, as a reader finds them meanwhile."""
+    found, pairs = Counter[str](), {8.0: 1.0, 16.0: 2.0}
+    with tempfile.TemporaryDirectory(dir=_FAST) as folder:
+        place = Path(folder) / "place"
+        mr.save_adapter(_adapter(1, 8.0), place)
+        child = os.fork()
+        if not child:
+            try:
+                if not exchange:
+                    aside.exchange = lambda a, b: False
+                while True:
+                    for alpha, version in ((16.0, 2), (8.0, 1)):
+                        mr.save_adapter(_adapter(version, alpha), place, overwrite=True)
+            finally:
+                os._exit(1)
+        try:
+            for _ in range(reads):
+                try:
+                    adapter = mr.load_adapter(place)
+                except mr.MespRefError as error:
+                    found["absent" if "not found" in str(error) else str(error)] += 1
+                    continue
+                values = {float(v) for array in adapter.weights.values() for v in array.flat}
+                found["torn" if values != {pairs[adapter.alpha]} else f"{adapter.alpha}"] += 1
+        finally:
+            alive = os.waitpid(child, os.WNOHANG) == (0, 0)
+            if alive:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+    found["the writer ended"] += not alive
+    return dict(found)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="take every n-th call")
+    parser.add_argument("--torn", type=int, metavar="READS", help="read adapters during saves")
     options = parser.parse_args()
+    if options.torn:
+        table = {how: torn(options.torn, how == "exchange") for how in ("exchange", "two renames")}
+        print(json.dumps(table, indent=1))
+        good = {"8.0", "16.0", "absent", "the writer ended"}
+        return int(any(t.keys() - good or t["the writer ended"] for t in table.values()))
     table, lost = {}, 0
     for subject in SUBJECTS:
         for exchange in (True, False):

@@ -93,13 +93,14 @@ def swap(new: Path, path: Path) -> Path:
     if exchange(new, path):
         return new
     retired = aside_name(path, "old-")
-    try:
-        path.rename(retired)
-        new.rename(path)
-    except BaseException:
-        if not os.path.lexists(path) and retired.exists():
-            retired.rename(path)
-        raise
+    with claimed(path):  # or somebody who looks between the two renames puts it back
+        try:
+            path.rename(retired)
+            new.rename(path)
+        except BaseException:
+            if not os.path.lexists(path) and retired.exists():
+                retired.rename(path)
+            raise
     return retired
 
 

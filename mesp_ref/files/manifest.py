@@ -123,7 +123,7 @@ class Manifest:
         for entry in entries:
             name, path = prefix + entry.name, folder / entry.name
             if entry.is_dir(follow_symlinks=False):
-                own = Manifest.read(path)
+                own = Manifest.begun(path) if is_aside(entry.name) else Manifest.read(path)
                 if own is not None:
                     yield from (f"{name}/{other}" for other in own.foreign())
                 else:
@@ -171,7 +171,7 @@ class Manifest:
         for entry in list(os.scandir(folder)):
             name, path = prefix + entry.name, folder / entry.name
             if entry.is_dir(follow_symlinks=False):
-                own = Manifest.read(path)
+                own = Manifest.begun(path) if is_aside(entry.name) else Manifest.read(path)
                 if own is not None:
                     own.remove()
                 else:

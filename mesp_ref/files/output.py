@@ -7,6 +7,7 @@ swapped with the old one, which is then removed file by file as its own manifest
 import os
 import shutil
 import stat
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -30,6 +31,7 @@ _COMPANIONS = (
     "chat_template*",
 )
 
+_LOOKS, _PAUSE = 50, 0.01
 Inputs = Sequence[str | Path | None]
 
 
@@ -228,6 +230,16 @@ def recover(path: Path) -> None:
                 _settle(manifest, path)
             else:
                 _tell(f"{left}: found beside {path.name}, holds what mesp-ref did not write")
+
+
+def await_folder(path: Path) -> None:
+    """Before a folder is read: if it is just being replaced in two renames, wait for the second;
+    if that was killed between them, put it back."""
+    for _ in range(_LOOKS):
+        if path.exists() or not leftovers(path):
+            return
+        recover(path)
+        time.sleep(0 if path.exists() else _PAUSE)
 
 
 def _settle(left: Manifest, path: Path) -> None:

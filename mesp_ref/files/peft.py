@@ -11,7 +11,7 @@ from mesp_ref.engine.adapter import Adapter, check_adapter, check_rank, parse_ta
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.weights import compute_dtype
 from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.output import new_directory, recover, write_aside
+from mesp_ref.files.output import await_folder, new_directory, write_aside
 from mesp_ref.files.safetensors import MappedFile
 from mesp_ref.files.strict import inside, parse_json, read_object
 from mesp_ref.files.writer import save_tensors
@@ -158,8 +158,7 @@ def load_adapter(
     Raises MespRefError naming the file and the field or tensor.
     """
     directory, wanted = Path(path), compute_dtype(dtype)
-    if not directory.exists():
-        recover(directory)
+    await_folder(directory)
     values, file = _read_both(directory)
     weights = {}
     for name in file:

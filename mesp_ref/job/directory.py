@@ -281,6 +281,7 @@ class RunDirectory:
 
     def _clear_asides(self) -> None:
         """Remove what a killed process was writing aside."""
+        recover(self.adapter)
         for folder in (self.path, self.adapter):
             for file in folder.iterdir() if folder.is_dir() else ():
                 if is_aside(file.name) and file.is_file() and not file.is_symlink():
