@@ -153,8 +153,11 @@ class RunDirectory:
 
     def _replaceable(self) -> Manifest | None:
         """The manifest of the run at `place`, if nothing else lies there or in the way."""
-        waiting = self._waiting()
-        if os.path.lexists(self._new) and (waiting is None or waiting.state == "complete"):
+        here, waiting = Manifest.read(self.place), self._waiting()
+        swapped = here is not None and here.state == "pending"  # then it is the old run
+        if os.path.lexists(self._new) and (
+            waiting is None or (waiting.state == "complete" and not swapped)
+        ):
             raise MespRefError(
                 f"{self._new}: exists, expected nothing where the new run is to be kept until it "
                 "is complete; move it or name another --out"
