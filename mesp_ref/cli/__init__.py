@@ -98,7 +98,11 @@ _usual = warnings.formatwarning
 
 
 def _warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
 ) -> str:
     """One line for a warning of ours; as usual for those of others."""
     if issubclass(category, MespRefWarning):

@@ -26,6 +26,11 @@ Content = tuple[int, str]  # bytes, SHA-256
 Ours = Callable[[str, Path], bool]
 
 
+def nothing_more(name: str, path: Path) -> bool:
+    """Of an `Ours`: no file is ours beyond those that are listed."""
+    return False
+
+
 def content(path: Path) -> Content:
     """Size and SHA-256 of a regular file, which is not followed if it is a link."""
     digest, size = hashlib.sha256(), 0
@@ -73,7 +78,7 @@ class Manifest:
         return found
 
     @classmethod
-    def begun(cls, folder: Path, ours: Ours = lambda name, path: False) -> "Manifest | None":
+    def begun(cls, folder: Path, ours: Ours = nothing_more) -> "Manifest | None":
         """As `read`; an unfinished one where nothing lies yet but what comes before a manifest."""
         found = cls.read(folder)
         if found is None and folder.is_dir() and not folder.is_symlink():
@@ -108,7 +113,7 @@ class Manifest:
         for folder in folders:
             sync(folder)
 
-    def foreign(self, ours: Ours = lambda name, path: False) -> Iterator[str]:
+    def foreign(self, ours: Ours = nothing_more) -> Iterator[str]:
         """What lies in the folder and is not ours, one by one: "name, which …".
 
         `ours` may know more: it is asked about regular files that are not as listed.
@@ -150,7 +155,7 @@ class Manifest:
         self._seen[name] = identity
         return True
 
-    def remove(self, ours: Ours = lambda name, path: False, *, keep_folder: bool = False) -> bool:
+    def remove(self, ours: Ours = nothing_more, *, keep_folder: bool = False) -> bool:
         """Remove what is ours, the manifest last, and the folder; False where something stays.
 
         A file is looked at once more before it goes: what changed since it was read stays.

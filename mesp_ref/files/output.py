@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from mesp_ref.errors import MespRefError, MespRefWarning
 from mesp_ref.files.aside import aside_name, claimed, is_aside, leftovers, swap, sync
-from mesp_ref.files.manifest import Manifest, Ours, listed
+from mesp_ref.files.manifest import Manifest, Ours, listed, nothing_more
 from mesp_ref.files.strict import inside
 
 # What lies beside the weights of a checkpoint and belongs to the model, not to the weights.
@@ -75,7 +75,7 @@ def check_file(
 
 
 def check_directory(
-    path: str | Path, overwrite: bool = False, inputs: Inputs = (), ours: Ours | None = None
+    path: str | Path, overwrite: bool = False, inputs: Inputs = (), ours: Ours = nothing_more
 ) -> Manifest | None:
     """The manifest of the folder to be replaced; None for a place where nothing is.
 
@@ -119,9 +119,9 @@ def _lies_in(path: Path, folder: Path) -> bool:
     return any(place.samefile(folder) for place in (real, *real.parents))
 
 
-def require_ours(manifest: Manifest, ours: Ours | None = None) -> None:
+def require_ours(manifest: Manifest, ours: Ours = nothing_more) -> None:
     """MespRefError for the first thing in the folder that its manifest does not list."""
-    for name in manifest.foreign(ours) if ours else manifest.foreign():
+    for name in manifest.foreign(ours):
         raise MespRefError(
             f"{manifest.folder}: found {name}, which mesp-ref did not write; nothing was replaced, "
             "move it or name another directory"
@@ -196,7 +196,7 @@ def new_directory(
 
 
 def replace_directory(
-    new: Path, path: Path, old: Manifest | None, ours: Ours | None = None
+    new: Path, path: Path, old: Manifest | None, ours: Ours = nothing_more
 ) -> None:
     """Put the complete folder `new` at `path`, in one step; then remove the `old` one, if any.
 
@@ -211,11 +211,11 @@ def replace_directory(
     require_ours(old, ours)
     old.folder = swap(new, path)
     sync(path.parent)
-    if not (old.remove(ours) if ours else old.remove()):
+    if not old.remove(ours):
         _tell(f"{old.folder}: left of the old {path.name}, could not be removed; look into it")
 
 
-def recover(path: Path) -> None:
+def recover(path: Path, ours: Ours = nothing_more) -> None:
     """Put right what a killed process left beside `path`: a version back at its name, if there is
     none, and nothing of ours aside. What is not ours stays and is named in a warning."""
     for left in leftovers(path):
@@ -226,8 +226,8 @@ def recover(path: Path) -> None:
                 left.unlink(missing_ok=True)
                 continue
             manifest = Manifest.begun(left)
-            if manifest is not None and not any(manifest.foreign()):
-                _settle(manifest, path)
+            if manifest is not None and not any(manifest.foreign(ours)):
+                _settle(manifest, path, ours)
             else:
                 _tell(f"{left}: found beside {path.name}, holds what mesp-ref did not write")
 
@@ -242,10 +242,10 @@ def await_folder(path: Path) -> None:
         time.sleep(0 if path.exists() else _PAUSE)
 
 
-def _settle(left: Manifest, path: Path) -> None:
+def _settle(left: Manifest, path: Path, ours: Ours) -> None:
     """What becomes of a folder that lies aside of `path` and is all ours."""
     if left.state in ("unfinished", "retired") or Manifest.read(path) is not None:
-        if not left.remove():
+        if not left.remove(ours):
             _tell(f"{left.folder}: left by a run that was killed, cannot be removed")
     elif not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         left.folder.rename(path)

@@ -95,7 +95,7 @@ class RunDirectory:
         self._locks: list[DirectoryLock] = []
         self._inputs = inputs
         self._old: Manifest | None = None
-        recover(self.place)
+        recover(self.place, self._is_ours)
         self._check(resume)
         self._lock(self.place)
         if resume or self.overwrite:

@@ -40,17 +40,9 @@ COMMANDS = {
     "--sample-tokens 0 --val-fraction 0 --rank 1 --quiet --out {}",
 }  # fmt: skip
 
-Layout = Callable[[Path, Callable[[], None]], None]
+Layout = Callable[[Path, Callable[[], object]], object]
 LAYOUTS: dict[str, Layout] = {}
 PHOTO = b"\x89PNG my only photo"
-
-
-def layout(name: str) -> Callable[[Layout], Layout]:
-    def register(function: Layout) -> Layout:
-        LAYOUTS[name] = function
-        return function
-
-    return register
 
 
 def put(path: Path, content: bytes = PHOTO) -> Path:
@@ -64,8 +56,8 @@ LAYOUTS |= {
     "nothing": lambda out, own: None,
     "an empty folder": lambda out, own: out.mkdir(),
     "a private empty folder": lambda out, own: out.mkdir(0o700),
-    "a file in the way": lambda out, own: put(out) and None,
-    "an empty file in the way": lambda out, own: put(out, b"") and None,
+    "a file in the way": lambda out, own: put(out),
+    "an empty file in the way": lambda out, own: put(out, b""),
     "a link to a folder": lambda out, own: out.symlink_to(put(out.parent / "photos/a").parent),
     "a link to an empty folder": lambda out, own: (
         (out.parent / "e").mkdir(), out.symlink_to("e"))[1],
@@ -73,29 +65,29 @@ LAYOUTS |= {
     "a link to nothing": lambda out, own: out.symlink_to("nowhere"),
     "a link to the model": lambda out, own: out.symlink_to("model"),
     "a pipe": lambda out, own: os.mkfifo(out),
-    "photos": lambda out, own: put(out / "a.png") and None,
-    "photos deep down": lambda out, own: put(out / "2024/05/a.png") and None,
-    "one hidden file": lambda out, own: put(out / ".secret") and None,
-    "a home": lambda out, own: [put(out / n) for n in (".ssh/id", ".bashrc", "thesis.tex")] and None,
+    "photos": lambda out, own: put(out / "a.png"),
+    "photos deep down": lambda out, own: put(out / "2024/05/a.png"),
+    "one hidden file": lambda out, own: put(out / ".secret"),
+    "a home": lambda out, own: [put(out / n) for n in (".ssh/id", ".bashrc", "thesis.tex")],
     "only empty folders": lambda out, own: (out / "a/b").mkdir(parents=True),
-    "a repository": lambda out, own: [put(out / n) for n in (".git/HEAD", "a.py")] and None,
+    "a repository": lambda out, own: [put(out / n) for n in (".git/HEAD", "a.py")],
     "a link inside": lambda out, own: (out.mkdir(), (out / "l").symlink_to("/etc"))[1],
-    "a foreign .lock": lambda out, own: put(out / ".lock", b"vital") and None,
+    "a foreign .lock": lambda out, own: put(out / ".lock", b"vital"),
     "a foreign model": lambda out, own: [
         put(out / n) for n in ("config.json", "model.safetensors", "tokenizer.json", "README.md")
-    ] and None,
+    ],
     "a foreign run": lambda out, own: [
         put(out / n, b"{}") for n in ("run.json", "metrics.jsonl", "loss.png", "adapter/a",
         "adapter/adapter_model.safetensors", "state.safetensors", "summary.json")
-    ] and None,
+    ],
     "names of ours, hidden": lambda out, own: [
-        put(out / n) for n in (".run.json.bak", ".summary.json.swp", ".loss.png.old")] and None,
+        put(out / n) for n in (".run.json.bak", ".summary.json.swp", ".loss.png.old")],
     "an aside of nobody": lambda out, own: put(
-        out.parent / ".out.mesp-ref-0123abcd/a.png") and None,
+        out.parent / ".out.mesp-ref-0123abcd/a.png"),
     "an old aside of nobody": lambda out, own: put(
-        out.parent / ".out.mesp-ref-old-0123abcd/a.png") and None,
+        out.parent / ".out.mesp-ref-old-0123abcd/a.png"),
     "a linked aside": lambda out, own: (out.parent / ".out.mesp-ref-0123abcd").symlink_to("adapter"),
-    "beside it, .new": lambda out, own: put(out.parent / "out.new/a.png") and None,
+    "beside it, .new": lambda out, own: put(out.parent / "out.new/a.png"),
 }  # fmt: skip
 
 
@@ -107,25 +99,25 @@ def forged(files: dict[str, object], state: str = "complete") -> bytes:
 # A manifest that does not list what is there.
 LAYOUTS |= {
     "a manifest of nothing": lambda out, own: [
-        put(out / "a.png"), put(out / ".mesp-ref.json", forged({}))] and None,
+        put(out / "a.png"), put(out / ".mesp-ref.json", forged({}))],
     "a manifest that names places outside": lambda out, own: [
         put(out / ".mesp-ref.json", forged({"../a.png": [[17, "0"]], "/a.png": []})),
-        put(out.parent / "a.png")] and None,
+        put(out.parent / "a.png")],
     "a manifest of another content": lambda out, own: [
         put(out / "a.png"),
-        put(out / ".mesp-ref.json", forged({"a.png": [[len(PHOTO), "0" * 64]]}))] and None,
+        put(out / ".mesp-ref.json", forged({"a.png": [[len(PHOTO), "0" * 64]]}))],
     "a manifest that is no JSON": lambda out, own: [
-        put(out / "a.png"), put(out / ".mesp-ref.json", b"\xff{")] and None,
+        put(out / "a.png"), put(out / ".mesp-ref.json", b"\xff{")],
     "a manifest in a link": lambda out, own: [
         put(out / "a.png"), put(out.parent / "m", forged({})),
-        (out / ".mesp-ref.json").symlink_to("../m")] and None,
+        (out / ".mesp-ref.json").symlink_to("../m")],
 }  # fmt: skip
 
 
 def ours_and(change: Callable[[Path], object]) -> Layout:
     """What the command wrote there before, and then something more."""
 
-    def arrange(out: Path, own: Callable[[], None]) -> None:
+    def arrange(out: Path, own: Callable[[], object]) -> None:
         own()
         change(out)
 
@@ -210,7 +202,7 @@ def look(path: Path) -> tuple[object, ...]:
     """What a path is: type and permissions, and its content or target."""
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
-        return "link", os.readlink(path)
+        return "link", str(path.readlink())
     if stat.S_ISREG(status.st_mode):
         return "file", stat.S_IMODE(status.st_mode), path.read_bytes()
     return stat.S_IFMT(status.st_mode), stat.S_IMODE(status.st_mode)
@@ -224,7 +216,9 @@ def run(argv: str, out: str, overwrite: bool) -> int:
     return main([*argv.format(out).split(), *["--overwrite"] * overwrite])
 
 
-def lost(home: Path, before: dict[str, tuple[object, ...]], own: dict[str, tuple[object, ...]]) -> list:
+def lost(
+    home: Path, before: dict[str, tuple[object, ...]], own: dict[str, tuple[object, ...]]
+) -> list:
     """Paths that are no longer what they were, apart from what the command had written itself."""
     foreign = {name: was for name, was in before.items() if own.get(name) != was}
     after = snapshot(home)
@@ -256,7 +250,9 @@ def test_no_file_of_anybody_is_lost(
         LAYOUTS[name](home / "out", lambda home=home: shutil.copytree(template, home / "out"))
         own = {f"out{'/' * (p != '.')}{p}": was for p, was in snapshot(template).items()}
         there = snapshot(home)
-        own |= {n: w for n, w in there.items() if w == (stat.S_IFDIR, 0o755) and f"{n}/" in str(own)}
+        own |= {
+            n: w for n, w in there.items() if w == (stat.S_IFDIR, 0o755) and f"{n}/" in str(own)
+        }
         if name in ("ours", "a manifest that names places outside"):  # nothing else is in these
             own |= {n: there[n] for n in ("out", "out/.mesp-ref.json")}
         code = run(COMMANDS[command], "out", overwrite)

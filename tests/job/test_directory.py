@@ -68,7 +68,7 @@ def test_the_old_run_stays_until_the_new_one_is_complete(
     assert load_state(run / "state.safetensors")[1]["step"] == 4
     finetune(dataclasses.replace(other, rank=2))
     assert mr.load_adapter(run / "adapter").rank == 2
-    assert sorted(os.listdir(tmp_path)) == ["run", "text.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "text.txt"]
 
 
 def test_a_full_disk_leaves_the_old_run(
@@ -110,7 +110,9 @@ def test_what_is_not_of_a_run_is_named_and_stays(other: FinetuneOptions, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["model", "data", "val_data", "adapter"])
-def test_a_run_never_replaces_what_it_reads(other: FinetuneOptions, tmp_path: Path, name: str) -> None:
+def test_a_run_never_replaces_what_it_reads(
+    other: FinetuneOptions, tmp_path: Path, name: str
+) -> None:
     inner = tmp_path / "run" / ("adapter" if name in ("model", "adapter") else "metrics.jsonl")
     change: dict[str, Any] = {name: str(inner)}
     with pytest.raises(mr.MespRefError, match="which is read; name another directory"):
