@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from mesp_ref.cli import golden_sketch
@@ -140,11 +141,14 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from shutil import copyfile, copytree
+    from shutil import copyfile
 
     suite = Suite()
     count = suite.verify_all()
     with new_directory(args.out, overwrite=args.overwrite, inputs=[suite.root]) as aside:
-        copytree(suite.root, aside, copy_function=copyfile, dirs_exist_ok=True)
+        for file in filter(Path.is_file, suite.root.rglob("*")):
+            target = aside / file.relative_to(suite.root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copyfile(file, target)
     print(f"{count} files copied to {args.out}")
     return 0

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 import mesp_ref as mr
 from mesp_ref.cli import main
 from mesp_ref.files.models import random_model
+from mesp_ref.files.output import new_directory
 from mesp_ref.golden.suite import Suite
 from mesp_ref.verify.samples import small_config
 
@@ -227,7 +228,7 @@ def lost(
 
 @pytest.mark.filterwarnings("ignore::mesp_ref.errors.MespRefWarning")
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("share", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [12, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_file_of_anybody_is_lost(
     command: str, share: int, desk: Path, tmp_path: Path, quick: None,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
@@ -265,6 +266,81 @@ def test_no_file_of_anybody_is_lost(
     assert losses == []
     assert refused >= len(names)  # else nothing was in the way
     assert snapshot(desk) == before
+
+
+def test_the_snapshot_can_tell(desk: Path, tmp_path: Path) -> None:
+    """The oracle on a command that loses things: without it nothing above would be shown."""
+    shutil.copytree(desk, tmp_path / "home")
+    before = snapshot(tmp_path / "home")
+    assert lost(tmp_path / "home", before, {}) == []
+    (tmp_path / "home/notes.txt").chmod(0o640)
+    (tmp_path / "home/model/config.json").write_text("{}")
+    (tmp_path / "home/model.gguf").unlink()
+    told = ["model.gguf", "model/config.json", "notes.txt"]
+    assert sorted(lost(tmp_path / "home", before, {})) == told
+
+
+# Commands that write one file
+
+FILES = {
+    "page.html": "golden check outputs --only ops/rmsnorm/usual --html {}",
+    "plot.html": "memory model --seq-len 8 --method mesp --plot {}",
+    "plot.png": "memory model --seq-len 8 --method mesp --plot {}",
+    "sketch.json": "golden sketch --model model --adapter adapter --batch batch.json --out {}",
+    "figure.png": "compare --model model --data notes.txt --steps 1 --seq-len 16 --quiet --out {}",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_replaced_only_on_demand(
+    name: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(desk, home)
+    monkeypatch.chdir(home)
+    (home / "batch.json").write_text(json.dumps({"input_ids": [[5, 6, 7]], "labels": [[5, 6, 7]]}))
+    assert main(["golden", "run", "engine", "--only", "ops/rmsnorm/usual", "--out", "outputs"]) == 0
+    put(home / name)
+    put(home / "model" / name)
+    put(home / "outputs" / name)
+    put(home / "adapter" / name)
+    put(home / "folder" / name)
+    (home / f"link.{name}").symlink_to(name)
+    (home / f"folder.{name}").mkdir()
+    there = snapshot(home)
+    read = {"page": "outputs", "plot": "model", "sketch": "adapter", "figure": "model"}
+    inside = f"{read[name.partition('.')[0]]}/{name}"
+    for out, overwrite in itertools.product((f"link.{name}", f"folder.{name}", inside), (0, 1)):
+        assert run(FILES[name], out, bool(overwrite)) == 2, out
+    assert run(FILES[name], name, False) == 2
+    assert lost(home, there, {}) == []
+    assert run(FILES[name], name, True) == 0
+    assert lost(home, there, {}) == [name]
+    assert run(FILES[name], f"new.{name}", False) == 0
+
+
+@pytest.mark.parametrize("command", ["merge", "quantize", "convert adapter", "convert gguf"])
+def test_what_is_read_is_not_replaced(
+    command: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The output of a command of ours, named as the input of the next and as its output."""
+    shutil.copytree(desk, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    if command == "convert adapter":
+        argv = COMMANDS[command].replace("adapter adapter", "adapter ours")
+        assert run(COMMANDS[command], "ours", False) == 0
+    else:
+        with new_directory("ours") as folder:
+            for file in ("config.json", "model.safetensors", "tokenizer.json"):
+                shutil.copyfile(f"model/{file}", folder / file)
+            shutil.copyfile("model.gguf", folder / "model.gguf")
+        argv = COMMANDS[command].replace("model {}", "ours {}").replace("model model", "model ours")
+        argv = argv.replace("model.gguf", "ours/model.gguf")
+    before = snapshot(Path())
+    assert run(argv, "ours", True) == 2
+    assert "which is read" in capsys.readouterr().err
+    assert snapshot(Path()) == before
 
 
 if __name__ == "__main__":
