@@ -175,7 +175,10 @@ def _one(subject: str, place: Path, kind: str, n: int) -> tuple[str, str]:
 
 def _next_start(subject: str, place: Path) -> str:
     """The same command once more: it must work, and leave nothing beside what it wrote."""
-    SUBJECTS[subject][0](place, 3)
+    try:
+        SUBJECTS[subject][0](place, 3)
+    except mr.MespRefError as error:
+        return f"refused: {error}"
     beside = sorted(p.name for p in place.parent.iterdir() if p != place)
     inside = [p.name for p in place.rglob("*") if aside.is_aside(p.name)] if place.is_dir() else []
     whole = SUBJECTS[subject][1](place) == 3
@@ -253,6 +256,7 @@ def main() -> int:
             for kind in KINDS:
                 found = try_all(subject, kind, options.every, exchange)
                 how = "exchange" if exchange else "two renames"
+                print(subject, how, kind, dict(found), file=sys.stderr, flush=True)
                 table[f"{subject}, {how}, {kind}"] = dict(found)
                 allowed = {"1", "2"}
                 if not exchange:

@@ -45,7 +45,7 @@ def content(path: Path) -> Content:
 class Manifest:
     """The list of a folder's files.
 
-    state    unfinished: of a folder that is still being written, so all in it is ours;
+    state    unfinished: of a folder aside that is still being written, so all in it is ours;
              pending: of a run that takes another's place when it is complete; complete;
              retired: of a folder that is being removed
     """
@@ -77,6 +77,11 @@ class Manifest:
             return None
         return found
 
+    @property
+    def _writing(self) -> bool:
+        """Whether all in the folder is ours: never in one that has been given a name of its own."""
+        return self.state == "unfinished" and is_aside(self.folder.name)
+
     @classmethod
     def begun(cls, folder: Path, ours: Ours = nothing_more) -> "Manifest | None":
         """As `read`; an unfinished one where nothing lies yet but what comes before a manifest."""
@@ -105,7 +110,7 @@ class Manifest:
         for path in sorted(self.folder.rglob("*")):
             if path.is_dir():
                 folders.append(path)
-            elif path.name != NAME:
+            elif path != self.folder / NAME:
                 sync(path)
                 self.files[path.relative_to(self.folder).as_posix()] = [content(path)]
         self.state = "complete"
@@ -122,7 +127,8 @@ class Manifest:
 
     def _foreign(self, folder: Path, prefix: str, ours: Ours) -> Iterator[str]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        known = self.state == "unfinished" or any(name.startswith(prefix) for name in self.files)
+        begun = self._writing or self.state == "retired"
+        known = begun or any(name.startswith(prefix) for name in self.files)
         if not entries and not known:
             yield f"{prefix} (an empty folder)"
         for entry in entries:
@@ -143,7 +149,7 @@ class Manifest:
         """Whether a file is there as it was written; it is read only if it changed since."""
         if not stat.S_ISREG(status.st_mode):
             return False
-        if self.state == "unfinished" or is_aside(path.name):
+        if self._writing or is_aside(path.name):
             return True
         identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if self._seen.get(name) == identity:

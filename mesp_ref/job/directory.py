@@ -139,7 +139,7 @@ class RunDirectory:
         if occupied and not (resume or self.overwrite):
             raise MespRefError(
                 f"{self.place}: --out: exists and is not empty; name another directory, or add "
-                "--overwrite to replace the run in it or --resume to go on with it"
+                f"--overwrite to replace the run in it or --resume to go on with it{self._waits()}"
             )
         if occupied and self.overwrite:
             self._old = self._replaceable()
@@ -150,6 +150,13 @@ class RunDirectory:
             raise MespRefError(
                 f"{self.place}: --out: {parent} cannot be written; name another place"
             )
+
+    def _waits(self) -> str:
+        """The end of a line about `place`, where a run waits to replace the one there."""
+        waiting = self._waiting()
+        if waiting is None or waiting.state != "pending":
+            return ""
+        return f"; {self._new} holds a run that was to replace it: --resume goes on with that one"
 
     def _replaceable(self) -> Manifest | None:
         """The manifest of the run at `place`, if nothing else lies there or in the way."""

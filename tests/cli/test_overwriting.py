@@ -107,6 +107,10 @@ LAYOUTS |= {
     "a manifest of another content": lambda out, own: [
         put(out / "a.png"),
         put(out / ".mesp-ref.json", forged({"a.png": [[len(PHOTO), "0" * 64]]}))],
+    "a manifest that calls it unfinished": lambda out, own: [
+        put(out / "a.png"), put(out / ".mesp-ref.json", forged({}, "unfinished"))],
+    "a manifest that calls it retired": lambda out, own: [
+        put(out / "a.png"), put(out / ".mesp-ref.json", forged({}, "retired"))],
     "a manifest that is no JSON": lambda out, own: [
         put(out / "a.png"), put(out / ".mesp-ref.json", b"\xff{")],
     "a manifest in a link": lambda out, own: [

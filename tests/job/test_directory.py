@@ -60,11 +60,14 @@ def test_the_old_run_stays_until_the_new_one_is_complete(
         finetune(other, at("step", 3, interrupt))
     assert everything(run) == before
     assert mr.load_adapter(new / "adapter").rank == 3
+    with pytest.raises(mr.MespRefError, match=r"run\.new holds a run that was to replace it"):
+        finetune(dataclasses.replace(other, overwrite=False))
     summary = finetune(dataclasses.replace(other, overwrite=False, resume=True))
     assert summary["out"] == str(run)
     assert mr.load_adapter(run / "adapter").rank == 3
     assert json.loads((run / "summary.json").read_text())["adapter"] == str(run / "adapter")
     assert not new.exists()
+    assert not (run / ".lock").exists()
     assert load_state(run / "state.safetensors")[1]["step"] == 4
     finetune(dataclasses.replace(other, rank=2))
     assert mr.load_adapter(run / "adapter").rank == 2
