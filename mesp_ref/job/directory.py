@@ -264,6 +264,9 @@ class RunDirectory:
 
     def _make_new(self) -> None:
         """The folder beside the old run; one that was never completed gives way to it."""
+        if self.path == self._new:  # --resume of one that was killed before its first save
+            self._require_untrained()
+            self._locks.pop().release()
         self.path, self._made = self._new, True
         waiting = self._waiting()
         if waiting is not None:

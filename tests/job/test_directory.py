@@ -148,3 +148,9 @@ def test_a_run_killed_before_its_first_save_starts_again(
     directory.release()
     finetune(dataclasses.replace(options, resume=True))
     assert load_state(tmp_path / "run" / "state.safetensors")[1]["step"] == 4
+    directory = RunDirectory(tmp_path / "run", overwrite=True)
+    directory.create({})
+    directory.release()
+    finetune(dataclasses.replace(options, rank=3, resume=True))
+    assert mr.load_adapter(tmp_path / "run" / "adapter").rank == 3
+    assert not (tmp_path / "run.new").exists()
