@@ -178,7 +178,7 @@ def _next_start(subject: str, place: Path) -> str:
     try:
         SUBJECTS[subject][0](place, 3)
     except mr.MespRefError as error:
-        return f"refused: {error}"
+        return f"refused: {str(error).partition(': ')[2]}"
     beside = sorted(p.name for p in place.parent.iterdir() if p != place)
     inside = [p.name for p in place.rglob("*") if aside.is_aside(p.name)] if place.is_dir() else []
     whole = SUBJECTS[subject][1](place) == 3
@@ -244,6 +244,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="take every n-th call")
     parser.add_argument("--torn", type=int, metavar="READS", help="read adapters during saves")
+    parser.add_argument("--only", choices=SUBJECTS, action="append", help="default: all")
     options = parser.parse_args()
     if options.torn:
         table = {how: torn(options.torn, how == "exchange") for how in ("exchange", "two renames")}
@@ -251,7 +252,7 @@ def main() -> int:
         good = {"8.0", "16.0", "absent", "the writer ended"}
         return int(any(t.keys() - good or t["the writer ended"] for t in table.values()))
     table, lost = {}, 0
-    for subject in SUBJECTS:
+    for subject in options.only or SUBJECTS:
         for exchange in (True, False):
             for kind in KINDS:
                 found = try_all(subject, kind, options.every, exchange)

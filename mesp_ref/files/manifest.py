@@ -129,7 +129,7 @@ class Manifest:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         begun = self._writing or self.state == "retired"
         known = begun or any(name.startswith(prefix) for name in self.files)
-        if not entries and not known:
+        if prefix and not entries and not known:
             yield f"{prefix} (an empty folder)"
         for entry in entries:
             name, path = prefix + entry.name, folder / entry.name
