@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import mesp_ref as mr
 from mesp_ref.errors import MespRefWarning
-from mesp_ref.files import aside, output
+from mesp_ref.files import aside, models, output
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.manifest import Manifest, content
 from mesp_ref.files.mlx import save_mlx_adapter
@@ -275,3 +276,28 @@ def test_a_file_written_into_a_folder_of_ours_is_listed(tmp_path: Path) -> None:
         file.write_text("more")
     write(tmp_path / "out", "new", overwrite=True)
     assert not (tmp_path / "out" / "b").exists()
+
+
+def test_weights_in_the_cache_take_nobodys_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of the cache whose model has another shape is made anew, if it is one of ours."""
+    monkeypatch.setenv("MESP_REF_CACHE", str(tmp_path))
+    place = tmp_path / "random" / "tiny-float32"
+    monkeypatch.setitem(models.SHAPES, "tiny", CONFIG)
+    models.random_checkpoint("tiny")
+    monkeypatch.setitem(models.SHAPES, "tiny", small_config(hidden_size=48))
+    (place / "photo").write_text("mine")
+    with pytest.raises(mr.MespRefError, match="found photo, which mesp-ref did not write"):
+        models.random_checkpoint("tiny")
+    (place / "photo").unlink()
+    assert models.random_checkpoint("tiny").config.hidden_size == 48
+
+
+def test_the_weights_of_an_adapter_are_read_by_the_safetensors_package(tmp_path: Path) -> None:
+    adapter = adapter_of(1)
+    mr.save_adapter(adapter, tmp_path / "adapter")
+    found = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert found.keys() == adapter.weights.keys()
+    for name, array in adapter.weights.items():
+        np.testing.assert_array_equal(found[name], array)
