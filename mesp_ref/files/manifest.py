@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mesp_ref.files.aside import aside_name, is_aside, sync
+from mesp_ref.files.aside import aside_name, is_aside, leftovers, sync
 from mesp_ref.files.strict import parse_json, read_bytes
 
 NAME = ".mesp-ref.json"
@@ -95,6 +95,9 @@ class Manifest:
     def save(self, durable: bool = True) -> None:
         """Write the manifest, the old one or the new one at every moment."""
         values = {"format": _FORMAT, "state": self.state, "files": self.files}
+        for left in leftovers(self.folder / NAME):  # of a process that was killed just here
+            if left.is_file() and not left.is_symlink():
+                left.unlink(missing_ok=True)
         aside = aside_name(self.folder / NAME)
         try:
             aside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -19,6 +19,7 @@ from mesp_ref.ops import Array
 
 # The weights carry what scales them: a configuration that says otherwise is not theirs.
 SCALING, _SCALING = "mesp_ref.scaling", ("r", "lora_alpha", "use_rslora")
+_BASE = "base_model_name_or_path"
 _LOOKS, _PAUSE = 50, 0.01  # a save takes some milliseconds
 _TENSOR = re.compile(r"base_model\.model\.model\.layers\.([0-9]{1,6})\.(.+)\.lora_(A|B)\.weight")
 
@@ -37,7 +38,7 @@ def save_adapter(adapter: Adapter, path: str | Path, overwrite: bool = False) ->
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.base_model_name_or_path,
+        _BASE: adapter.base_model_name_or_path,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,
@@ -75,11 +76,10 @@ def _fits(directory: Path, config: dict[str, Any]) -> bool:
         return False
     try:
         old = read_object(file, "a PEFT adapter directory")
-        targets = set(old["target_modules"]) == set(config["target_modules"])
-    except (MespRefError, KeyError, TypeError):
+    except MespRefError:
         return False
-    unused = all(old.get(name) in values for name, values in _UNUSED.items() if name in old)
-    return targets and unused and all(old.get(name) == config[name] for name in _SCALING)
+    same = [old[name] == config[name] for name in old.keys() & config.keys() - {_BASE}]
+    return all(same) and {"target_modules", *_SCALING} <= old.keys() <= config.keys()
 
 
 # Features of PEFT that change the mathematics, and the values that mean "not used".

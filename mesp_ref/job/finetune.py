@@ -300,7 +300,7 @@ class Run:
             self.directory.reopen(self.trainer.step)
             self.written = self.kept
             if self.kept == self.trainer.step:  # a save may have been cut in two
-                save_adapter(self.adapter, self.directory.adapter)
+                save_adapter(self.adapter, self.directory.adapter, overwrite=True)
             return
         self._evaluate(stop)
         self._sample()
@@ -421,7 +421,7 @@ class Run:
         }
         save_state(self.directory.file("state.safetensors"), arrays, facts)
         if self.kept == self.trainer.step:
-            save_adapter(self.adapter, self.directory.adapter)
+            save_adapter(self.adapter, self.directory.adapter, overwrite=True)
             self.written = self.kept
         self.report({"event": "saved", "step": self.trainer.step, "out": str(self.directory.path)})
 

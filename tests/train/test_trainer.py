@@ -464,11 +464,11 @@ def test_resume_completes_a_save_that_was_cut_in_two(options, tmp_path, monkeypa
     finetune(dataclasses.replace(options, out=str(tmp_path / "whole")))
     calls = []
 
-    def cut(adapter, path):
+    def cut(adapter, path, overwrite):
         calls.append(path)
         if len(calls) == 4:
             raise PowerCutError
-        mr.save_adapter(adapter, path)
+        mr.save_adapter(adapter, path, overwrite)
 
     monkeypatch.setattr(finetune_module, "save_adapter", cut)
     with pytest.raises(PowerCutError):
