@@ -66,3 +66,7 @@ class MespRefError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(escaped(message))
+
+
+class MespRefWarning(UserWarning):
+    """Something a user should know that ends nothing, in one line."""

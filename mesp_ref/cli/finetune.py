@@ -121,7 +121,11 @@ def _add_training(group: Any) -> None:
 
 def _add_output(group: Any) -> None:
     group.add_argument("--out", metavar="DIR", help="run directory (default: the next runs/NNN)")
-    group.add_argument("--overwrite", action="store_true", help="replace the run that is in --out")
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the run in --out, once this one is complete",
+    )
     group.add_argument(
         "--resume", action="store_true",
         help="go on with the run in --out, or with the last runs/NNN; the rest of the command is "

@@ -17,6 +17,7 @@ from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.models import SHAPES, load_model, named_shape, random_checkpoint
 from mesp_ref.files.names import shared_name
+from mesp_ref.files.output import check_file
 from mesp_ref.memory import (
     PEAKS,
     PLACES,
@@ -84,6 +85,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--plot", metavar="FILE", help="timeline of each method as .png or .html; runs the step"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --plot")
     add_json(parser)
 
 
@@ -131,6 +133,8 @@ def _check(args: argparse.Namespace) -> None:
     at_least(args, batch_size=1, seq_len=2, rank=1, workers=1)
     if args.plot and Path(args.plot).suffix not in (".png", ".html"):
         raise MespRefError(f"--plot: found {args.plot!r}, expected a file ending in .png or .html")
+    if args.plot:
+        check_file(args.plot, args.overwrite, [args.model], "--plot")
     if args.plot and args.workers > 1:
         raise MespRefError(
             "--workers: found beside --plot, expected 1: its ledger is of one thread"
@@ -204,9 +208,8 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
         if args.plot:
             ledgers = {method: subject.ledger(method) for method in methods}
             name = shared_name(str(Path(args.model).absolute()))  # a page is made to be shown
-            plot_timelines(
-                ledgers, args.plot, _title(args, escaped(name or "a model")), shapes.rank
-            )
+            title = _title(args, escaped(name or "a model"))
+            plot_timelines(ledgers, args.plot, title, shapes.rank, args.overwrite)
     return facts
 
 

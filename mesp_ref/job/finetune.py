@@ -157,7 +157,10 @@ def finetune(options: FinetuneOptions, report: Report = lambda event: None) -> E
     Interrupted after Ctrl-C, when state and adapter are saved.
     """
     with data_file(options.data) as data:
-        directory = RunDirectory(options.out, overwrite=options.overwrite, resume=options.resume)
+        directory = RunDirectory(
+            options.out, overwrite=options.overwrite, resume=options.resume,
+            inputs=[options.model, options.data, options.val_data, options.adapter],
+        )  # fmt: skip
         try:
             return Run(options, data, report, directory).execute()
         finally:
@@ -308,7 +311,7 @@ class Run:
             self.directory.reopen(self.trainer.step)
             self.written = self.kept
             if self.kept == self.trainer.step:  # a save may have been cut in two
-                save_adapter(self.adapter, self.directory.adapter)
+                save_adapter(self.adapter, self.directory.adapter, overwrite=True)
             return
         self._evaluate(stop)
         self._sample()
@@ -336,6 +339,7 @@ class Run:
         summary = self._summary()
         self._draw()
         write_json(self.directory.file("summary.json"), summary)
+        self.directory.complete()
         return summary
 
     def _loop(self, stop: StopRequest, memory: PeakMemory) -> None:
@@ -428,7 +432,7 @@ class Run:
         }
         save_state(self.directory.file("state.safetensors"), arrays, facts)
         if self.kept == self.trainer.step:
-            save_adapter(self.adapter, self.directory.adapter)
+            save_adapter(self.adapter, self.directory.adapter, overwrite=True)
             self.written = self.kept
         self.report({"event": "saved", "step": self.trainer.step, "out": str(self.directory.path)})
 
@@ -440,7 +444,7 @@ class Run:
             self._save()
         return (
             f"interrupted at step {self.trainer.step}; {self._saved()} are in "
-            f"{self.directory.path}: repeat the command with --resume to go on"
+            f"{self.directory.path}: {self.directory.how_to_go_on}"
         )
 
     def _saved(self) -> str:
@@ -461,7 +465,7 @@ class Run:
             return str(error)
         line = f"{error}; the adapter as of step {self.written} is kept in {self.directory.adapter}"
         if isinstance(error.__context__, OSError):  # a full disk, for one
-            line += "; when that is mended, repeat the command with --resume to go on"
+            line += f"; when that is mended, {self.directory.how_to_go_on}"
         return line
 
     def _ready(self) -> Event:
@@ -482,7 +486,7 @@ class Run:
             "data": self.options.data or "questions about stories",
             "data_bytes": self.stream.data.size,
             "heldout_rows": len(self.heldout),
-            "out": None if self.directory.numbered else str(self.directory.path),
+            "out": None if self.directory.numbered else str(self.directory.place),
             "memory": None if self.choice is None else str(self.choice),
         }
 
@@ -521,9 +525,9 @@ class Run:
             }
         sample = self._said(self.kept)
         return {
-            "out": str(self.directory.path),
-            "adapter": str(self.directory.adapter),
-            "curve": str(self.directory.file("loss.png")),
+            "out": str(self.directory.place),
+            "adapter": str(self.directory.place / "adapter"),
+            "curve": str(self.directory.place / "loss.png"),
             "method": self.options.train.method,
             "steps": self.trainer.step,
             "adapter_step": self.kept,

@@ -174,7 +174,9 @@ def test_every_example_runs_as_written(line, reader, capsys, request):
     if "torch" in argv:
         pytest.importorskip("torch")
     last = [word for word in argv[2:] if not word.startswith("-")][-1:]
-    writes = {"build", "export", "gguf"} & set(argv) or "--to" in argv
+    writes = {"build", "export", "gguf"} & set(argv)
+    if "--to" in argv:
+        last, writes = argv[3:4], True
     for before, word in itertools.pairwise(argv):
         if before != "--out" and not (writes and [word] == last):
             provide(word, reader, request)
@@ -258,12 +260,17 @@ def test_runs_are_numbered(here, capsys):
     assert not Path("runs/003").exists()
 
 
-def test_overwrite_replaces_the_run_and_nothing_else(here, finetune):
+def test_overwrite_replaces_the_run_and_nothing_else(here, finetune, capsys):
     assert finetune() == 0
     Path("run/thesis.tex").write_text("my life's work")
-    assert finetune("--rank", "3", "--overwrite") == 0
+    assert finetune("--rank", "3", "--overwrite") == 2
+    assert "run: found thesis.tex, which mesp-ref did not write" in capsys.readouterr().err
     assert Path("run/thesis.tex").read_text() == "my life's work"
+    assert mr.load_adapter("run/adapter").rank != 3
+    Path("run/thesis.tex").unlink()
+    assert finetune("--rank", "3", "--overwrite") == 0
     assert mr.load_adapter("run/adapter").rank == 3
+    assert not Path("run.new").exists()
     lines = Path("run/metrics.jsonl").read_text().splitlines()
     assert sum('"step": 1,' in line for line in lines) == 1
 
