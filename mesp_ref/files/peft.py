@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mesp_ref.engine.adapter import Adapter, check_adapter, check_rank, parse_targets
+from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.init import check_adapter, check_rank, compute_dtype, parse_targets
 from mesp_ref.errors import MespRefError, shown
