@@ -29,8 +29,11 @@ FUZZ   = $(VENV)/.installed-fuzz
 help:
 	@sed -n '1,12s/^# \{0,1\}//p' Makefile
 
+# One process a core, each with one BLAS thread: threads that spin beside other work are several times slower.
+PYTEST = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(1)/python -m pytest -n auto
+
 test: $(TEST)
-	$(BIN)/python -m pytest
+	$(call PYTEST,$(BIN))
 
 # Direct dependencies at their lowest, the rest as new as fits them.
 test-lowest: pyproject.toml
@@ -38,7 +41,7 @@ test-lowest: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[test]'
-	.venv-lowest/bin/python -m pytest
+	$(call PYTEST,.venv-lowest/bin)
 
 fuzz: $(FUZZ)
 	$(BIN)/python tests/fuzz/run.py

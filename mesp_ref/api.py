@@ -11,7 +11,7 @@ from mesp_ref import ops
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.half import Gradients
 from mesp_ref.engine.init import arrays_in_memory, check_adapter
-from mesp_ref.engine.inputs import check_batch, check_ids, finite
+from mesp_ref.engine.inputs import apart, check_batch, check_ids, check_positions, finite
 from mesp_ref.engine.methods import OnGradients, Step, store_all
 from mesp_ref.engine.mezo import perturbation_seeds
 from mesp_ref.engine.model import Model, hidden_states, layers, shift
@@ -36,6 +36,7 @@ def loss_and_grads(
     checkpoints: str = "ram",
     perturbations: int = 1,
     workers: int = 1,
+    position_ids: Any = None,
 ) -> tuple[float, Gradients]:
     """Loss of one batch and its gradients: the one front door to every method.
 
@@ -53,12 +54,39 @@ def loss_and_grads(
               that of mesp_tiled takes q, k, v, the attention output, gate and up, too, and no
               projection is computed again. At 0.5B the file is 7.6 times as large and a fifth of the
               arithmetic is saved: faster while the file finds room in the system's page cache
+    position_ids   [N, T] where rows hold several documents: each begins anew at 0. Documents do not see
+              each other, and the first token of each is nobody's target: the gradients are those of
+              the documents apart
     workers   threads that share each block (its attention at most num_key_value_heads of them) and the
               head, with one BLAS thread each; a base weight's gradient in head and embedding is one
               thread's. They decide the order of sums, and so the last bits
 
     Raises MespRefError for an unknown method, ids outside the vocabulary, a foreign adapter
     """
+    _check_way(model, adapter, method, trainable, eps)
+    check_perturbations(perturbations, method)
+    check_workers(workers)
+    check_offload(checkpoints, method)
+    ids, targets = check_batch(model.config, input_ids, labels)
+    positions = check_positions(position_ids, ids.shape)
+    grads: Gradients = {}
+    with open_checkpoints(checkpoints) as stack, hire(workers) as team:
+        step = new_step(
+            model, adapter, ids, targets,
+            on_gradients or (lambda number, found: grads.update(found)),
+            params=trainable == "all", method=method, stack=stack, workers=team, positions=positions,
+        )  # fmt: skip
+        if method == "mezo":
+            seeds = perturbation_seeds(seed, perturbations)
+            step = step._replace(parameters=_parameters(step), seeds=seeds, eps=eps)
+        loss = METHODS[method](step)
+    return np.asarray(loss).item(), grads  # a scalar's own item() looks itself up by a new string
+
+
+def _check_way(
+    model: Model, adapter: Adapter | None, method: str, trainable: str, eps: float
+) -> None:
+    """Raise MespRefError for a method, a set of parameters or an eps that there is not."""
     if method not in METHODS:
         raise MespRefError(f"method: found {method!r}, expected one of {', '.join(METHODS)}")
     if trainable not in ("lora", "all"):
@@ -69,21 +97,6 @@ def loss_and_grads(
         check_adapter(adapter, model.config)
     if not eps > 0:
         raise MespRefError(f"eps: found {eps!r}, expected a positive number")
-    check_perturbations(perturbations, method)
-    check_workers(workers)
-    check_offload(checkpoints, method)
-    grads: Gradients = {}
-    with open_checkpoints(checkpoints) as stack, hire(workers) as team:
-        step = new_step(
-            model, adapter, *check_batch(model.config, input_ids, labels),
-            on_gradients or (lambda number, found: grads.update(found)),
-            params=trainable == "all", method=method, stack=stack, workers=team,
-        )  # fmt: skip
-        if method == "mezo":
-            seeds = perturbation_seeds(seed, perturbations)
-            step = step._replace(parameters=_parameters(step), seeds=seeds, eps=eps)
-        loss = METHODS[method](step)
-    return np.asarray(loss).item(), grads  # a scalar's own item() looks itself up by a new string
 
 
 def check_perturbations(perturbations: int, method: str) -> None:
@@ -217,14 +230,19 @@ def logits(model: Model, input_ids: Any, adapter: Adapter | None = None) -> Arra
     return ops.linear(n, model.weights[model.head])[0]
 
 
-def loss(model: Model, adapter: Adapter | None, input_ids: Any, labels: Any) -> float:
+def loss(
+    model: Model, adapter: Adapter | None, input_ids: Any, labels: Any, position_ids: Any = None
+) -> float:
     """Mean cross entropy of the next token over labels ≠ −100, forward only.
 
-    Shapes    input_ids, labels [N, T]; labels are shifted inside, as in Hugging Face
+    Shapes    input_ids, labels [N, T]; labels are shifted inside, as in Hugging Face; position_ids as
+              in loss_and_grads
     Raises    MespRefError as `logits` does, for labels of another shape, and for a loss that is not
               finite
     """
     ids, targets = check_batch(model.config, input_ids, labels)
-    n = hidden_states(model, ids, layers(model, adapter, 0, ids.shape[1]))
-    value, _ = ops.lm_loss(n, model.weights[model.head], shift(targets), drop=frozenset({"dx"}))
+    positions = check_positions(position_ids, ids.shape)
+    n = hidden_states(model, ids, layers(model, adapter, 0, ids.shape[1], positions))
+    w, targets = model.weights[model.head], shift(apart(targets, positions))
+    value, _ = ops.lm_loss(n, w, targets, drop=frozenset({"dx"}))
     return finite("loss", value.item())

@@ -1,4 +1,4 @@
-"""The tables of README.md that can be computed: files to read, and where each equation stands.
+"""The tables of the documents that can be computed: files to read, and where each equation stands.
 
 `python tests/readme_tables.py` writes them anew; test_readme.py compares.
 """
@@ -10,19 +10,23 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
 READING = {
-    "ops/rmsnorm.py": "the one pattern: `op(x, w) -> y, residual` and `op_bwd(dy, residual, w) -> dx`",
+    "ops/rmsnorm.py": "the one pattern: an op and its backward",
     "ops/linear.py": "y = x·Wᵀ + b",
-    "ops/lora_linear.py": "the frozen layer with its adapter; `h` kept or rebuilt",
-    "ops/rope.py": "positions as rotations, and the inverse rotation on the way back",
+    "ops/lora_linear.py": "the frozen layer with its adapter",
+    "ops/rope.py": "positions as rotations",
     "ops/softmax.py": "causal softmax",
-    "ops/attention.py": "grouped-query attention: the three gradients, and the sum over a group",
+    "ops/attention.py": "grouped-query attention",
     "ops/swiglu.py": "the gate of the MLP",
     "ops/embedding.py": "the lookup",
     "ops/cross_entropy.py": "the loss",
-    "ops/lm_loss.py": "head and loss together, a tile of the vocabulary at a time",
-    "engine/block.py": "the ops in order, then in reverse, with what is dropped and rebuilt",
-    "engine/model.py": "embedding, blocks, norm and head",
-    "engine/methods.py": "the methods, each a short function over `block` and `block_bwd`",
+    "ops/lm_loss.py": "head and loss together",
+    "engine/layer.py": "what a block computes with",
+    "engine/half.py": "norm, sum and projections",
+    "engine/attention_half.py": "attention, forward and back",
+    "engine/mlp_half.py": "the MLP, forward and back",
+    "engine/block.py": "the two halves",
+    "engine/model.py": "embedding, blocks, head",
+    "engine/methods.py": "store_all, mebp, mesp",
 }
 
 # What it is, the file, and the words of the line that states it.
@@ -39,7 +43,7 @@ EQUATIONS = (
     ("what MeSP drops and rebuilds", "engine/block.py", "^MESP = "),
     ("MeBP: re-run a block, keep all (Song & Tang)", "engine/methods.py", "^def mebp"),
     ("MeSP: re-run a block, keep eight (Park et al.)", "engine/methods.py", "^def mesp\\("),
-    ("MeZO: two forwards on seeded noise (Malladi et al.)", "engine/methods.py", "^def mezo"),
+    ("MeZO: two forwards on seeded noise (Malladi et al.)", "engine/mezo.py", "^def mezo"),
 )
 
 
@@ -50,10 +54,10 @@ def lines(file: str) -> list[str]:
 def reading_order() -> str:
     """Files of the reading path with their number of lines."""
     rows = [
-        f"| [{file}](mesp_ref/{file}) | {len(lines(file))} | {what} |"
+        f"- [{file}](mesp_ref/{file}) ({len(lines(file))} lines): {what}"
         for file, what in READING.items()
     ]
-    return "\n".join(["| file | lines | what it is |", "| --- | ---: | --- |", *rows])
+    return "\n".join(rows)
 
 
 def equation_table() -> str:
@@ -62,18 +66,27 @@ def equation_table() -> str:
     for what, file, words in EQUATIONS:
         found = [n for n, line in enumerate(lines(file), 1) if re.search(words, line)]
         assert len(found) == 1, f"{file}: {words!r} stands on lines {found}, expected one"
-        rows.append(f"| {what} | [{file}:{found[0]}](mesp_ref/{file}#L{found[0]}) |")
+        rows.append(f"| {what} | [{file}:{found[0]}](../mesp_ref/{file}#L{found[0]}) |")
     return "\n".join(["| equation | where |", "| --- | --- |", *rows])
 
 
-def renewed(text: str) -> str:
-    """README with its two tables written anew, each between its pair of comments."""
-    for name, table in (("reading order", reading_order()), ("equations", equation_table())):
-        between = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(between, rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
-        assert count == 1, f"README.md has no place for the table: {name}"
+PLACES = {
+    README: ("reading order", reading_order),
+    ROOT / "docs" / "equations.md": ("equations", equation_table),
+}
+
+
+def renewed(document: Path) -> str:
+    """A document of PLACES with its table written anew, between its pair of comments."""
+    name, table = PLACES[document]
+    between = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+    text, count = re.subn(
+        between, rf"\g<1>{table()}\n\g<2>", document.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert count == 1, f"{document.name} has no place for the table: {name}"
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for place in PLACES:
+        place.write_text(renewed(place), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Numbers at the edge of their type: the right result, or a stop that says so, never a silent NaN.
 
-The truth is each op's equation at 50 digits (mesp_ref.verify.equations), rounded once.
+The truth is each op's equation at 50 digits (mesp_ref.registry), rounded once.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import mesp_ref as mr
 from mesp_ref import lean as tiled
 from mesp_ref import ops
 from mesp_ref.files.checkpoint import save_checkpoint
-from mesp_ref.verify import equations
+from mesp_ref.registry import OPS
 from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, small_config
 
 F32, F64 = np.finfo(np.float32), np.finfo(np.float64)
@@ -49,7 +49,7 @@ def test_rmsnorm_of_rows_whose_squares_leave_the_range(dtype: str, size: float) 
     x[1] *= size
     x, w = x.astype(dtype), rng.standard_normal(5).astype(dtype)
     y, res = ops.rmsnorm(x, w, eps=1e-6)
-    want = truth(equations.rmsnorm, x, w, mpmath.mpf(1e-6))
+    want = truth(OPS["rmsnorm"].equation, x, w, mpmath.mpf(1e-6))
     np.testing.assert_allclose(y, want, rtol=8 * U[dtype], atol=0)
     dy = rng.standard_normal((3, 5)).astype(dtype)
     dx = ops.rmsnorm_bwd(dy, res, w, eps=1e-6)
@@ -59,7 +59,8 @@ def test_rmsnorm_of_rows_whose_squares_leave_the_range(dtype: str, size: float) 
         def f(c: int, h: Any) -> Any:
             moved = rows[1:2].copy()
             moved[0, c] += h
-            return mpmath.fdot(cotangent[1], equations.rmsnorm(moved, weight, mpmath.mpf(1e-6))[0])
+            y = OPS["rmsnorm"].equation(moved, weight, mpmath.mpf(1e-6))
+            return mpmath.fdot(cotangent[1], y[0])
 
         h = mpmath.mpf(max(size, 1e-3)) * mpmath.mpf(10) ** -30
         slope = [float((f(c, h) - f(c, -h)) / (2 * h)) for c in range(5)]
@@ -74,7 +75,7 @@ def test_rmsnorm_of_zeros_and_subnormals(dtype: str) -> None:
     x = np.array([[0, 0, 0], [tiny, -3 * tiny, 7 * tiny]], dtype)
     w = np.array([1, 2, 3], dtype)
     y, res = ops.rmsnorm(x, w, eps=1e-6)
-    want = truth(equations.rmsnorm, x, w, mpmath.mpf(1e-6))
+    want = truth(OPS["rmsnorm"].equation, x, w, mpmath.mpf(1e-6))
     np.testing.assert_allclose(y, want, rtol=4 * U[dtype], atol=4 * tiny)
     dx = ops.rmsnorm_bwd(np.ones_like(x), res, w, eps=1e-6)
     np.testing.assert_allclose(dx, np.tile(w * 1e3, (2, 1)), rtol=4 * U[dtype])
@@ -93,7 +94,7 @@ def test_softmax_at_the_edges(name: str) -> None:
         p, res = ops.causal_softmax(s)
         ds = ops.causal_softmax_bwd(np.array([[1, -2, 3, 0.5]] * 4, np.float32), res)
     assert np.isfinite(ds).all()
-    want = truth(equations.causal_softmax, s)
+    want = truth(OPS["causal_softmax"].equation, s)
     np.testing.assert_allclose(p, want, rtol=8 * U["float32"], atol=float(F32.tiny))
     np.testing.assert_allclose(p.sum(axis=-1), 1, rtol=8 * U["float32"])
 
@@ -105,7 +106,7 @@ def test_attention_plain_and_tiled_at_the_edges(size: float) -> None:
     shape = (1, 4, 2, 6)
     q, k, v = (rng.standard_normal(shape).astype(np.float32) for _ in range(3))
     q, k = q * np.float32(size), k * np.float32(size)
-    want = truth(equations.attention, q, k, v)
+    want = truth(OPS["attention"].equation, q, k, v)
     do = rng.standard_normal(shape).astype(np.float32)
     results = []
     for module in (ops, tiled):
@@ -128,7 +129,7 @@ def test_swiglu_from_subnormal_to_huge(dtype: str) -> None:
     with np.errstate(under="ignore"):
         z, res = ops.swiglu(gate, up)
         grads = ops.swiglu_bwd(np.ones_like(z), res)
-    want = truth(equations.swiglu, gate, up)
+    want = truth(OPS["swiglu"].equation, gate, up)
     np.testing.assert_allclose(z, want, rtol=8 * U[dtype], atol=float(np.finfo(dtype).tiny))
     assert all(np.isfinite(g).all() for g in grads)
 

@@ -7,7 +7,7 @@ import runpy
 
 import numpy as np
 import pytest
-from readme_tables import READING, README, ROOT, renewed
+from readme_tables import PLACES, READING, README, ROOT, renewed
 from scipy.special import ndtr
 
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,9 +24,10 @@ def test_the_python_prints_what_the_readme_shows():
 
 
 def test_the_check_of_an_own_op_runs_as_written(tmp_path):
-    """The README's gelu, which is the reader's: a right one passes, a wrong backward does not."""
+    """The gelu of docs/verify.md is the reader's: a right one passes, a wrong backward does not."""
     file = tmp_path / "test_my_op.py"
-    [code] = re.findall(r"```python\n(from hypothesis.*?)```", TEXT, re.DOTALL)
+    text = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(from hypothesis.*?)```", text, re.DOTALL)
     file.write_text(code, encoding="utf-8")
 
     def gelu(x):
@@ -44,14 +45,21 @@ def test_the_check_of_an_own_op_runs_as_written(tmp_path):
             names["test_my_op"]()
 
 
-def test_the_tables_are_of_todays_code():
-    assert renewed(TEXT) == TEXT, "python tests/readme_tables.py writes them anew"
+@pytest.mark.parametrize("document", PLACES, ids=lambda path: path.name)
+def test_the_tables_are_of_todays_code(document):
+    text = document.read_text(encoding="utf-8")
+    assert renewed(document) == text, "python tests/readme_tables.py writes them anew"
 
 
 def test_the_reading_order_is_the_whole_reading_path():
-    path = {f"ops/{f.name}" for f in (ROOT / "mesp_ref" / "ops").glob("*.py") if f.name[0] != "_"}
-    path |= {"ops/tiled/lm_loss.py"}  # the head of every method
-    assert set(READING) == path | {"block.py", "model.py", "methods.py"}
+    files = [*(ROOT / "mesp_ref" / "ops").glob("*.py")]
+    path = {f"ops/{f.name}" for f in files if f.name[0] != "_"}
+    names = ["layer", "half", "attention_half", "mlp_half", "block", "model", "methods"]
+    assert set(READING) == path | {f"engine/{name}.py" for name in names}
+
+
+def test_the_front_page_is_short():
+    assert len(TEXT.split()) <= 900
 
 
 def test_every_make_target_named_exists():

@@ -6,6 +6,7 @@ error and exit code 2; Ctrl-C is 130.
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from mesp_ref import __version__
@@ -25,7 +26,7 @@ from mesp_ref.cli import (
     quantize,
 )
 from mesp_ref.cli.options import Parser
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, MespRefWarning, escaped
 from mesp_ref.lean.allocator import keep_freed_memory
 
 _DESCRIPTION = """\
@@ -71,6 +72,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 1 for a check that failed, 2 for a mistake,
     130 for Ctrl-C."""
+    warnings.formatwarning = _warning
     if argv is None:  # a process of its own, whose allocator is ours to set
         keep_freed_memory()
     try:
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MespRefError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:
-        print(f"\nmesp-ref: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        print(f"\nmesp-ref: {escaped(str(interrupt)) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,6 +94,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("out of memory; try a smaller --batch-size or --seq-len")
 
 
+_usual = warnings.formatwarning
+
+
+def _warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """One line for a warning of ours; as usual for those of others."""
+    if issubclass(category, MespRefWarning):
+        return f"mesp-ref: warning: {' '.join(str(message).split())}\n"
+    return _usual(message, category, filename, lineno, line)
+
+
 def _fail(message: str) -> int:
-    print(f"mesp-ref: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"mesp-ref: error: {escaped(' '.join(message.split()))}", file=sys.stderr)
     return 2

@@ -14,9 +14,12 @@ from mesp_ref.cli.options import (
     add_model_only,
     lora_settings,
     print_json,
+    say,
 )
 from mesp_ref.cli.progress import Progress
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, escaped
+from mesp_ref.files.names import shared_name
+from mesp_ref.files.output import check_file
 from mesp_ref.job.defaults import RECIPE, data_file
 from mesp_ref.job.directory import Event
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
@@ -72,8 +75,7 @@ def _figure(args: argparse.Namespace) -> Path:
     path = Path(args.out)
     if path.is_dir():
         raise MespRefError(f"{path}: --out: found a directory, expected the name of a PNG file")
-    if path.exists() and not args.overwrite:
-        raise MespRefError(f"{path}: --out: exists; name another file, or add --overwrite")
+    check_file(path, args.overwrite, [args.model, args.data], "--out")
     if not path.absolute().parent.is_dir():
         raise MespRefError(f"{path}: --out: its directory does not exist; create it first")
     return path
@@ -95,18 +97,20 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.close()
     model = args.model or "the default checkpoint"
+    name = escaped(
+        shared_name(str(Path(model).absolute())) or "a model"
+    )  # the figure is for others
     batch = f"batches of {args.batch_size} x {args.seq_len} tokens at most"
-    plot_comparison(figure, found, f"{model}, {args.steps} steps, {batch}")
+    plot_comparison(figure, found, f"{name}, {args.steps} steps, {batch}", args.overwrite)
     if args.json:
         print_json({"model": model, "steps": args.steps, "figure": str(figure), "methods": found})
     else:
-        print(_table(found))
-        print(f"figure in {figure}")
+        say(*_table(found), f"figure in {figure}")
     exact = [facts["within_rounding"] for name, facts in found.items() if name != "mezo"]
     return 0 if all(exact) else 1
 
 
-def _table(found: dict[str, Event]) -> str:
+def _table(found: dict[str, Event]) -> list[str]:
     """A line per method."""
     lines = [
         f"{'method':<11} {'gradient of batch 1':<20} {'cosine':>7} {'largest diff':>12} "
@@ -121,4 +125,4 @@ def _table(found: dict[str, Event]) -> str:
             f"{facts['peak_bytes'] / 2**20:>9.1f} {facts['seconds_per_step']:>7.3f}  "
             f"{facts['losses'][0]:.4f} -> {facts['losses'][-1]:.4f}"
         )
-    return "\n".join([*lines, "largest diff: of any entry, over the largest entry of store_all's"])
+    return [*lines, "largest diff: of any entry, over the largest entry of store_all's"]

@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_json, print_json
+from mesp_ref.cli.options import add_command, add_json, print_json, say
 from mesp_ref.files.config import config_fields
 from mesp_ref.files.from_gguf import convert_gguf
 from mesp_ref.files.mlx import load_mlx_adapter, save_mlx_adapter
+from mesp_ref.files.output import check_directory
 from mesp_ref.files.peft import load_adapter, save_adapter
 
 _HELP = """\
@@ -64,6 +65,7 @@ def add(commands: Any) -> None:
     adapter.add_argument("adapter", metavar="DIR", help="adapter directory")
     adapter.add_argument("out", metavar="OUT", help="directory to write to")
     adapter.add_argument("--to", choices=("peft", "mlx"), required=True, help="layout to write")
+    adapter.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
     add_json(adapter)
 
 
@@ -75,18 +77,19 @@ def run_gguf(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"out": args.out, "bytes": size, "config": config_fields(config)})
     else:
-        print(f"wrote {args.out}: {config.num_hidden_layers} blocks, {size / 1e6:.1f} MB")
+        say(f"wrote {args.out}: {config.num_hidden_layers} blocks, {size / 1e6:.1f} MB")
     return 0
 
 
 def run_adapter(args: argparse.Namespace) -> int:
+    check_directory(args.out, args.overwrite, [args.adapter])
     from_mlx = (Path(args.adapter) / "adapters.safetensors").is_file()
     adapter = load_mlx_adapter(args.adapter) if from_mlx else load_adapter(args.adapter)
     save = save_mlx_adapter if args.to == "mlx" else save_adapter
-    save(adapter, args.out)
+    save(adapter, args.out, overwrite=args.overwrite)
     pairs = len(adapter.weights) // 2
     if args.json:
         print_json({"out": args.out, "rank": adapter.rank, "scale": adapter.scale, "pairs": pairs})
     else:
-        print(f"wrote {args.out}: {pairs} projections of rank {adapter.rank} for {args.to}")
+        say(f"wrote {args.out}: {pairs} projections of rank {adapter.rank} for {args.to}")
     return 0

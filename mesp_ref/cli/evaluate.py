@@ -11,6 +11,7 @@ from mesp_ref.cli.options import (
     at_least,
     open_adapter,
     print_json,
+    say,
 )
 from mesp_ref.files.models import load_model
 from mesp_ref.job.defaults import data_file
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         found = {"loss": finite(value), "perplexity": finite(perplexity(value))}
         print_json(found | {"accuracy": accuracy, "tokens": tokens})
     else:
-        print(
+        say(
             f"loss {value:.4f}, perplexity {perplexity(value):.2f}, "
             f"{accuracy:.1%} of {tokens} tokens are the model's first choice"
         )

@@ -4,7 +4,15 @@ import argparse
 from typing import Any
 
 from mesp_ref.api import METHODS
-from mesp_ref.cli.options import add_command, add_data, add_json, add_lora, add_model, print_json
+from mesp_ref.cli.options import (
+    add_command,
+    add_data,
+    add_json,
+    add_lora,
+    add_model,
+    print_json,
+    say,
+)
 from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import EVAL_EVERY, RECIPE
@@ -113,7 +121,11 @@ def _add_training(group: Any) -> None:
 
 def _add_output(group: Any) -> None:
     group.add_argument("--out", metavar="DIR", help="run directory (default: the next runs/NNN)")
-    group.add_argument("--overwrite", action="store_true", help="replace the run that is in --out")
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the run in --out, once this one is complete",
+    )
     group.add_argument(
         "--resume", action="store_true",
         help="go on with the run in --out, or with the last runs/NNN; the rest of the command is "
@@ -141,9 +153,22 @@ def _add_output(group: Any) -> None:
         group.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
-    group.add_argument("--prompt", metavar="TEXT", help="what the samples continue or answer")
+    _add_samples(group)
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
     add_json(group)
+
+
+def _add_samples(group: Any) -> None:
+    """--prompt and --no-sample."""
+    group.add_argument(
+        "--prompt", metavar="TEXT",
+        help="what the samples continue or answer (default: the beginning of a held-out row, which "
+        "is then printed and kept in summary.json and metrics.jsonl)",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-sample", action="store_const", const=0, dest="sample_tokens",
+        default=argparse.SUPPRESS, help="no samples: no text of the data is printed or kept",
+    )  # fmt: skip
 
 
 def _options(args: argparse.Namespace) -> FinetuneOptions:
@@ -173,15 +198,15 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(summary)
     else:
-        print(_describe(summary))
+        say(*_describe(summary))
     return 0
 
 
-def _describe(summary: Event) -> str:
+def _describe(summary: Event) -> list[str]:
     before, after = summary["before"], summary["after"]
     lines = []
     if summary["prompt"] is not None:
-        lines += [f"prompt   {summary['prompt']!r}"]
+        lines += [f"prompt   {summary['prompt']!r}, from {summary['prompt_source']}"]
         lines += [f"before   {before['sample']!r}", f"after    {after['sample']!r}"]
     if after["loss"] is not None:
         change = "held-out loss {:.4f} -> {:.4f}".format(before["loss"], after["loss"])
@@ -201,4 +226,4 @@ def _describe(summary: Event) -> str:
         f"adapter in {summary['adapter']}, metrics in {summary['out']}/metrics.jsonl, "
         f"loss curve in {summary['curve']}"
     )
-    return "\n".join(lines)
+    return lines

@@ -15,7 +15,7 @@ from mesp_ref.cli.options import (
     print_json,
 )
 from mesp_ref.engine.generate import generate
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, prose
 from mesp_ref.files.models import load_model
 from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.train.chat import load_chat_template
@@ -104,5 +104,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"prompt": prompt, "text": text, "token_ids": new, "seconds": seconds})
     else:
-        print(text)
+        print(prose(text))
     return 0

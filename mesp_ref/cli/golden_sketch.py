@@ -2,13 +2,15 @@
 
 import argparse
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mesp_ref.cli.options import add_command, add_json, print_json
-from mesp_ref.errors import MespRefError
+from mesp_ref.cli.options import add_command, add_json, print_json, say
+from mesp_ref.errors import MespRefError, named
+from mesp_ref.files.output import check_file
 from mesp_ref.files.strict import read_object
 from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.golden.sketch import check_sketch, load_sketch, make_sketch, save_sketch
@@ -41,11 +43,15 @@ def add(actions: Any) -> None:
     batch.add_argument("--text", help="one sequence, with the model's own tokenizer")
     batch.add_argument("--batch", metavar="FILE", help='JSON {"input_ids": [[…]], "labels": [[…]]}')
     parser.add_argument("--out", required=True, metavar="FILE", help="the sketch")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --out")
     parser = add_command(actions, "compare", run_compare, "compare with a sketch", _COMPARE)
     parser.add_argument("sketch", metavar="SKETCH", help="written by golden sketch")
     parser.add_argument("gradients", metavar="FILE", help="safetensors")
     parser.add_argument("--loss", type=float, metavar="L", help="the backend's loss")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    parser.add_argument(
+        "--dtype", choices=DTYPES,
+        help="precision it computed in (default: float32, or 16 bits as stored)",
+    )  # fmt: skip
     add_json(parser)
 
 
@@ -63,9 +69,10 @@ def _batch(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def run_sketch(args: argparse.Namespace) -> int:
+    check_file(args.out, args.overwrite, [args.model, args.adapter, args.batch], "--out")
     sketch = make_sketch(args.model, args.adapter, *_batch(args))
-    save_sketch(sketch, args.out)
-    print(f"loss {sketch['loss']:.6f} and {len(sketch['tensors'])} gradients written to {args.out}")
+    save_sketch(sketch, args.out, overwrite=args.overwrite)
+    say(f"loss {sketch['loss']:.6f} and {len(sketch['tensors'])} gradients written to {args.out}")
     return 0
 
 
@@ -75,23 +82,30 @@ def _loss_row(sketch: dict[str, Any], loss: float, dtype: str) -> dict[str, Any]
     error, gate = abs(loss - sketch["loss"]) / size, 4 * max(drift, unit)
     problem = "" if error <= gate else "differs"
     error = error if math.isfinite(error) else np.inf
-    return {"name": "loss", "problem": problem, "error": error, "gate": gate,
+    return {"name": "loss", "dtype": dtype, "problem": problem, "error": error, "gate": gate,
             "norm_ratio": loss / (sketch["loss"] or 1.0)}  # fmt: skip
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A tensor that differs, with what could be measured."""
+    numbers = {"relative error about {:.2g}": row["error"], "size × {:.4g}": row["norm_ratio"]}
+    known = [text.format(n) for text, n in numbers.items() if math.isfinite(n)]
+    known.insert(1, f"gate {row['gate']:.2g}")
+    measured = f": {', '.join(known)}" if len(known) > 1 else ""
+    return f"FAIL  {named(row['name'])}: {row['problem']}{measured}"
 
 
 def run_compare(args: argparse.Namespace) -> int:
     sketch = load_sketch(args.sketch)
     rows = check_sketch(sketch, args.gradients, args.dtype)
+    dtype = args.dtype or Counter(row["dtype"] for row in rows).most_common(1)[0][0]
     if args.loss is not None:
-        rows.insert(0, _loss_row(sketch, args.loss, args.dtype))
+        rows.insert(0, _loss_row(sketch, args.loss, dtype))
     wrong = [row for row in rows if row["problem"]]
     if args.json:
         finite = [{k: v if not isinstance(v, float) or math.isfinite(v) else None
                    for k, v in row.items()} for row in rows]  # fmt: skip
         print_json({"passed": not wrong, "tensors": finite})
         return int(bool(wrong))
-    for row in wrong:
-        print(f"FAIL  {row['name']}: {row['problem']}: relative error about {row['error']:.2g}, "
-              f"gate {row['gate']:.2g}, size × {row['norm_ratio']:.4g}")  # fmt: skip
-    print(f"{len(rows) - len(wrong)} of {len(rows)} agree ({args.dtype})")
+    say(*map(_line, wrong), f"{len(rows) - len(wrong)} of {len(rows)} agree ({dtype})")
     return int(bool(wrong))

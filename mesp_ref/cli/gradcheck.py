@@ -16,6 +16,7 @@ from mesp_ref.cli.options import (
     lora_settings,
     open_adapter,
     print_json,
+    say,
 )
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import init_lora, parse_targets
@@ -96,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"proven": proven, "method": args.method, "checks": [_facts(f) for f in found]})
     else:
-        print(f"{args.method}, {ids.shape[0]} x {ids.shape[1]} tokens, float64")
-        print(_table(found))
+        say(f"{args.method}, {ids.shape[0]} x {ids.shape[1]} tokens, float64", *_table(found))
     return 0 if proven else 1
 
 
@@ -112,7 +112,7 @@ def _facts(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _table(found: Sequence[Finding]) -> str:
+def _table(found: Sequence[Finding]) -> list[str]:
     """One line per check, and what they come to."""
     names = [f.argument.replace("base_model.model.model.", "") for f in found]
     wide = max(map(len, [*names, "derivative of the loss along"]))
@@ -129,4 +129,4 @@ def _table(found: Sequence[Finding]) -> str:
     else:
         margin = min(f.margin for f in found)
         lines.append(f"proven: all {len(found)} checks pass, the tightest {margin:.0f} times over")
-    return "\n".join(lines)
+    return lines

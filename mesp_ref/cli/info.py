@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_json, at_least, print_json
+from mesp_ref.cli.options import add_command, add_json, at_least, print_json, say
 from mesp_ref.engine.adapter import adapter_shapes
 from mesp_ref.engine.init import parse_targets
 from mesp_ref.files.config import config_fields
@@ -79,7 +79,5 @@ def run(args: argparse.Namespace) -> int:
         f"{len(lora['targets'])} projections, {lora['float32_bytes'] / 1e6:.1f} MB in float32, "
         f"{lora['share']:.2%} of the model",
     }
-    print(facts["model"])
-    for name, value in rows.items():
-        print(f"  {name:<14} {value}")
+    say(facts["model"], *(f"  {name:<14} {value}" for name, value in rows.items()))
     return 0

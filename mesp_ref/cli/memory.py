@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.api import check_offload, loss_and_grads
-from mesp_ref.cli.options import add_command, add_json, at_least, print_json
+from mesp_ref.cli.options import add_command, add_json, at_least, print_json, say
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.models import SHAPES, load_model, named_shape, random_checkpoint
+from mesp_ref.files.names import shared_name
+from mesp_ref.files.output import check_file
 from mesp_ref.memory import (
     PEAKS,
     PLACES,
@@ -84,6 +86,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--plot", metavar="FILE", help="timeline of each method as .png or .html; runs the step"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --plot")
     add_json(parser)
 
 
@@ -131,6 +134,8 @@ def _check(args: argparse.Namespace) -> None:
     at_least(args, batch_size=1, seq_len=2, rank=1, workers=1)
     if args.plot and Path(args.plot).suffix not in (".png", ".html"):
         raise MespRefError(f"--plot: found {args.plot!r}, expected a file ending in .png or .html")
+    if args.plot:
+        check_file(args.plot, args.overwrite, [args.model], "--plot")
     if args.plot and args.workers > 1:
         raise MespRefError(
             "--workers: found beside --plot, expected 1: its ledger is of one thread"
@@ -202,15 +207,17 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
             facts[method] |= subject.measured(method)
         if args.plot:
             ledgers = {method: subject.ledger(method) for method in methods}
-            plot_timelines(ledgers, args.plot, _title(args), shapes.rank)
+            name = shared_name(str(Path(args.model).absolute()))  # a page is made to be shown
+            title = _title(args, escaped(name or "a model"))
+            plot_timelines(ledgers, args.plot, title, shapes.rank, args.overwrite)
     return facts
 
 
-def _title(args: argparse.Namespace) -> str:
+def _title(args: argparse.Namespace, model: str) -> str:
     where = PLACES[args.checkpoints or "ram"]
     bits = f", {args.bits} bits" if args.bits else ""
     batch = f"batch {args.batch_size}, {args.seq_len} tokens, rank {args.rank}"
-    return f"{args.model}{bits}: {batch}, {where}"
+    return f"{model}{bits}: {batch}, {where}"
 
 
 def _choice(args: argparse.Namespace, shapes: Shapes) -> Choice:
@@ -245,15 +252,17 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"methods": facts})
         return 0
-    print(f"{_title(args)}\nMB are 10⁶ bytes")
+    say(_title(args, args.model), "MB are 10⁶ bytes")
     for method, found in facts.items():
         peak_at = f"predicted {megabytes(found['predicted_peak_bytes'])} in {found['op']}"
-        print(f"\n{method:<11} {peak_at}{_measured(found)}")
+        say("", f"{method:<11} {peak_at}{_measured(found)}")
+        if found.get("anonymous_bytes", {}).get("peak"):  # only Linux tells
+            say(_process(found))
         if "file_bytes" in found:
-            print(f"  {found['file_bytes'] / 1e6:9.3f}  beside it, in a temporary file")
+            say(f"  {found['file_bytes'] / 1e6:9.3f}  beside it, in a temporary file")
         for name, size in sorted(found["parts"].items(), key=lambda item: -item[1]):
             if size >= 0.005 * found["predicted_peak_bytes"]:
-                print(f"  {size / 1e6:9.3f}  {name}")
+                say(f"  {size / 1e6:9.3f}  {name}")
     return 0
 
 
@@ -261,12 +270,14 @@ def _measured(found: dict[str, Any]) -> str:
     """The measured figures of a method, for people."""
     if "measured_peak_bytes" not in found:
         return ""
+    return f", measured {megabytes(found['measured_peak_bytes'])}"
+
+
+def _process(found: dict[str, Any]) -> str:
+    """The process's own memory around a step, for people."""
     own, files = found["anonymous_bytes"], found["mapped_bytes"]
-    measured = f", measured {megabytes(found['measured_peak_bytes'])}"
-    if not own["peak"]:  # only Linux tells
-        return measured
     return (
-        f"{measured}\n            process: {megabytes(own['peak'])} of its own at most "
+        f"            process: {megabytes(own['peak'])} of its own at most "
         f"({megabytes(own['before'])} before), {megabytes(files['peak'])} of mapped files"
     )
 
@@ -276,5 +287,5 @@ def _print_choice(args: argparse.Namespace, choice: Choice) -> int:
         method, checkpoints = choice.schedule
         print_json({"method": method, "checkpoints": checkpoints, "need_bytes": choice.need})
     else:
-        print(choice)
+        say(str(choice))
     return 0

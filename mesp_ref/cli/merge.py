@@ -3,9 +3,10 @@
 import argparse
 from typing import Any
 
-from mesp_ref.cli.options import DTYPES, add_command, add_json, add_model_only, print_json
+from mesp_ref.cli.options import DTYPES, add_command, add_json, add_model_only, print_json, say
 from mesp_ref.files.merge import merge
 from mesp_ref.files.models import load_model
+from mesp_ref.files.output import check_directory
 from mesp_ref.files.peft import load_adapter
 
 _HELP = """\
@@ -32,6 +33,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_directory(args.out, args.overwrite, [args.model, args.adapter])
     compute = "float64" if args.dtype == "float64" else "float32"
     model = load_model(args.model, dtype=compute)
     adapter = load_adapter(args.adapter, dtype=compute, config=model.config)
@@ -39,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"out": args.out, "dtype": args.dtype, "tensors": len(adapter.weights) // 2})
     else:
-        print(f"{len(adapter.weights) // 2} projections merged into {args.out} ({args.dtype})")
+        say(f"{len(adapter.weights) // 2} projections merged into {args.out} ({args.dtype})")
     return 0

@@ -2,16 +2,16 @@
 
 import argparse
 import json
-import sys
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.train.rows import PACKINGS
 
 DTYPES = ("float32", "float64")
+_LINE = 10_000  # characters: of our own lines none is longer
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,6 +125,18 @@ def open_adapter(path: str | None, model: Model) -> Adapter | None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object, on a line of its own."""
-    json.dump(value, sys.stdout, ensure_ascii=False)
-    sys.stdout.write("\n")
+    """One JSON object, on a line of its own. What a terminal would obey is written \\uXXXX."""
+    text = json.dumps(value, ensure_ascii=False)
+    print(text if text.isprintable() else "".join(map(_printable, text)))
+
+
+def _printable(c: str) -> str:
+    if c.isprintable():
+        return c
+    return f"\\u{ord(c):04x}" if ord(c) < 0x10000 else json.dumps(c)[1:-1]
+
+
+def say(*lines: str, file: TextIO | None = None) -> None:
+    """Lines on standard output, or in `file`. Whatever stands in one, no terminal obeys it and it
+    stays one line."""
+    print("\n".join(escaped(line, _LINE) for line in lines), file=file)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_json, print_json
+from mesp_ref.cli.options import add_command, add_json, print_json, say
 from mesp_ref.cli.progress import Progress
 from mesp_ref.job.directory import Event
 from mesp_ref.job.pretrain import PretrainOptions, pretrain
@@ -67,9 +67,9 @@ class _Progress(Progress):
         self.steps = event["steps"]
         self._say(
             f"model    {event['layers']} blocks of width {event['hidden_size']}, "
-            f"{event['parameters'] / 1e6:.2f} M parameters, all trained\n"
+            f"{event['parameters'] / 1e6:.2f} M parameters, all trained",
             f"data     {event['batch_size']} rows of {event['seq_len']} tokens a step, "
-            f"new stories in each"
+            f"new stories in each",
         )
 
 
@@ -84,16 +84,16 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"out": options.out, **facts})
     else:
-        print(_describe(options, facts))
+        say(*_describe(options, facts))
     return 0
 
 
-def _describe(options: PretrainOptions, facts: Event) -> str:
-    return (
-        f"sample   {facts['sampled']!r}\n"
-        f"held-out loss {facts['loss']:.4f} nats per token, bound {facts['bound']:.4f}\n"
+def _describe(options: PretrainOptions, facts: Event) -> list[str]:
+    return [
+        f"sample   {facts['sampled']!r}",
+        f"held-out loss {facts['loss']:.4f} nats per token, bound {facts['bound']:.4f}",
         f"the grammar accepts {facts['sampled_accepted']:.0%} of the stories drawn at temperature 1 "
-        f"and {facts['greedy_accepted']:.0%} of the greedy ones\n"
-        f"{options.steps} steps, {facts['tokens']} tokens in {facts['seconds']:.0f} s\n"
-        f"checkpoint in {options.out}"
-    )
+        f"and {facts['greedy_accepted']:.0%} of the greedy ones",
+        f"{options.steps} steps, {facts['tokens']} tokens in {facts['seconds']:.0f} s",
+        f"checkpoint in {options.out}",
+    ]

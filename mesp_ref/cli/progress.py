@@ -5,6 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mesp_ref.errors import escaped
 from mesp_ref.job.directory import Event
 
 _LINES = 10  # how many steps a log shows
@@ -30,8 +31,8 @@ class Progress:
             self.bar.close()
             self.bar = None
 
-    def _say(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+    def _say(self, *lines: str) -> None:
+        tqdm.write("\n".join(map(escaped, lines)), file=sys.stderr)
 
     def _new_bar(self, **settings: Any) -> None:
         self.close()
@@ -43,11 +44,11 @@ class Progress:
         names = "all seven projections" if targets == "all" else ", ".join(targets)
         self._say(
             f"model    {event['model']}: {event['blocks']} blocks, "
-            f"{event['parameters'] / 1e6:.1f} M parameters, {event['dtype']}\n"
+            f"{event['parameters'] / 1e6:.1f} M parameters, {event['dtype']}",
             f"adapter  rank {event['rank']}, alpha {event['alpha']:g} on {names}: "
-            f"{event['lora_parameters'] / 1e6:.2f} M parameters\n"
+            f"{event['lora_parameters'] / 1e6:.2f} M parameters",
             f"data     {event['data']}: {event['data_bytes'] / 1e6:.2f} MB, "
-            f"{event['heldout_rows']} sequences held out"
+            f"{event['heldout_rows']} sequences held out",
         )
         if event["memory"]:
             self._say(f"memory   {event['memory']}")

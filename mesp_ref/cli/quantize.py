@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_json, print_json
+from mesp_ref.cli.options import add_command, add_json, print_json, say
 from mesp_ref.files.affine import BITS, GROUP_SIZES, SCALE_DTYPES
 from mesp_ref.files.quantize import quantize_checkpoint
 
@@ -51,5 +51,5 @@ def run(args: argparse.Namespace) -> int:
         print_json(facts)
     else:
         groups = f"{args.bits} bits in groups of {args.group_size}"
-        print(f"wrote {args.out}: {groups}, {size / 1e6:.1f} MB")
+        say(f"wrote {args.out}: {groups}, {size / 1e6:.1f} MB")
     return 0

@@ -1,27 +1,15 @@
-"""The attention half of a block: a = x + o_proj(attention(rope(q), rope(k), v)), q, k, v of norm(x)."""
+"""The attention half of a block, between its norm and its sum: projections, RoPE, attention, o_proj."""
 
 from typing import Any
 
 from mesp_ref import ops
-from mesp_ref.engine.half import (
-    Backward,
-    Forward,
-    Gradients,
-    HalfRes,
-    Residuals,
-    half,
-    half_bwd,
-    project,
-    project_bwd,
-)  # fmt: skip
+from mesp_ref.engine.half import Gradients, Residuals, project, project_bwd
 from mesp_ref.engine.layer import Layer
 from mesp_ref.ops import NOTHING, Array
 
-_NORM = "input_layernorm"
 
-
-class SelfAttnRes(Residuals):
-    """Residuals of self_attn. q, k and v come in RoPE's rotation, as attention reads them."""
+class AttentionHalfRes(Residuals):
+    """Residuals of attention_half. q, k and v come in RoPE's rotation, as attention reads them."""
 
     q: Any = None  # [N, T, H, D]; None once dropped, with k and v: rebuilt from n
     k: Any = None  # [N, T, G, D]
@@ -69,20 +57,20 @@ def qkv_bwd(
     return dn, grads
 
 
-def self_attn(
+def attention_half(
     n: Array, layer: Layer, *, drop: frozenset[str] = NOTHING
-) -> tuple[Array, SelfAttnRes]:
+) -> tuple[Array, AttentionHalfRes]:
     """Causal self-attention with its four projections.
 
     Forward   q, k, v = projections of n, q and k rotated;  o = attention(q, k, v);  y = o_proj(o)
     Shapes    n [N, T, C] -> y [N, T, C]
     Drop      "q", "k" and "v" together, "p", "o", "h"
     """
-    res = SelfAttnRes(h=None if "h" in drop else {})
+    res = AttentionHalfRes(h=None if "h" in drop else {})
     q, k, v = qkv(n, layer, res.h)
     if layer.past is not None:
         k, v = layer.past.extend(k, v)
-    o, r = ops.attention(q, k, v)
+    o, r = ops.attention(q, k, v, first=layer.first)
     layer.show("self_attn.attention.p", r.p)
     layer.show("self_attn.attention", o)
     o = o.reshape(*n.shape[:2], -1)
@@ -91,10 +79,10 @@ def self_attn(
     return project("self_attn.o_proj", o, layer, res.h), res
 
 
-def self_attn_bwd(
-    dy: Array, n: Array, res: SelfAttnRes, layer: Layer, *, params: bool = False
+def attention_half_bwd(
+    dy: Array, n: Array, res: AttentionHalfRes, layer: Layer, *, params: bool = False
 ) -> tuple[Array, Gradients]:
-    """VJP of self_attn: dn, and its gradients by tensor name.
+    """VJP of attention_half: dn, and its gradients by tensor name.
 
     Backward  do = o_proj_bwd(dy);  dq, dk, dv = attention_bwd(do);  dn as in qkv_bwd
     Shapes    dy, n [N, T, C] -> dn [N, T, C]
@@ -109,20 +97,3 @@ def self_attn_bwd(
     del do, r
     dn, found = qkv_bwd(dheads, n, layer, res.h, params=params)
     return dn, grads | found
-
-
-def attention_half(
-    x: Array, layer: Layer, *, f: Forward = self_attn, drop: frozenset[str] = NOTHING
-) -> tuple[Array, HalfRes]:
-    """a = x + self_attn(norm(x)).  Shapes  x [N, T, C] -> a [N, T, C]"""
-    a, res = half(x, layer, _NORM, f, drop=drop)
-    layer.show("after_attention", a)
-    return a, res
-
-
-def attention_half_bwd(
-    da: Array, res: HalfRes, layer: Layer, *, f_bwd: Backward = self_attn_bwd, params: bool = False
-) -> tuple[Array, Gradients]:
-    """VJP of attention_half: dx, and its gradients by tensor name.  Shapes  da [N, T, C] -> dx"""
-    layer.show("after_attention.grad", da)
-    return half_bwd(da, res, layer, _NORM, f_bwd, params=params)

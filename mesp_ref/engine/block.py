@@ -2,15 +2,18 @@
 
 from typing import NamedTuple
 
-from mesp_ref.engine.attention_half import (
-    attention_half,
-    attention_half_bwd,
-    self_attn,
-    self_attn_bwd,
+from mesp_ref.engine.attention_half import attention_half, attention_half_bwd
+from mesp_ref.engine.half import (
+    Backward,
+    Forward,
+    Gradients,
+    Residuals,
+    SublayerRes,
+    sublayer,
+    sublayer_bwd,
 )  # fmt: skip
-from mesp_ref.engine.half import Backward, Forward, Gradients, HalfRes, Residuals
 from mesp_ref.engine.layer import Layer
-from mesp_ref.engine.mlp_half import mlp, mlp_bwd, mlp_half, mlp_half_bwd
+from mesp_ref.engine.mlp_half import mlp_half, mlp_half_bwd
 from mesp_ref.ops import NOTHING, Array
 
 # What MeSP does not keep: h = x·Aᵀ of every LoRA layer, silu(gate), q, k, v, and z, the input of
@@ -20,9 +23,11 @@ MESP = frozenset({"h", "silu", "q", "k", "v", "z"})
 # A forward that nothing follows, or whose block is run again, keeps none of the eight either.
 EVERYTHING = MESP | {"x", "n", "p", "o", "gate", "up"}
 
+ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
+
 
 class Halves(NamedTuple):
-    """How the two halves are computed: f of y = x + f(norm(x)), and its backward."""
+    """How the two halves of a block are computed, forward and backward."""
 
     attention: Forward
     attention_bwd: Backward
@@ -30,14 +35,14 @@ class Halves(NamedTuple):
     mlp_bwd: Backward
 
 
-PLAIN = Halves(self_attn, self_attn_bwd, mlp, mlp_bwd)
+PLAIN = Halves(attention_half, attention_half_bwd, mlp_half, mlp_half_bwd)
 
 
 class BlockRes(Residuals):
     """Residuals of block: those of its halves."""
 
-    attention: HalfRes
-    mlp: HalfRes
+    attention: SublayerRes
+    mlp: SublayerRes
 
 
 def block(
@@ -45,13 +50,14 @@ def block(
 ) -> tuple[Array, BlockRes]:
     """One pre-norm transformer block.
 
-    Forward   a = x + self_attn(norm(x));  y = a + mlp(norm(a))
+    Forward   a = x + attention_half(norm(x));  y = a + mlp_half(norm(a))
     Shapes    x [N, T, C] -> y [N, T, C]
     Drop      residuals that the backward rebuilds (MESP), or all of them
     """
-    a, attention = attention_half(x, layer, f=halves.attention, drop=drop)
+    a, attention = sublayer(x, layer, ATTENTION_NORM, halves.attention, drop=drop)
     del x
-    y, mlp = mlp_half(a, layer, f=halves.mlp, drop=drop)
+    layer.show("after_attention", a)
+    y, mlp = sublayer(a, layer, MLP_NORM, halves.mlp, drop=drop)
     layer.tap(f"model.layers.{layer.number}", y)
     return y, BlockRes(attention=attention, mlp=mlp)
 
@@ -66,8 +72,8 @@ def block_bwd(
     Empties   `res`: each residual dies at its last use
     """
     layer.tap(f"model.layers.{layer.number}.grad", dy)
-    da, grads = mlp_half_bwd(dy, res.mlp, layer, f_bwd=halves.mlp_bwd, params=params)
-    dx, found = attention_half_bwd(
-        da, res.attention, layer, f_bwd=halves.attention_bwd, params=params
-    )
+    da, grads = sublayer_bwd(dy, res.mlp, layer, MLP_NORM, halves.mlp_bwd, params=params)
+    layer.show("after_attention.grad", da)
+    attention, backward = res.attention, halves.attention_bwd
+    dx, found = sublayer_bwd(da, attention, layer, ATTENTION_NORM, backward, params=params)
     return dx, grads | found

@@ -1,4 +1,4 @@
-"""Half a block, y = x + f(norm(x)), and its seven projections: what attention and MLP share."""
+"""What both halves of a block share: y = x + f(norm(x)), the seven projections, residuals to take."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
@@ -39,23 +39,21 @@ def copied(res: Kept) -> Kept:
         return type(res)(**copied(vars(res)))
     if isinstance(res, dict):
         return {name: copied(value) for name, value in res.items()}  # type: ignore[return-value]
-    if isinstance(res, list):
-        return [copied(part) for part in res]  # type: ignore[return-value]
-    return res
+    return [copied(r) for r in res] if isinstance(res, list) else res  # type: ignore[return-value]
 
 
-class HalfRes(Residuals):
-    """Residuals of half a block."""
+class SublayerRes(Residuals):
+    """Residuals of sublayer."""
 
     x: Array | None = None  # [N, T, C], input of the norm
     n: Array | None = None  # [N, T, C], its output; None once dropped: rebuilt from x
     inside: Any = None  # residuals of f
 
 
-def half(
+def sublayer(
     x: Array, layer: Layer, norm: str, f: Forward, *, drop: frozenset[str] = NOTHING
-) -> tuple[Array, HalfRes]:
-    """Half of a pre-norm block: y = x + f(norm(x)).
+) -> tuple[Array, SublayerRes]:
+    """A half of a pre-norm block, f, with its norm and its sum: y = x + f(norm(x)).
 
     Shapes    x [N, T, C] -> y [N, T, C]
     Drop      "x", "n", and what f can do without
@@ -63,15 +61,15 @@ def half(
     n, _ = ops.rmsnorm(x, layer.weight(norm), eps=layer.config.rms_norm_eps)
     layer.show(norm, n)
     y, inside = f(n, layer, drop=drop)
-    res = HalfRes(inside=inside)
+    res = SublayerRes(inside=inside)
     res.keep(drop, x=x, n=n)
     return x + y, res
 
 
-def half_bwd(
-    dy: Array, res: HalfRes, layer: Layer, norm: str, f_bwd: Backward, *, params: bool = False
+def sublayer_bwd(
+    dy: Array, res: SublayerRes, layer: Layer, norm: str, f_bwd: Backward, *, params: bool = False
 ) -> tuple[Array, Gradients]:
-    """VJP of half: dx = dy + norm_bwd(f_bwd(dy)), and the gradients of its LoRA matrices.
+    """VJP of sublayer: dx = dy + norm_bwd(f_bwd(dy)), and the gradients of its LoRA matrices.
 
     Shapes    dy [N, T, C] -> dx [N, T, C]; with `params` the gradients of every weight, too
     Empties   `res`

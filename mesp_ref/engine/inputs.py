@@ -46,6 +46,32 @@ def check_batch(config: Qwen2Config, input_ids: Any, labels: Any) -> tuple[Array
     return ids, targets
 
 
+def check_positions(position_ids: Any, shape: tuple[int, ...]) -> Array | None:
+    """position_ids as an integer array of the shape of input_ids, [N, T]; None for None.
+
+    Raises MespRefError unless every row counts up by 1 from 0, and from 0 anew at each document.
+    """
+    if position_ids is None:
+        return None
+    found = np.atleast_2d(np.asarray(position_ids))
+    if found.shape != shape or not np.issubdtype(found.dtype, np.integer):
+        raise MespRefError(
+            f"position_ids: found {found.dtype} {list(found.shape)}, expected integers of the shape of "
+            f"input_ids {list(shape)}"
+        )
+    if (found[:, 0] != 0).any() or ((np.diff(found) != 1) & (found[:, 1:] != 0)).any():
+        raise MespRefError(
+            "position_ids: expected each row to count up by 1 from 0, and from 0 anew where a document "
+            "begins"
+        )
+    return found.astype(np.int64, copy=False)
+
+
+def apart(labels: Array, positions: Array | None) -> Array:
+    """Labels in which the first token of a document is nobody's target."""
+    return labels if positions is None else np.where(positions == 0, IGNORED, labels)
+
+
 class NotFinite(MespRefError):
     """A result of the forward that is NaN or infinite."""
 

@@ -28,8 +28,9 @@ class Layer(NamedTuple):
     config: Qwen2Config
     weights: Weights
     adapter: Adapter | None
-    cos: Array  # [T, D/2]
-    sin: Array  # [T, D/2]
+    cos: Array  # [T, D/2], or [N, T, D/2]
+    sin: Array
+    first: Array | None = None  # [N, T], where each token's document begins, in rows of several
     past: KeyValueStore | None = None
     tap: Tap = untapped  # is shown every intermediate by name: see `trace`
 

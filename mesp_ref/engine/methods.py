@@ -5,7 +5,7 @@
     mesp        the same checkpoints; re-runs a block, keeps eight
 
 They call the same op pairs in the same order, so their gradients agree bit for bit. Two more stand
-elsewhere: mezo.py estimates from forwards alone, lean/mesp_tiled.py computes half a block at a time.
+elsewhere: mezo.py estimates from forwards alone, `lean` computes half a block at a time.
 """
 
 from collections.abc import Callable, Mapping

@@ -44,13 +44,19 @@ def shift(labels: Array) -> Array:
     return moved
 
 
-def layers(model: Model, adapter: Adapter | None, start: int, stop: int) -> list[Layer]:
-    """The blocks of a model, with the angles of positions start … stop−1."""
-    config = model.config
+def layers(
+    model: Model, adapter: Adapter | None, start: int, stop: int, positions: Array | None = None
+) -> list[Layer]:
+    """The blocks of a model, with the angles of positions start … stop−1.
+
+    positions    [N, T], from 0 anew where a document begins in a row of several, which are kept apart
+    """
+    config, first = model.config, None
     cos, sin = rope_tables(start, stop, config.head_dim, config.rope_theta, model.dtype)
-    return [
-        Layer(i, config, model.weights, adapter, cos, sin) for i in range(config.num_hidden_layers)
-    ]
+    if positions is not None:
+        cos, sin, first = cos[positions], sin[positions], np.arange(stop - start) - positions
+    numbers = range(config.num_hidden_layers)
+    return [Layer(i, config, model.weights, adapter, cos, sin, first) for i in numbers]
 
 
 def embed(model: Model, ids: Array) -> Array:

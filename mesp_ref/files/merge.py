@@ -39,10 +39,11 @@ def merge(
     """Write the merged model as a Hugging Face directory, tokenizer files beside it.
 
     Forward   W′ = W + s·B·A, rounded once to the stored dtype (default: the model's own)
-    Raises    MespRefError for an adapter of another model and for a directory that is not empty
+    Raises    MespRefError for an adapter of another model and for a directory that is not empty,
+              unless `overwrite`, and even then for one that mesp-ref did not write or is reading
     """
     check_adapter(adapter, model.config)
-    with new_directory(path, overwrite=overwrite) as aside:
+    with new_directory(path, overwrite=overwrite, inputs=[model.path]) as aside:
         save_checkpoint(model.config, _Merged(model, adapter), aside, dtype or model.dtype)
         if model.path is not None:
             copy_companions(model.path, aside)

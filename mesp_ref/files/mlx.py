@@ -16,7 +16,8 @@ from mesp_ref.engine.adapter import Adapter, tensor_name
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.init import check_adapter, check_rank, compute_dtype, parse_targets
 from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.output import write_aside
+from mesp_ref.files.names import shared_name
+from mesp_ref.files.output import new_directory, write_aside
 from mesp_ref.files.peft import check_pairs, read_matrix
 from mesp_ref.files.safetensors import MappedFile
 from mesp_ref.files.strict import inside, read_object
@@ -24,20 +25,22 @@ from mesp_ref.files.strict import inside, read_object
 _TENSOR = re.compile(r"(model\.layers\.([0-9]{1,6})\.(.+))\.lora_(a|b)")
 
 
-def save_mlx_adapter(adapter: Adapter, path: str | Path) -> None:
-    """Write an mlx-lm adapter directory: adapters.safetensors and adapter_config.json.
+def save_mlx_adapter(adapter: Adapter, path: str | Path, overwrite: bool = False) -> None:
+    """Write an mlx-lm adapter directory, whole or not at all: adapters.safetensors and
+    adapter_config.json.
 
     Scale     s = alpha/R (alpha/√R with rank stabilisation) becomes lora_parameters.scale
     Blocks    mlx-lm counts them from the end: an adapter must reach the model's last block
+    Raises    MespRefError for a place that holds anything, unless `overwrite` and mesp-ref wrote it
     """
-    directory, tensors = Path(path), {}
+    tensors = {}
     for name, array in adapter.weights.items():
         module, _, matrix = name.removeprefix("base_model.model.").partition(".lora_")
         tensors[f"{module}.lora_{matrix[0].lower()}"] = np.ascontiguousarray(array.T)
     blocks = {int(name.split(".")[2]) for name in tensors}
     config: dict[str, Any] = {
         "fine_tune_type": "lora",
-        "model": adapter.base_model_name_or_path,
+        "model": shared_name(adapter.base_model_name_or_path),
         "num_layers": max(blocks) - min(blocks) + 1,
         "lora_parameters": {
             "rank": adapter.rank,
@@ -46,10 +49,11 @@ def save_mlx_adapter(adapter: Adapter, path: str | Path) -> None:
             "keys": [PROJECTIONS[target] for target in adapter.targets],
         },
     }
-    with write_aside(directory / "adapters.safetensors") as aside:
-        save_file(tensors, aside, metadata={"format": "mlx"})
-    with write_aside(directory / "adapter_config.json") as aside:
-        aside.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+    with new_directory(path, overwrite=overwrite) as folder:
+        with write_aside(folder / "adapters.safetensors") as aside:
+            save_file(tensors, aside, metadata={"format": "mlx"})
+        with write_aside(folder / "adapter_config.json") as aside:
+            aside.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
 
 
 def load_mlx_adapter(

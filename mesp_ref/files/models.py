@@ -15,6 +15,7 @@ from mesp_ref.files.affine import Affine
 from mesp_ref.files.checkpoint import open_checkpoint, storage_dtype
 from mesp_ref.files.config import read_config
 from mesp_ref.files.default import default_checkpoint
+from mesp_ref.files.output import await_folder
 from mesp_ref.files.random import write_random_checkpoint
 
 # Published shapes by name, config.json of Qwen/Qwen2.5-*: all heads tied.
@@ -33,6 +34,7 @@ def load_model(path: str | Path | None = None, dtype: Any = "float32") -> Model:
     Raises MespRefError naming file and field for what is missing, malformed or not computed.
     """
     directory = default_checkpoint() if path is None else Path(path)
+    await_folder(directory)
     config, weights = open_checkpoint(directory, dtype)
     return Model(config, weights, directory)
 

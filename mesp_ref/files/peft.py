@@ -2,35 +2,44 @@
 
 import json
 import re
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from safetensors.numpy import save_file
 
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.init import check_adapter, check_rank, compute_dtype, parse_targets
 from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.output import write_aside
+from mesp_ref.files.names import shared_name
+from mesp_ref.files.output import await_folder, new_directory, write_aside
 from mesp_ref.files.safetensors import MappedFile
-from mesp_ref.files.strict import inside, read_object
+from mesp_ref.files.strict import inside, parse_json, read_object
+from mesp_ref.files.writer import save_tensors
 from mesp_ref.ops import Array
 
+# The weights carry what scales them: a configuration that says otherwise is not theirs.
+SCALING, _SCALING = "mesp_ref.scaling", ("r", "lora_alpha", "use_rslora")
+_BASE = "base_model_name_or_path"
+_LOOKS, _PAUSE = 50, 0.01  # a save takes some milliseconds
 _TENSOR = re.compile(r"base_model\.model\.model\.layers\.([0-9]{1,6})\.(.+)\.lora_(A|B)\.weight")
 
 
-def save_adapter(adapter: Adapter, path: str | Path) -> None:
+def save_adapter(adapter: Adapter, path: str | Path, overwrite: bool = False) -> None:
     """Write a PEFT directory: adapter_model.safetensors and adapter_config.json.
 
-    Each file appears whole or not at all. float32 and float64 are stored as they are.
+    A reader finds one adapter at every moment. Where one of the same targets and scale lies, as in
+    a run, the weights are replaced in one step, under a configuration that suits both; anything
+    else there is replaced as a folder, if `overwrite` and if mesp-ref wrote it. float32 and float64
+    are stored as they are.
+
+    Raises MespRefError for a place that holds anything else, and for one that cannot be written.
     """
     directory = Path(path)
-    tensors = {name: np.ascontiguousarray(array) for name, array in adapter.weights.items()}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.base_model_name_or_path,
+        _BASE: shared_name(adapter.base_model_name_or_path),
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,
@@ -48,11 +57,30 @@ def save_adapter(adapter: Adapter, path: str | Path) -> None:
         "alpha_pattern": {},
         "revision": None,
     }
-    with write_aside(directory / "adapter_config.json") as aside:
-        aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    # The weights last: a save of the same run that fails leaves the adapter of the save before.
-    with write_aside(directory / "adapter_model.safetensors") as aside:
-        save_file(tensors, aside, metadata={"format": "pt"})
+    text = (json.dumps(config, indent=2) + "\n").encode()
+    metadata = {"format": "pt", SCALING: json.dumps({name: config[name] for name in _SCALING})}
+    fits = _fits(directory, config)
+    with (
+        nullcontext(directory) if fits else new_directory(directory, overwrite=overwrite) as folder
+    ):
+        if not fits or (folder / "adapter_config.json").read_bytes() != text:
+            with write_aside(folder / "adapter_config.json") as aside:
+                aside.write_bytes(text)
+        with write_aside(folder / "adapter_model.safetensors") as aside:
+            save_tensors(aside, adapter.weights, metadata)
+
+
+def _fits(directory: Path, config: dict[str, Any]) -> bool:
+    """Whether a configuration lies there, and no link, under which the new weights mean the same."""
+    file = directory / "adapter_config.json"
+    if file.is_symlink() or not file.is_file():
+        return False
+    try:
+        old = read_object(file, "a PEFT adapter directory")
+    except MespRefError:
+        return False
+    same = [old[name] == config[name] for name in old.keys() & config.keys() - {_BASE}]
+    return all(same) and {"target_modules", *_SCALING} <= old.keys() <= config.keys()
 
 
 # Features of PEFT that change the mathematics, and the values that mean "not used".
@@ -90,6 +118,36 @@ def _read_adapter_config(file: Path) -> dict[str, Any]:
     return values
 
 
+def _read_both(directory: Path) -> tuple[dict[str, Any], MappedFile]:
+    """Configuration and weights that belong together, even while others take their place.
+
+    Raises    MespRefError where they stay apart: edited by hand, or torn by another program
+    """
+    for look in range(_LOOKS):
+        time.sleep(_PAUSE if look else 0)
+        values = _read_adapter_config(inside(directory, "adapter_config.json"))
+        file = MappedFile(inside(directory, "adapter_model.safetensors"))
+        stated = scaling(file)
+        apart = [name for name in _SCALING if name in stated and stated[name] != values.get(name)]
+        if not apart:
+            return values, file
+    name = apart[0]
+    raise MespRefError(
+        f"{directory / 'adapter_config.json'}: {name}: found {shown(values.get(name))}, expected "
+        f"{shown(stated[name])}, with which {file.path.name} was saved; restore it, or save the "
+        "adapter again with another scale"
+    )
+
+
+def scaling(file: MappedFile) -> dict[str, Any]:
+    """What the weights say of rank and scale; nothing, where another program saved them."""
+    try:
+        stated = parse_json(file.metadata[SCALING])
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return stated if isinstance(stated, dict) else {}
+
+
 def load_adapter(
     path: str | Path, dtype: Any = "float32", config: Qwen2Config | None = None
 ) -> Adapter:
@@ -101,8 +159,8 @@ def load_adapter(
     Raises MespRefError naming the file and the field or tensor.
     """
     directory, wanted = Path(path), compute_dtype(dtype)
-    values = _read_adapter_config(inside(directory, "adapter_config.json"))
-    file = MappedFile(inside(directory, "adapter_model.safetensors"))
+    await_folder(directory)
+    values, file = _read_both(directory)
     weights = {}
     for name in file:
         match = _TENSOR.fullmatch(name)

@@ -73,7 +73,7 @@ def quantize_checkpoint(
     packed = {n: affine for n, s in shapes.items() if len(s) == 2 and s[1] % group_size == 0}
     if not packed:
         raise MespRefError(f"{path}: group_size: found {group_size}, expected a divisor of a row")
-    with new_directory(out, overwrite=overwrite) as aside:
+    with new_directory(out, overwrite=overwrite, inputs=[path]) as aside:
         file, specs = aside / "model.safetensors", layout(shapes, packed, stored, stored)
         with write_safetensors(file, specs, {"format": "mlx"}) as writer:
             for name, table in tables.items():

@@ -57,3 +57,12 @@ def write_safetensors(
         yield Writer(file, specs, metadata)
         file.flush()
         os.fsync(file.fileno())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Write arrays as they are. The same ones give the same bytes, which save_file of the
+    safetensors package promises for a single item of metadata only."""
+    specs = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+    with write_safetensors(path, specs, metadata) as writer:
+        for name, array in tensors.items():
+            writer.put(name, array)

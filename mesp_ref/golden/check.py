@@ -2,7 +2,8 @@
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,10 +39,14 @@ class Verdict:
 
 @dataclass
 class CaseReport:
-    """The tensors of one case in execution order, and what the differences look like."""
+    """The tensors of one case in execution order, and what the differences look like.
+
+    narrower   tensors that are stored in fewer bits than `dtype` and were held to their own rounding
+    """
 
     case: str
     dtype: str
+    narrower: int = 0
     verdicts: list[Verdict] = field(default_factory=list)
     like: list[str] = field(default_factory=list)
 
@@ -79,7 +84,9 @@ def check(
 ) -> Report:
     """Hold the files under `actual` against the suite.
 
-    dtype     precision that the backend computed in; by default the type its file is stored in
+    dtype     precision that the backend computed in; by default the one that most tensors of each
+              file are stored in (a tensor stored in fewer bits is held to those), and for a missing
+              file that of the files that are there
     only      patterns of cases (ops/rmsnorm, block/*) or tensors (e2e/tied:*lora*); default all
     roles     "result" outputs, loss and gradients of inputs and LoRA; "base" gradients of base
               weights; "inner" intermediates
@@ -92,16 +99,23 @@ def check(
             raise MespRefError(f"found {name!r}, expected one of {', '.join(allowed)}")
     asked = select(suite, only, roles)
     root = Path(actual)
-    if not any(inside(root, case.file).is_file() for case, _ in asked):
+    files = [_answer_file(root, case) for case, _ in asked]
+    if not any(files):
         raise MespRefError(
             f"{root}: found none of the {len(asked)} files asked for, expected such as "
             f"{asked[0][0].file}; write them with the names of the suite"
         )
-    reports = [_check_case(suite, case, tensors, root, dtype) for case, tensors in asked]
+    answers = [read_tensors(file) if file else {} for file in files]
+    usual = dtype or usual_type(array for got in answers for array in got.values()) or "float32"
+    with np.errstate(all="ignore"):  # what is not finite is judged, not warned of
+        reports = [
+            _check_case(suite, case, tensors, got, dtype, _computed_in(case, got) or usual)
+            for (case, tensors), got in zip(asked, answers, strict=True)
+        ]
     covered = [report for report in reports if report is not None]
     uncovered = [c.name for (c, _), r in zip(asked, reports, strict=True) if r is None]
     if not covered:
-        raise MespRefError(f"{root}: {dtype}: found no case that covers it among those asked for")
+        raise MespRefError(f"{root}: {usual}: found no case that covers it among those asked for")
     return Report(covered, len(asked), len(suite.cases), uncovered)
 
 
@@ -135,18 +149,33 @@ def _matches(case: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(case, pattern) or fnmatch.fnmatchcase(case, f"{pattern}/*")
 
 
-def _check_case(
-    suite: Suite, case: Case, tensors: list[Tensor], root: Path, dtype: str | None
-) -> CaseReport | None:
-    """None where the case does not cover the dtype."""
+def _answer_file(root: Path, case: Case) -> Path | None:
+    """What the backend wrote for a case; None where it wrote nothing."""
     file = inside(root, case.file)
-    got = read_tensors(file) if file.is_file() else {}
-    dtype = dtype or computed_in(got)
+    try:
+        return file if file.is_file() else None
+    except OSError as error:  # a suite may name what no file system takes
+        raise MespRefError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _computed_in(case: Case, got: dict[str, Array]) -> str:
+    return usual_type(got[tensor.name] for tensor in case.tensors if tensor.name in got)
+
+
+def _check_case(
+    suite: Suite, case: Case, tensors: list[Tensor], got: dict[str, Array],
+    said: str | None, stored: str,
+) -> CaseReport | None:  # fmt: skip
+    """None where the case does not cover the dtype: the one said, else the one stored."""
+    dtype, narrower = (said, ()) if said else (stored, case.dtypes)
     if dtype not in case.dtypes:
         return None
     vectors, report = suite.read(case), CaseReport(case.name, dtype)
     for tensor in tensors:
-        report.verdicts.append(judge(tensor, got.get(tensor.name), vectors, dtype))
+        array = got.get(tensor.name)
+        own = own_type(array, dtype, narrower)
+        report.narrower += own != dtype
+        report.verdicts.append(judge(tensor, array, vectors, own))
     known = {tensor.name for tensor in case.tensors}
     for name in sorted(set(got) - known):
         report.verdicts.append(
@@ -158,10 +187,21 @@ def _check_case(
     return report
 
 
-def computed_in(arrays: dict[str, Array]) -> str:
-    """The narrowest floating type among the tensors of a file; float32 where there is none."""
-    found = {array.dtype.name for array in arrays.values()}
-    return next((name for name in reversed(DTYPES) if name in found), "float32")
+def usual_type(arrays: Iterable[Array]) -> str:
+    """The floating type of most tensors, of two the wider; "" where there is none.
+
+    A few stored wider, such as a loss, do not make a file exact, and a few stored narrower do not
+    excuse the others: those are judged by `own_type`.
+    """
+    types = Counter(array.dtype.name for array in arrays if array.dtype.name in DTYPES)
+    return max(DTYPES, key=lambda name: types[name]) if types else ""
+
+
+def own_type(array: Array | None, dtype: str, allowed: Sequence[str] = DTYPES) -> str:
+    """What a tensor is held to: the file's precision, or its own where that is narrower."""
+    own = dtype if array is None else array.dtype.name
+    is_narrower = own in allowed and DTYPES.index(own) > DTYPES.index(dtype)
+    return own if is_narrower else dtype
 
 
 def judge(tensor: Tensor, got: Array | None, vectors: Vectors, dtype: str) -> Verdict:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mesp_ref.golden.relations import constants, distance, relation, scope
-from mesp_ref.golden.suite import Case, Suite, Tensor, Vectors
+from mesp_ref.golden.suite import DTYPES, Case, Suite, Tensor, Vectors
+from mesp_ref.golden.tolerance import UNITS
 from mesp_ref.ops import Array
 
 Arrays = dict[str, Array]
@@ -63,8 +64,8 @@ def explain(
 ) -> list[str]:
     """Sentences, the likeliest first; empty when nothing known fits."""
     answer = _answer(case, vectors, got, dtype)
-    if _nearly_right(answer, failed):
-        return ["agrees to about two digits: computed or stored in a lower precision?"]
+    if 0 < (error := _worst(answer, failed)) < NEARLY:
+        return [f"agrees to {-np.log10(error):.1f} digits{_rounded(error, dtype)}"]
     stored = sorted(_stored(suite, answer))
     scaled = [c for c in _scaled(answer, failed) if c.left < LEFT]
     best = stored[0] if stored and stored[0].left < LEFT else None
@@ -75,13 +76,19 @@ def explain(
     return _partly(suite, answer, failed) or _single(answer, got, failed)
 
 
-def _nearly_right(answer: Answer, failed: Sequence[Tensor]) -> bool:
-    """Every failed tensor is there and close to the right one."""
+def _worst(answer: Answer, failed: Sequence[Tensor]) -> float:
+    """The largest relative distance of a failed tensor from the right one; infinite if one lacks."""
     names = [tensor.name for tensor in failed]
-    return all(
-        name in answer.got and distance(answer.got[name], answer.want[name]) < NEARLY
-        for name in names
-    )
+    if not all(name in answer.got for name in names):
+        return np.inf
+    return float(np.max([distance(answer.got[name], answer.want[name]) for name in names]))
+
+
+def _rounded(error: float, dtype: str) -> str:
+    """The lower precision whose roundings are as large as an error, as a question."""
+    lower = DTYPES[DTYPES.index(dtype) + 1 :]
+    near = [name for name in lower if 1 / 8 < error / UNITS[name].store < 8]
+    return f": computed or stored in a lower precision, such as {near[0]}?" if near else ""
 
 
 def _answer(case: Case, vectors: Vectors, got: Arrays, dtype: str) -> Answer:

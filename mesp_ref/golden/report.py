@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from typing import Any
 
+from mesp_ref.errors import escaped, named
 from mesp_ref.golden.check import CaseReport, Report, Verdict
 
 
@@ -11,26 +12,33 @@ def percent(margin: float) -> str:
     """Error as a share of the tolerance: 37%, or 120× where it is far beyond."""
     if not math.isfinite(margin):
         return "—"
-    return f"{100 * margin:.3g}%" if margin < 10 else f"{float(f'{margin:.3g}'):,.0f}×"
+    if 0 < margin < 1e-4:
+        return "<0.01%"
+    if margin < 10:
+        return f"{100 * margin:.3g}%"
+    return f"{float(f'{margin:.3g}'):,.0f}×" if margin < 1e6 else f"{margin:.1e}×"
 
 
 def line(verdict: Verdict) -> str:
     """One failed tensor."""
     at = f" at {list(verdict.index)}" if verdict.index else ""
     size = f" {percent(verdict.margin)} of the tolerance" if math.isfinite(verdict.margin) else ""
-    return f"{verdict.tensor}: {verdict.problem}{size}{at}: {verdict.text}"
+    return f"{named(verdict.tensor)}: {verdict.problem}{size}{at}: {verdict.text}"
 
 
 def case_lines(case: CaseReport, limit: int = 5) -> list[str]:
-    """A case: one line when it passes, otherwise the first divergences, the rest counted."""
+    """A case: one line when it passes, otherwise the first divergences, the rest counted.
+
+    Names are those of a stranger's files: whatever they hold, a line stays one line.
+    """
     if case.passed:
         worst = max(case.verdicts, key=lambda v: v.margin)
         return [
-            f"ok    {case.case} ({case.dtype}): {len(case.verdicts)} tensors, worst "
-            f"{worst.tensor} {percent(worst.margin)} of its tolerance"
+            f"ok    {title(case)}: {len(case.verdicts)} tensors, worst {named(worst.tensor)} "
+            f"{percent(worst.margin)} of its tolerance"
         ]
     wrong = [v for v in case.verdicts if not v.passed]
-    lines = [f"FAIL  {case.case} ({case.dtype}): {len(wrong)} of {len(case.verdicts)} tensors"]
+    lines = [f"FAIL  {title(case)}: {len(wrong)} of {len(case.verdicts)} tensors"]
     for direction in ("forward", "backward"):
         first = case.first(direction)
         if first is not None:
@@ -40,8 +48,14 @@ def case_lines(case: CaseReport, limit: int = 5) -> list[str]:
     lines += [f"        {line(v)}" for v in others[:limit]]
     if len(others) > limit:
         lines.append(f"        and {len(others) - limit} more")
-    return lines + [f"        looks {text}" if text.startswith("like") else f"        {text}"
-                    for text in case.like]  # fmt: skip
+    likes = (f"looks {text}" if text.startswith("like") else text for text in case.like)
+    return lines + [f"        {escaped(text)}" for text in likes]
+
+
+def title(case: CaseReport) -> str:
+    """A case and the precision it was held to."""
+    narrower = f", {case.narrower} narrower" if case.narrower else ""
+    return f"{named(case.case)} ({case.dtype}{narrower})"
 
 
 def summary(report: Report) -> list[str]:
@@ -54,9 +68,9 @@ def summary(report: Report) -> list[str]:
         "were checked"
     ]
     if report.uncovered:
-        lines.append(f"not covered in this precision: {', '.join(report.uncovered)}")
+        lines.append(f"not covered in this precision: {', '.join(map(named, report.uncovered))}")
     likes = Counter(text for case in report.cases for text in case.like)
-    lines += [f"in {n} cases: {text}" for text, n in likes.most_common(5) if n > 1]
+    lines += [f"in {n} cases: {escaped(text)}" for text, n in likes.most_common(5) if n > 1]
     return lines
 
 
@@ -69,8 +83,8 @@ def as_text(report: Report) -> str:
     lines = [x for case in report.cases if not _is_absent(case) for x in case_lines(case)]
     absent = [case.case for case in report.cases if _is_absent(case)]
     if absent:
-        named = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
-        lines.append(f"FAIL  {len(absent)} cases without a file: {named}; --only checks a part")
+        some = ", ".join(map(named, absent[:3])) + (", …" if len(absent) > 3 else "")
+        lines.append(f"FAIL  {len(absent)} cases without a file: {some}; --only checks a part")
     return "\n".join(lines + summary(report))
 
 
@@ -87,6 +101,7 @@ def as_json(report: Report) -> dict[str, Any]:
             {
                 "case": case.case,
                 "dtype": case.dtype,
+                "narrower": case.narrower,
                 "passed": case.passed,
                 "first": {d: v.tensor if v else None for d, v in firsts.items()},
                 "like": case.like,

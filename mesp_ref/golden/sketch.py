@@ -21,7 +21,8 @@ from mesp_ref.files.models import load_model
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.files.strict import read_object
-from mesp_ref.golden.suite import read_tensors
+from mesp_ref.golden.check import own_type, usual_type
+from mesp_ref.golden.suite import DTYPES, read_tensors
 from mesp_ref.golden.tolerance import UNITS
 from mesp_ref.ops import Array
 
@@ -77,9 +78,9 @@ def make_sketch(model: str, adapter: str, input_ids: Any, labels: Any) -> dict[s
     }
 
 
-def save_sketch(sketch: dict[str, Any], path: str | Path) -> None:
+def save_sketch(sketch: dict[str, Any], path: str | Path, overwrite: bool = True) -> None:
     """Write the JSON file, whole or not at all."""
-    with write_aside(path) as aside:
+    with write_aside(path, overwrite=overwrite) as aside:
         aside.write_text(json.dumps(sketch, indent=1) + "\n", encoding="utf-8")
 
 
@@ -117,19 +118,27 @@ def _is_entry(entry: Any) -> bool:
 
 
 def check_sketch(
-    sketch: dict[str, Any], gradients: str | Path, dtype: str = "float32"
+    sketch: dict[str, Any], gradients: str | Path, dtype: str | None = None
 ) -> list[dict[str, Any]]:
     """Per tensor of the sketch: estimated relative error of a safetensors file of gradients.
 
     Names are PEFT's, with or without .grad behind. Gate: four times our own float32's error, scaled
-    to the roundings of `dtype`; floor of one rounding, for tensors whose drift happens to be small.
+    to the roundings of the precision; floor of one rounding, for tensors whose drift happens to be
+    small.
+    dtype     precision that the backend computed in; by default float32, or 16 bits where most
+              tensors are stored in them
     """
     found = {n.removesuffix(".grad"): a for n, a in read_tensors(Path(gradients)).items()}
     if not set(found) & set(sketch["tensors"]):
         raise MespRefError(f"{gradients}: found none of the sketch's tensors, such as "
                            f"{next(iter(sketch['tensors']))}")  # fmt: skip
-    return [_compare(name, entry, found.get(name), dtype) for name, entry in
-            sketch["tensors"].items()]  # fmt: skip
+    stored = max(usual_type(found.values()), "float32", key=("", *DTYPES).index)
+    with np.errstate(all="ignore"):  # what is not finite is judged, not warned of
+        return [
+            _compare(name, entry, got, dtype or own_type(got, stored))
+            for name, entry in sketch["tensors"].items()
+            for got in [found.get(name)]
+        ]
 
 
 def _compare(name: str, entry: dict[str, Any], got: Array | None, dtype: str) -> dict[str, Any]:
@@ -139,8 +148,10 @@ def _compare(name: str, entry: dict[str, Any], got: Array | None, dtype: str) ->
     if got is None:
         problem = "missing"
     elif list(got.shape) != entry["shape"]:
-        problem = f"shape: found {list(got.shape)}, expected {entry['shape']}"
-    elif got.dtype.kind not in "fV" or not np.isfinite(got.astype(np.float64)).all():
+        problem = f"shape: found {list(got.shape)}, expected {shown(entry['shape'])}"
+    elif got.dtype.name not in DTYPES:
+        problem = f"dtype: found {got.dtype}, expected one of {', '.join(DTYPES)}"
+    elif not np.isfinite(got.astype(np.float64)).all():
         problem = "not finite"
     else:
         wide = got.astype(np.float64)
@@ -148,4 +159,5 @@ def _compare(name: str, entry: dict[str, Any], got: Array | None, dtype: str) ->
         size = entry["norm"] or 1.0
         error, ratio = float(np.sqrt((off**2).mean())) / size, float(np.linalg.norm(wide)) / size
         problem = "" if error <= gate else "differs"
-    return {"name": name, "problem": problem, "error": error, "gate": gate, "norm_ratio": ratio}
+    return {"name": name, "dtype": dtype, "problem": problem, "error": error, "gate": gate,
+            "norm_ratio": ratio}  # fmt: skip

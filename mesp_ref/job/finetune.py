@@ -16,8 +16,9 @@ from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.generate import generate
 from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.models import load_model
+from mesp_ref.files.names import model_name
 from mesp_ref.files.peft import load_adapter, save_adapter
 from mesp_ref.job.curves import plot_loss, write_csv
 from mesp_ref.job.defaults import data_file
@@ -156,7 +157,10 @@ def finetune(options: FinetuneOptions, report: Report = lambda event: None) -> E
     Interrupted after Ctrl-C, when state and adapter are saved.
     """
     with data_file(options.data) as data:
-        directory = RunDirectory(options.out, overwrite=options.overwrite, resume=options.resume)
+        directory = RunDirectory(
+            options.out, overwrite=options.overwrite, resume=options.resume,
+            inputs=[options.model, options.data, options.val_data, options.adapter],
+        )  # fmt: skip
         try:
             return Run(options, data, report, directory).execute()
         finally:
@@ -179,7 +183,9 @@ class Run:
         self.tokenizer = encoder.tokenizer
         self.stream, self.heldout = _open_streams(options, files, encoder)
         adapter = _open_adapter(options, self.model)
-        adapter.base_model_name_or_path = options.model or str(self.model.path)
+        assert self.model.path is not None
+        self.name = model_name(self.model.path, options.model)
+        adapter.base_model_name_or_path = self.name
         self.choice: Choice | None = None
         if options.memory_limit is not None:
             identity = saved[1]["identity"] if saved else {}
@@ -246,6 +252,13 @@ class Run:
         self.trainer.restore(arrays, facts)
         self.best = Best(**(facts.get("best") or {}))
 
+    @property
+    def prompt_source(self) -> str:
+        """Where the text that the samples continue comes from: a row may hold private data."""
+        if self.options.prompt is not None:
+            return "--prompt"
+        return "the first held-out row" if self.heldout else "the first row of the data"
+
     def _prompt_ids(self, encoder: Encoder) -> list[int]:
         """What the samples continue: --prompt, or the beginning of a held-out (or first) row."""
         if self.tokenizer is None or not self.options.sample_tokens:
@@ -298,7 +311,7 @@ class Run:
             self.directory.reopen(self.trainer.step)
             self.written = self.kept
             if self.kept == self.trainer.step:  # a save may have been cut in two
-                save_adapter(self.adapter, self.directory.adapter)
+                save_adapter(self.adapter, self.directory.adapter, overwrite=True)
             return
         self._evaluate(stop)
         self._sample()
@@ -326,6 +339,7 @@ class Run:
         summary = self._summary()
         self._draw()
         write_json(self.directory.file("summary.json"), summary)
+        self.directory.complete()
         return summary
 
     def _loop(self, stop: StopRequest, memory: PeakMemory) -> None:
@@ -403,7 +417,7 @@ class Run:
         [new] = generate(
             self.model, [self.prompt], self.adapter, max_new_tokens=self.options.sample_tokens
         )
-        event = {"event": "sample", "step": step}
+        event = {"event": "sample", "step": step, "source": self.prompt_source}
         event["prompt"] = self.tokenizer.decode(self.prompt, skip_special_tokens=False)
         self._log(event | {"text": self.tokenizer.decode(new, skip_special_tokens=True)})
 
@@ -418,7 +432,7 @@ class Run:
         }
         save_state(self.directory.file("state.safetensors"), arrays, facts)
         if self.kept == self.trainer.step:
-            save_adapter(self.adapter, self.directory.adapter)
+            save_adapter(self.adapter, self.directory.adapter, overwrite=True)
             self.written = self.kept
         self.report({"event": "saved", "step": self.trainer.step, "out": str(self.directory.path)})
 
@@ -430,7 +444,7 @@ class Run:
             self._save()
         return (
             f"interrupted at step {self.trainer.step}; {self._saved()} are in "
-            f"{self.directory.path}: repeat the command with --resume to go on"
+            f"{self.directory.path}: {self.directory.how_to_go_on}"
         )
 
     def _saved(self) -> str:
@@ -451,7 +465,7 @@ class Run:
             return str(error)
         line = f"{error}; the adapter as of step {self.written} is kept in {self.directory.adapter}"
         if isinstance(error.__context__, OSError):  # a full disk, for one
-            line += "; when that is mended, repeat the command with --resume to go on"
+            line += f"; when that is mended, {self.directory.how_to_go_on}"
         return line
 
     def _ready(self) -> Event:
@@ -472,7 +486,7 @@ class Run:
             "data": self.options.data or "questions about stories",
             "data_bytes": self.stream.data.size,
             "heldout_rows": len(self.heldout),
-            "out": None if self.directory.numbered else str(self.directory.path),
+            "out": None if self.directory.numbered else str(self.directory.place),
             "memory": None if self.choice is None else str(self.choice),
         }
 
@@ -489,27 +503,31 @@ class Run:
         """The metrics as a table and as a picture."""
         events, train = self.directory.events(), self.options.train
         write_csv(self.directory.file("metrics.csv"), events)
-        title = f"Fine-tuning {self._model_name()} with {train.method}"
+        title = f"Fine-tuning {escaped(self.name or 'a model')} with {train.method}"
         plot_loss(self.directory.file("loss.png"), events, title)
 
     def _model_name(self) -> str:
         return self.options.model or "the default checkpoint"
 
+    def _said(self, step: int) -> Event | None:
+        """The sample of a step, unless there are to be none, though an earlier start had some."""
+        return self._logged("sample", step) if self.options.sample_tokens else None
+
     def _summary(self) -> Event:
         sides = {}
         for side, step in (("before", 0), ("after", self.kept)):
-            loss, sample = self._logged("eval", step), self._logged("sample", step)
+            loss, sample = self._logged("eval", step), self._said(step)
             sides[side] = {
                 "loss": loss and loss["loss"],
                 "perplexity": loss and loss["perplexity"],
                 "accuracy": loss and loss["accuracy"],
                 "sample": sample and sample["text"],
             }
-        sample = self._logged("sample", self.kept)
+        sample = self._said(self.kept)
         return {
-            "out": str(self.directory.path),
-            "adapter": str(self.directory.adapter),
-            "curve": str(self.directory.file("loss.png")),
+            "out": str(self.directory.place),
+            "adapter": str(self.directory.place / "adapter"),
+            "curve": str(self.directory.place / "loss.png"),
             "method": self.options.train.method,
             "steps": self.trainer.step,
             "adapter_step": self.kept,
@@ -520,5 +538,6 @@ class Run:
             "tokens_per_second": self._trained / self._seconds if self._seconds else None,
             "peak_memory_mib": self._peak,
             "prompt": sample and sample["prompt"],
+            "prompt_source": sample and self.prompt_source,
             **sides,
         }

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import re
 import weakref
 from collections.abc import Callable
 from datetime import datetime
@@ -16,6 +17,7 @@ with contextlib.suppress(ImportError):  # Windows has none
     fcntl = importlib.import_module("fcntl")
 
 _NAME = ".lock"
+_HOLDER = re.compile(r"process [0-9]+ since [0-9-]+ [0-9:]+|")  # empty: it died before it signed
 
 
 class DirectoryLock:
@@ -38,11 +40,23 @@ class DirectoryLock:
             self.release = weakref.finalize(self, _unlock, handle, (directory / _NAME).absolute())
 
 
+def is_lock(file: Path) -> bool:
+    """Whether a regular file is one of ours: named .lock, and nothing in it but a holder."""
+    if file.name != _NAME or file.stat().st_size > 100:
+        return False
+    return _HOLDER.fullmatch(file.read_text("latin-1")) is not None
+
+
 def _locked(directory: Path) -> int | None:
     """An open, locked `.lock`; None where there are no locks."""
     if fcntl is None:
         return None
     while True:
+        if (directory / _NAME).is_file() and not is_lock(directory / _NAME):
+            raise MespRefError(
+                f"{directory / _NAME}: found a file that mesp-ref did not write, expected the lock "
+                "of a run; move it or name another directory"
+            )
         try:
             handle = os.open(directory / _NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:

@@ -67,7 +67,7 @@ class PretrainOptions:
             for field in fields(self)
             if field.name not in ("out", "overwrite") and getattr(self, field.name) != field.default
         ]
-        return f"mesp-ref pretrain --out {self.out}{''.join(given)}"
+        return f"mesp-ref pretrain --out {Path(self.out).absolute().name}{''.join(given)}"
 
     def train_config(self) -> TrainConfig:
         """AdamW with 5% warm-up and a cosine down to 0, clipped at norm 1."""

@@ -28,17 +28,24 @@ class _Tile(NamedTuple):
     keys: tuple[int, slice, int]  # index into [N, Tk, G, D]
     size: int  # queries
     visible: int  # keys
+    hidden: (
+        Array | None
+    )  # [size, 1, 1], how many of the visible keys are of documents before a query's
 
 
-def _tiles(q: Array, k: Array, tile: int) -> Iterator[_Tile]:
-    """Walk the query tiles of every key/value head; a tile ends where its last query sees."""
+def _tiles(q: Array, k: Array, first: Array | None, tile: int) -> Iterator[_Tile]:
+    """Walk the query tiles of every key/value head, from the first key that a query of it sees to the
+    last: what no query sees is skipped."""
     (n, tq, heads, _), (_, tk, groups, _) = q.shape, k.shape
     share = heads // groups
     for i, g in np.ndindex(n, groups):
         for a, b in tiles(tq, tile):
-            seen = b + tk - tq
-            shared = slice(g * share, (g + 1) * share)
-            yield _Tile((i, slice(a, b), shared), (i, slice(0, seen), g), b - a, seen)
+            seen, start, hidden = b + tk - tq, 0, None
+            if first is not None:
+                start = int(first[i, a:b].min())
+                hidden = (first[i, a:b] - start)[:, None, None]
+            shared, keys = slice(g * share, (g + 1) * share), (i, slice(start, seen), g)
+            yield _Tile((i, slice(a, b), shared), keys, b - a, seen - start, hidden)
 
 
 def _stack(x: Array, at: tuple[int, slice, slice], scratch: Array) -> Array:
@@ -49,12 +56,16 @@ def _stack(x: Array, at: tuple[int, slice, slice], scratch: Array) -> Array:
 
 
 def _scores(tile: _Tile, q: Array, k: Array, scratch: Array) -> Array:
-    """q·kᵀ/√D of a tile, −∞ where a key is hidden, as some of the last are: [t·h, visible]."""
+    """q·kᵀ/√D of a tile, −∞ where a key is hidden: some of the last, and some of the first where
+    documents begin in the tile.  Shapes  -> [t·h, visible]"""
     s = np.matmul(q, k[tile.keys].T, out=view(scratch, len(q), tile.visible))
     s *= q.shape[-1] ** -0.5
-    diagonal = s.reshape(tile.size, -1, tile.visible)[..., -tile.size :]
-    hidden = ~causal_mask(tile.size, tile.size, like=s)[:, None, :]
-    np.copyto(diagonal, diagonal.dtype.type(-np.inf), where=hidden)
+    by_query = s.reshape(tile.size, -1, tile.visible)
+    later = ~causal_mask(tile.size, tile.size, like=s)[:, None, :]
+    np.copyto(by_query[..., -tile.size :], s.dtype.type(-np.inf), where=later)
+    if tile.hidden is not None:
+        earlier = np.arange(tile.visible) < tile.hidden
+        np.copyto(by_query, s.dtype.type(-np.inf), where=earlier)
     return s
 
 
@@ -69,20 +80,22 @@ def _scratch(q: Array, k: Array, tile: int, dtype: np.dtype, *arrays: int) -> li
 
 
 def attention(
-    q: Array, k: Array, v: Array, *, tile: int | None = None
+    q: Array, k: Array, v: Array, *, first: Array | None = None, tile: int | None = None
 ) -> tuple[Array, AttentionRes]:
-    """Every query mixes the values of the keys at or before its position.
+    """Every query mixes the values of the keys at or before its position, in its document.
 
     Forward   s = q·kᵀ/√D;  lse_i = log Σ_{j visible} exp(s_ij);  o_i = Σ_j exp(s_ij − lse_i)·v_j
-    Shapes    q [N, Tq, H, D]; k, v [N, Tk, G, D] with H a multiple of G -> o [N, Tq, H, D]
-    Tiles     `tile` queries with their visible keys: half the scores are never formed
+    Shapes    q [N, Tq, H, D]; k, v [N, Tk, G, D] with H a multiple of G -> o [N, Tq, H, D];
+              first [N, Tq], where each query's document begins, or None in a row of one
+    Tiles     `tile` queries with their visible keys: half the scores are never formed, and in a row
+              of several documents none between them
     Source    Dao et al. 2022 for rebuilding probabilities from one number a row
     """
     dtype = np.result_type(q, k, v)
     o, lse = np.empty(q.shape, dtype, like=q), np.empty(q.shape[:3], dtype, like=q)
     tile = tile or query_tile(q.shape[2] // k.shape[2], k.shape[1])
     (scores,), (queries, out) = _scratch(q, k, tile, dtype, 1, 2)
-    for t in _tiles(q, k, tile):
+    for t in _tiles(q, k, first, tile):
         p = _scores(t, _stack(q, t.queries, queries), k, scores)
         top = p.real.max(axis=1, keepdims=True)
         np.exp(np.subtract(p, top, out=p), out=p)
@@ -94,7 +107,7 @@ def attention(
 
 
 def attention_bwd(
-    do: Array, res: AttentionRes, *, tile: int | None = None
+    do: Array, res: AttentionRes, *, first: Array | None = None, tile: int | None = None
 ) -> tuple[Array, Array, Array]:
     """VJP of tiled attention.
 
@@ -109,7 +122,7 @@ def attention_bwd(
     dk, dv = np.zeros(k.shape, dtype, like=q), np.zeros(v.shape, dtype, like=q)
     tile = tile or query_tile(q.shape[2] // k.shape[2], k.shape[1])
     (scores, slopes), flat = _scratch(q, k, tile, dtype, 2, 3)
-    for t in _tiles(q, k, tile):
+    for t in _tiles(q, k, first, tile):
         qt, dot, ot = (_stack(x, t.queries, s) for x, s in zip((q, do, o), flat, strict=True))
         p = _scores(t, qt, k, scores)
         np.exp(np.subtract(p, lse[t.queries].reshape(-1, 1), out=p), out=p)

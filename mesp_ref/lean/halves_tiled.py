@@ -31,17 +31,17 @@ def tiled(keep: lean.Keep | None = None, width: int | None = None) -> Halves:
     width     columns of the MLP at once, by default those of `mlp_width` for as many rows as come
     """
     return Halves(
-        partial(self_attn, keep=keep), self_attn_bwd,
-        partial(mlp, keep=keep, width=width), partial(mlp_bwd, width=width),
+        partial(attention_half, keep=keep), attention_half_bwd,
+        partial(mlp_half, keep=keep, width=width), partial(mlp_half_bwd, width=width),
     )  # fmt: skip
 
 
 def _attention(n: Array, layer: Layer) -> lean.AttentionRes:
     """Attention over its projections."""
-    return lean.attention(*qkv(n, layer))[1]
+    return lean.attention(*qkv(n, layer), first=layer.first)[1]
 
 
-def self_attn(
+def attention_half(
     n: Array, layer: Layer, *, drop: frozenset[str] = NOTHING, keep: lean.Keep | None = None
 ) -> tuple[Array, lean.AttentionRes | None]:
     """o_proj(attention(n)), and with `keep` the residuals of attention.
@@ -54,17 +54,17 @@ def self_attn(
     return project("self_attn.o_proj", o, layer), kept or None
 
 
-def self_attn_bwd(
+def attention_half_bwd(
     dy: Array, n: Array, res: lean.AttentionRes | None, layer: Layer, *, params: bool = False
 ) -> tuple[Array, Gradients]:
-    """VJP of self_attn: dn, and its gradients by tensor name; without residuals all is rebuilt.
+    """VJP of attention_half: dn, and its gradients by tensor name; without residuals all is rebuilt.
 
     Shapes    dy, n [N, T, C] -> dn [N, T, C]
     """
     res = res or _attention(n, layer)
     o = res.o.reshape(*n.shape[:2], -1)
     do, grads = project_bwd("self_attn.o_proj", dy, o, layer, params=params)
-    dheads = list(lean.attention_bwd(do.reshape(res.q.shape), res))
+    dheads = list(lean.attention_bwd(do.reshape(res.q.shape), res, first=layer.first))
     del do, o, res
     dn, found = qkv_bwd(dheads, n, layer, params=params)
     return dn, grads | found
@@ -80,7 +80,7 @@ def _parameters(layer: Layer) -> list[Any]:
     return [*weights, *matrices]
 
 
-def mlp(
+def mlp_half(
     n: Array, layer: Layer, *, drop: frozenset[str] = NOTHING, keep: lean.Keep | None = None,
     width: int | None = None,
 ) -> tuple[Array, Any]:  # fmt: skip
@@ -92,10 +92,10 @@ def mlp(
     return y, res.kept
 
 
-def mlp_bwd(
+def mlp_half_bwd(
     dy: Array, n: Array, kept: Any, layer: Layer, *, params: bool = False, width: int | None = None
 ) -> tuple[Array, Gradients]:
-    """VJP of mlp: dn, and its gradients by tensor name; z at least is rebuilt.
+    """VJP of mlp_half: dn, and its gradients by tensor name; z at least is rebuilt.
 
     Shapes    dy, n [..., C] -> dn [..., C]
     """

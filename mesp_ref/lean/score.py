@@ -5,13 +5,15 @@ import numpy as np
 from mesp_ref import lean as tiled
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import EVERYTHING, block
-from mesp_ref.engine.inputs import check_batch
+from mesp_ref.engine.inputs import apart, check_batch
 from mesp_ref.engine.model import NORM, Model, embed, layers, shift
 from mesp_ref.lean.halves_tiled import TILED
 from mesp_ref.ops import IGNORED, Array, rmsnorm, rows
 
 
-def score(model: Model, adapter: Adapter | None, ids: Array, labels: Array) -> tuple[float, int]:
+def score(
+    model: Model, adapter: Adapter | None, ids: Array, labels: Array, positions: Array | None = None
+) -> tuple[float, int]:
     """Mean loss of a batch, and how many of its counted tokens are the model's first choice.
 
     The forward is that of mesp_tiled: halves of blocks, then the head a tile of the vocabulary at
@@ -20,8 +22,8 @@ def score(model: Model, adapter: Adapter | None, ids: Array, labels: Array) -> t
     Raises    MespRefError as mesp_ref.loss does
     """
     ids, targets = check_batch(model.config, ids, labels)
-    x, y = embed(model, ids), shift(targets).reshape(-1)
-    for layer in layers(model, adapter, 0, ids.shape[1]):
+    x, y = embed(model, ids), shift(apart(targets, positions)).reshape(-1)
+    for layer in layers(model, adapter, 0, ids.shape[1], positions):
         x = block(x, layer, halves=TILED, drop=EVERYTHING)[0]
     counted = np.flatnonzero(y != IGNORED)
     x = rows(x)[counted]

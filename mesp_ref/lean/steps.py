@@ -7,6 +7,7 @@ from mesp_ref import ops
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import PLAIN
 from mesp_ref.engine.half import Gradients
+from mesp_ref.engine.inputs import apart
 from mesp_ref.engine.methods import OnGradients, Step, mebp, mesp, store_all
 from mesp_ref.engine.mezo import mezo
 from mesp_ref.engine.model import EMBEDDING, Model, layers
@@ -34,16 +35,18 @@ def new_step(
     method: str = "store_all",
     stack: Checkpoints | None = None,
     workers: Workers = ALONE,
+    positions: Array | None = None,
 ) -> Step:
     """A step of a checked batch [N, T], ready for a method: its halves and its head, shared or not."""
+    labels = apart(labels, positions)
     if method == "mesp_tiled":
         keep = stack.keep if stack is not None and stack.offload else None
         halves = shared(tiled(keep, mlp_width(ids.size, workers.size)), workers, rows=True)
     else:
         halves = shared(PLAIN, workers)
     return Step(
-        model, adapter, ids, labels, layers(model, adapter, 0, ids.shape[1]), params, emit, stack,
-        halves, ops.lm_loss if workers.size == 1 else partial(shared_lm_loss, workers),
+        model, adapter, ids, labels, layers(model, adapter, 0, ids.shape[1], positions), params, emit,
+        stack, halves, ops.lm_loss if workers.size == 1 else partial(shared_lm_loss, workers),
     )  # fmt: skip
 
 

@@ -56,7 +56,9 @@ def timeline(ledger: Ledger, rank: int) -> Timeline:
     return Timeline(ops, {name: y for name, y in kinds.items() if y.any()}, total, head)
 
 
-def plot_timelines(ledgers: Mapping[str, Ledger], path: str | Path, title: str, rank: int) -> None:
+def plot_timelines(
+    ledgers: Mapping[str, Ledger], path: str | Path, title: str, rank: int, overwrite: bool = True
+) -> None:
     """One row per method, each on its own scale, as .png or as one self-contained .html page.
 
     Raises MespRefError when the file cannot be written.
@@ -66,7 +68,7 @@ def plot_timelines(ledgers: Mapping[str, Ledger], path: str | Path, title: str, 
     rows = {method: timeline(ledger, rank) for method, ledger in ledgers.items()}
     is_picture = Path(path).suffix == ".png"
     data = _picture(rows, title) if is_picture else page(rows, title).encode()
-    with write_aside(path) as aside:
+    with write_aside(path, overwrite=overwrite) as aside:
         aside.write_bytes(data)
 
 

@@ -32,18 +32,20 @@ def _unstack_group(o: Array, heads: int) -> Array:
     return o.reshape(n, -1, heads, d)
 
 
-def attention(q: Array, k: Array, v: Array) -> tuple[Array, AttentionRes]:
+def attention(
+    q: Array, k: Array, v: Array, *, first: Array | None = None
+) -> tuple[Array, AttentionRes]:
     """Every query mixes the values of the keys at or before its position.
 
     Forward   p = causal_softmax(q·kᵀ/√D);  o = p·v, head by head
     Shapes    q [N, Tq, H, D]; k, v [N, Tk, G, D] with H a multiple of G -> o [N, Tq, H, D]
-              Tk > Tq is a cache of earlier keys (see causal_mask)
+              Tk > Tq is a cache of earlier keys; first [N, Tq] or None (see causal_mask)
     Source    Vaswani et al. 2017, eq. 1; Ainslie et al. 2023 for the shared key/value heads
     """
     (n, tq, heads, d), (_, tk, groups, _) = q.shape, k.shape
     scores = _stack_group(q, groups) @ k.transpose(0, 2, 3, 1)  # [N, G, (H/G)·Tq, Tk]
     scores *= d**-0.5
-    p, _ = causal_softmax(scores.reshape(n, heads, tq, tk))
+    p, _ = causal_softmax(scores.reshape(n, heads, tq, tk), first=first)
     o = p.reshape(scores.shape) @ v.transpose(0, 2, 1, 3)  # [N, G, (H/G)·Tq, D]
     return _unstack_group(o, heads), AttentionRes(q, k, v, p)
 

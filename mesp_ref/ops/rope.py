@@ -32,18 +32,16 @@ def rope(x: Array, cos: Array, sin: Array) -> tuple[Array, RopeRes]:
 
     Forward   y₁ = x₁ ⊙ cos − x₂ ⊙ sin;  y₂ = x₂ ⊙ cos + x₁ ⊙ sin
               with x₁, x₂ the first and second *half* of the head (not even and odd elements)
-    Shapes    x [N, T, H, D], cos, sin [T, D/2] -> y [N, T, H, D]
+    Shapes    x [N, T, H, D], cos, sin [T, D/2], or [N, T, D/2] where sequences have positions of their
+              own -> y [N, T, H, D]
     Source    Su et al. 2021, eq. 34; pairing of the Hugging Face Llama and Qwen2 code
     """
     half = x.shape[-1] // 2
     x1, x2 = x[..., :half], x[..., half:]
-    cos, sin = cos[:, None, :], sin[:, None, :]  # [T, 1, D/2]
+    cos, sin = cos[..., None, :], sin[..., None, :]  # [T, 1, D/2]
     y = np.empty(x.shape, x.dtype, like=x)
-    y1, y2 = y[..., :half], y[..., half:]
-    np.multiply(x1, cos, out=y1)
-    y1 -= x2 * sin
-    np.multiply(x2, cos, out=y2)
-    y2 += x1 * sin
+    y[..., :half] = x1 * cos - x2 * sin
+    y[..., half:] = x2 * cos + x1 * sin
     return y, RopeRes()
 
 

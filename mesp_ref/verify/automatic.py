@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mesp_ref import lean as tiled
 from mesp_ref import ops
 from mesp_ref.engine import block, methods
-from mesp_ref.ops.registry import OPS
+from mesp_ref.registry import OPS
 from mesp_ref.verify.bugs import compiled, source
 from mesp_ref.verify.planted import original, planted
 from mesp_ref.verify.suite import killed, model_cases
@@ -103,15 +103,23 @@ def mutants(path: str) -> Iterator[Mutant]:
 
 
 def backwards() -> dict[str, tuple[str, ...]]:
-    """Path of every function named …_bwd or …_bwd_params -> the subjects it is checked on."""
+    """Path of every backward -> the subjects it is checked on: those of the registry's rows, and
+    every other function named …_bwd or …_bwd_params."""
     found: dict[str, tuple[str, ...]] = {}
     for module in (ops, tiled, block, methods):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.endswith(("_bwd", "_bwd_params")):
-                home = function.__module__.removeprefix("mesp_ref.")
-                rows = [r.name for r in OPS.values() if function in (r.backward, r.backward_params)]
-                found.setdefault(f"{home}:{name}", tuple(rows) or ("model",))
-    return found
+                found.setdefault(_path(function), ("model",))
+    rows: dict[str, list[str]] = {}
+    for row in OPS.values():
+        for backward in filter(None, (row.backward, row.backward_params)):
+            rows.setdefault(_path(backward), []).append(row.name)
+    return found | {path: tuple(names) for path, names in rows.items()}
+
+
+def _path(function: Callable[..., Any]) -> str:
+    """Where a function stands: see planted.original."""
+    return f"{function.__module__.removeprefix('mesp_ref.')}:{function.__qualname__}"
 
 
 # Mutants that no check can reject because they compute the same: a reason by what is changed.

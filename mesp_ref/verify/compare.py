@@ -199,7 +199,9 @@ def _race(
     }
 
 
-def plot_comparison(path: Path, found: Mapping[str, Event], title: str) -> None:
+def plot_comparison(
+    path: Path, found: Mapping[str, Event], title: str, overwrite: bool = True
+) -> None:
     """Losses, memory and time in one figure."""
     from matplotlib.figure import Figure
 
@@ -224,5 +226,5 @@ def plot_comparison(path: Path, found: Mapping[str, Event], title: str) -> None:
         axes.bar_label(drawn, fmt="%.3g", padding=3)
         axes.set(xlabel=label, xlim=(0, 1.4 * max(values)))
         axes.invert_yaxis()
-    with write_aside(path) as aside:
+    with write_aside(path, overwrite=overwrite) as aside:
         figure.savefig(aside, format="png")

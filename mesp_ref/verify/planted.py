@@ -1,6 +1,8 @@
 """Put another function in the place of one of ours, everywhere, for a while."""
 
 import importlib
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FunctionType
@@ -10,7 +12,8 @@ Function = Callable[..., Any]
 
 
 def original(path: str) -> Any:
-    """What "ops.rmsnorm:rmsnorm_bwd" or "engine.adapter:Adapter.scale" names, below mesp_ref.
+    """What "ops.rmsnorm:rmsnorm_bwd" or "engine.adapter:Adapter.scale" names, below mesp_ref; or, by
+    the whole name of its module, a function of an op that was registered from outside.
 
     A function comes as a copy, which goes on computing what it does now whatever is planted.
     """
@@ -28,7 +31,7 @@ def original(path: str) -> Any:
 def _place(path: str) -> tuple[Any, str]:
     """The module or class that holds a path's function, and its name there."""
     module, _, name = path.partition(":")
-    holder: Any = importlib.import_module(f"mesp_ref.{module}")
+    holder: Any = sys.modules.get(module) or importlib.import_module(f"mesp_ref.{module}")
     *classes, name = name.split(".")
     for part in classes:
         holder = getattr(holder, part)
@@ -60,11 +63,13 @@ def _swapped(holder: Any, name: str, new: Any) -> Iterator[None]:
         after = new.__code__, new.__defaults__, new.__kwdefaults__
     else:
         after = _instead.__code__, None, {"_planted": new}
+        old.__signature__ = inspect.signature(new)
     old.__code__, old.__defaults__, old.__kwdefaults__ = after
     try:
         yield
     finally:
         old.__code__, old.__defaults__, old.__kwdefaults__ = before
+        vars(old).pop("__signature__", None)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Central differences with a step of 10^(−digits/3) leave about two thirds of th
 twice what float64 holds. Done again at 80 digits, both must agree to 25 of them.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,12 @@ import mpmath
 import numpy as np
 
 from mesp_ref.ops import Array
-from mesp_ref.ops.registry import Args
-from mesp_ref.verify.equations import EQUATIONS
+from mesp_ref.registry import Args
+from mesp_ref.registry.row import taken
 from mesp_ref.verify.result import Finding, compare, scalar
 from mesp_ref.verify.subject import Subject
+
+Equation = Callable[..., Array]
 
 mp = mpmath.mp
 ULP = 2.0**-52
@@ -32,7 +33,7 @@ def exact(value: Any) -> Any:
     return value
 
 
-def jacobian(name: str, args: Args, wrt: str, digits: int) -> Array:
+def jacobian(equation: Equation, args: Args, wrt: str, digits: int) -> Array:
     """∂y/∂wrt of an equation at `digits` digits by central differences: [*wrt.shape, *y.shape]."""
     with mp.workdps(digits):
         point, step = (
@@ -45,15 +46,15 @@ def jacobian(name: str, args: Args, wrt: str, digits: int) -> Array:
             up, down = x.copy(), x.copy()
             up[at] += step
             down[at] -= step
-            ahead, behind = (EQUATIONS[name](**point | {wrt: side}) for side in (up, down))
+            ahead, behind = (equation(**point | {wrt: side}) for side in (up, down))
             columns.append((ahead - behind) / (2 * step))
         return np.array(columns, object).reshape(*x.shape, *np.shape(columns[0]))
 
 
-def true_value(name: str, args: Args, digits: int = 50) -> Array:
+def true_value(equation: Equation, args: Args, digits: int = 50) -> Array:
     """y of an equation, rounded once to float64."""
     with mp.workdps(digits):
-        y = EQUATIONS[name](**{key: exact(value) for key, value in args.items()})
+        y = equation(**{key: exact(value) for key, value in args.items()})
         return np.asarray(y, np.float64)
 
 
@@ -67,11 +68,11 @@ def true_gradients(
     Raises ArithmeticError when two precisions differ by more than that.
     """
     args, grads = equation_args(subject), {}
-    mag_y = np.abs(true_value(subject.oracle, args))
+    mag_y = np.abs(true_value(equation_of(subject), args))
     for name in subject.differentiable:
         x, found = subject.args[name], []
         for d in digits:
-            J = jacobian(subject.oracle, args, name, d)
+            J = jacobian(equation_of(subject), args, name, d)
             with mp.workdps(d):
                 terms = (J * exact(dy)).reshape(*x.shape, -1)
                 found.append(np.asarray(terms.sum(axis=-1), object))
@@ -87,10 +88,17 @@ def true_gradients(
 
 def equation_args(subject: Subject) -> Args:
     """The arguments that the equation takes: a tiled op may have more."""
-    parameters = inspect.signature(EQUATIONS[subject.oracle]).parameters
-    if "tensors" in parameters:
-        return subject.args
-    return {name: value for name, value in subject.args.items() if name in parameters}
+    return taken(equation_of(subject), subject.args)
+
+
+def equation_of(subject: Subject) -> Equation:
+    """The equation of a subject.
+
+    Raises ValueError when it has none
+    """
+    if subject.equation is None:
+        raise ValueError(f"{subject.name}: no equation to compute at more digits")
+    return subject.equation
 
 
 def precision(
@@ -109,7 +117,7 @@ def precision(
     (y,) = subject.forward(subject.args)
     grads, mags = subject.backward((dy,), subject.args), subject.magnitude((dy,), subject.args)
     truth, mag_y = true_gradients(subject, dy, digits)
-    expected = true_value(subject.oracle, equation_args(subject))
+    expected = true_value(equation_of(subject), equation_args(subject))
     meaning = f"Expected is the equation at {digits[-1]} digits, rounded once to float64."
     relative = ulps * ULP
     findings = [
@@ -139,7 +147,7 @@ def precision_directions(
     (y,) = subject.forward(subject.args)
     grads, mags = subject.backward((dy,), subject.args), subject.magnitude((dy,), subject.args)
     meaning = f"Expected is the equation differentiated at {digits} digits along a direction."
-    truth = true_value(subject.oracle, args, digits)
+    truth = true_value(equation_of(subject), args, digits)
     findings = [
         compare(
             "precision", subject.name, "(the value)", y, truth, np.abs(truth), relative, meaning
@@ -148,7 +156,7 @@ def precision_directions(
     each = [(name,) for name in subject.differentiable]
     for names in [subject.differentiable] if joint else each:
         v = {name: rng.standard_normal(subject.args[name].shape) for name in names}
-        expected = _along(subject.oracle, args, v, dy, digits)
+        expected = _along(equation_of(subject), args, v, dy, digits)
         gate = relative * sum(float((mags[name] * np.abs(v[name])).sum()) for name in names)
         got = sum((grads[name] * v[name]).sum() for name in names)
         what = "all" if joint else names[0]
@@ -156,12 +164,12 @@ def precision_directions(
     return findings
 
 
-def _along(name: str, args: Args, v: Args, dy: Array, digits: int) -> Any:
+def _along(equation: Equation, args: Args, v: Args, dy: Array, digits: int) -> Any:
     """⟨dy, J·v⟩ of an equation by central differences at `digits` digits."""
     with mp.workdps(digits):
         point, step = {k: exact(a) for k, a in args.items()}, mp.mpf(10) ** -(digits // 3)
         ahead, behind = (
-            EQUATIONS[name](**point | {k: point[k] + side * step * exact(a) for k, a in v.items()})
+            equation(**point | {k: point[k] + side * step * exact(a) for k, a in v.items()})
             for side in (1, -1)
         )
         return np.sum((ahead - behind) / (2 * step) * exact(dy))

@@ -15,7 +15,7 @@ from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
 from mesp_ref.ops import IGNORED, Array
-from mesp_ref.ops.registry import Args, OpSpec, Sizes
+from mesp_ref.registry import Args, OpSpec, Sizes
 from mesp_ref.verify.samples import sample_model
 
 TINY, ORDINARY, LARGE = 1e-6, 1.0, 30.0  # scales of activations

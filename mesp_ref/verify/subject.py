@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.ops import Array
-from mesp_ref.ops.registry import Args, OpSpec
-from mesp_ref.verify.magnitude import magnitudes
+from mesp_ref.registry import Args, OpSpec
 
 Arrays = tuple[Array, ...]
 
@@ -19,8 +18,8 @@ class Subject:
 
     forward(args) -> outputs                    pure, every output an array
     backward(cotangents, args) -> {name: gradient}   of the `differentiable` arguments
-    magnitude                                   the same on absolute values (see magnitude.py)
-    oracle                                      name of its forward in verify.equations
+    magnitude                                   the same on absolute values (registry/absolute.py)
+    equation                                    its forward in arbitrary precision, where there is one
     """
 
     name: str
@@ -29,7 +28,7 @@ class Subject:
     forward: Callable[[Args], Arrays]
     backward: Callable[[Arrays, Args], dict[str, Array]]
     magnitude: Callable[[Arrays, Args], dict[str, Array]]
-    oracle: str = ""
+    equation: Callable[..., Array] | None = None
 
     def at(self, **changed: Any) -> "Subject":
         """The same function with some arguments changed."""
@@ -63,10 +62,10 @@ def op_subject(spec: OpSpec, args: Args) -> Subject:
         return spec.vjp(dys[0], args)
 
     def magnitude(dys: Arrays, args: Args) -> dict[str, Array]:
-        return magnitudes(spec.oracle, dys[0], args)
+        return spec.magnitudes(dys[0], args)
 
     alive = tuple(name for name in spec.differentiable if args[name] is not None)
-    return Subject(spec.name, args, alive, forward, backward, magnitude, spec.oracle)
+    return Subject(spec.name, args, alive, forward, backward, magnitude, spec.equation)
 
 
 def inner(a: Arrays, b: Arrays) -> Any:

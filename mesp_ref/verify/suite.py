@@ -8,7 +8,7 @@ from functools import cache, partial
 import numpy as np
 
 from mesp_ref.ops import Array
-from mesp_ref.ops.registry import OPS, Args, Sizes
+from mesp_ref.registry import OPS, Args, Sizes
 from mesp_ref.verify import oracles
 from mesp_ref.verify.precision import precision, precision_directions
 from mesp_ref.verify.properties import check_properties

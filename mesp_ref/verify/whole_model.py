@@ -10,12 +10,22 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
 from mesp_ref.files.safetensors import Stored
 from mesp_ref.ops import Array
-from mesp_ref.ops.registry import Args
-from mesp_ref.verify.magnitude import MAGNITUDES
+from mesp_ref.registry import OPS, Args
+from mesp_ref.verify import equations
 from mesp_ref.verify.planted import planted
 from mesp_ref.verify.subject import Arrays, Subject
 
-_YARDSTICKS = {f"ops:{name}": f for name, f in MAGNITUDES.items() if hasattr(ops, name)}
+# The magnitudes of plain ops by the path of the backward whose place they take.
+_YARDSTICKS = {
+    f"ops:{name}": magnitude
+    for row in OPS.values()
+    for backward, magnitude in (
+        (row.backward, row.magnitude),
+        (row.backward_params, row.magnitude_params),
+    )
+    for name, function in vars(ops).items()
+    if magnitude is not None and function is backward
+}
 
 
 def assemble(model: Model, adapter: Adapter | None, tensors: Args) -> tuple[Model, Adapter | None]:
@@ -72,4 +82,4 @@ def model_subject(
 
     name, scale = f"model by {method}", 0.0 if adapter is None else adapter.scale
     given: Args = {"config": model.config, "ids": ids, "labels": labels, "s": scale}
-    return Subject(name, args | given, tuple(args), forward, backward, magnitude, "model")
+    return Subject(name, args | given, tuple(args), forward, backward, magnitude, equations.model)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import mesp_ref as mr
+from mesp_ref.errors import named
 from mesp_ref.files.checkpoint import open_checkpoint
 from mesp_ref.files.config import config_fields, read_config
 from mesp_ref.files.gguf import Gguf
@@ -24,6 +25,8 @@ from mesp_ref.files.mlx import load_mlx_adapter
 from mesp_ref.files.safetensors import MappedFile
 from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.golden.check import check
+from mesp_ref.golden.page import as_html
+from mesp_ref.golden.report import as_text
 from mesp_ref.golden.sketch import check_sketch, load_sketch
 from mesp_ref.golden.suite import Suite
 from mesp_ref.job.curves import write_csv
@@ -154,11 +157,16 @@ def _golden(folder: Path) -> None:
     (folder / "answer").mkdir(exist_ok=True)
     if (folder / "answer.safetensors").is_file():
         (folder / "answer.safetensors").replace(folder / "answer" / "case.safetensors")
-    check(folder / "answer", suite)
+    report = check(folder / "answer", suite)
+    text, page = as_text(report), as_html(report)
+    assert all(c.isprintable() or c == "\n" for c in text + page)
+    assert max(len(part) for part in text.split()) < 1500
 
 
 def _sketch(folder: Path) -> None:
-    check_sketch(load_sketch(folder / "sketch.json"), folder / "gradients.safetensors")
+    rows = check_sketch(load_sketch(folder / "sketch.json"), folder / "gradients.safetensors")
+    assert all(named(row["name"]).isprintable() for row in rows)
+    assert all(len(row["problem"]) < 500 and row["problem"].isprintable() for row in rows)
 
 
 @functools.cache

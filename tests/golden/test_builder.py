@@ -7,16 +7,21 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.golden import Suite
 from mesp_ref.golden.builder.draw import representable
 from mesp_ref.golden.builder.models import BLOCKS, make_block
-from mesp_ref.golden.builder.op_cases import OP_CASES
 from mesp_ref.golden.builder.ops import make_op
 from mesp_ref.golden.builder.quantised import CASES, make_quantised
+from mesp_ref.registry import OPS, OpCase
 
-QUICK = [c for c in OP_CASES if c.name == "one_token" or (c.op, c.name) == ("rmsnorm", "usual")]
+QUICK = [
+    (row.name, case)
+    for row in OPS.values()
+    for case in (row.golden.cases if row.golden else ())
+    if case.name == "one_token" or (row.name, case.name) == ("rmsnorm", "usual")
+]
 
 
-@pytest.mark.parametrize("op_case", QUICK, ids=lambda c: f"{c.op}/{c.name}")
-def test_op_values_are_reproduced_bit_for_bit(op_case: object, suite: Suite) -> None:
-    case, vectors = make_op(op_case)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("op", "op_case"), QUICK, ids=[f"{op}/{c.name}" for op, c in QUICK])
+def test_op_values_are_reproduced_bit_for_bit(op: str, op_case: OpCase, suite: Suite) -> None:
+    case, vectors = make_op(OPS[op], op_case)
     assert case == suite.cases[case.name]
     shipped = suite.read(case)
     for name, value in vectors.want.items():

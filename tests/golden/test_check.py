@@ -1,6 +1,9 @@
 """The checker: what passes, what fails, which tensor is first, exit codes and reports."""
 
+import copy
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import ml_dtypes
@@ -11,7 +14,9 @@ from helpers import Answer
 from mesp_ref.cli import main
 from mesp_ref.errors import MespRefError
 from mesp_ref.golden import Suite, check
+from mesp_ref.golden.builder.write import write_tensors
 from mesp_ref.golden.page import as_html
+from mesp_ref.golden.report import as_text, percent
 
 NORM = "ops/rmsnorm/usual"
 
@@ -171,3 +176,91 @@ def test_running_and_checking_the_engine(
     assert "4 cases in float32" in capsys.readouterr().out
     assert main(["golden", "check", out, "--only", "block"]) == 0
     assert main(["golden", "check", out, "--only", "e2e"]) == 2
+
+
+def test_one_narrow_tensor_does_not_loosen_the_others(answer: Answer, suite: Suite) -> None:
+    """A file in float32 with dw in bfloat16: dw may be rounded so, y and dx may not."""
+    want = suite.read(suite.cases[NORM]).want
+    narrow = {n: want[n].astype(ml_dtypes.bfloat16) for n in ("dw", "dx")}
+
+    def write(**changed: np.ndarray) -> Path:
+        root = answer(NORM, dtype=np.float32)
+        arrays = {n: a.astype(np.float32) for n, a in want.items()} | changed
+        write_tensors(root / f"{NORM}.safetensors", arrays)
+        return root
+
+    report = check(write(dw=narrow["dw"]), only=[NORM])
+    assert (report.passed, report.cases[0].dtype, report.cases[0].narrower) == (True, "float32", 1)
+    assert "(float32, 1 narrower)" in as_text(report)
+    rounded = narrow["dx"].astype(np.float32)  # says float32 and has eight bits
+    report = check(write(dw=narrow["dw"], dx=rounded), only=[NORM])
+    assert [v.tensor for v in report.cases[0].verdicts if not v.passed] == ["dx"]
+    assert check(write(dw=narrow["dw"], dx=rounded), only=[NORM], dtype="bfloat16").passed
+    strict = check(write(dw=narrow["dw"]), only=[NORM], dtype="float64").cases[0]
+    assert not strict.passed
+
+
+def test_a_few_wider_tensors_do_not_make_a_file_exact(answer: Answer, suite: Suite) -> None:
+    """A backend in bfloat16 that sums gradients of parameters in float32, as most do."""
+    want = suite.read(suite.cases[NORM]).want
+    root = answer(NORM)
+    arrays = {n: a.astype(ml_dtypes.bfloat16) for n, a in want.items()}
+    arrays["dw"] = arrays["dw"].astype(np.float32)
+    write_tensors(root / f"{NORM}.safetensors", arrays)
+    report = check(root, only=[NORM])
+    assert report.passed
+    assert report.cases[0].dtype == "bfloat16"
+
+
+def test_what_a_precision_does_not_cover_is_not_missing(answer: Answer, suite: Suite) -> None:
+    """All that float16 covers, written in float16: the other cases are told, not failed."""
+    covered = [
+        n for n, case in suite.cases.items() if "float16" in case.dtypes and "op" in case.kind
+    ]
+    rest = [n for n, case in suite.cases.items() if "float16" not in case.dtypes]
+    assert rest
+    report = check(answer(*covered, dtype=np.float16), only=[*covered, *rest])
+    assert report.passed
+    assert report.uncovered == [name for name in suite.cases if name in rest]
+
+
+@pytest.mark.parametrize("digits", [2, 4, 5, 7])
+def test_agreement_is_measured(digits: int, answer: Answer, suite: Suite) -> None:
+    """A uniform relative error of 10^-n agrees to n digits."""
+    want = suite.read(suite.cases[NORM]).want
+    signs = np.where(np.random.default_rng(0).random(want["dx"].shape) < 0.5, -1, 1)
+    root = answer(NORM, dx=want["dx"] * (1 + signs * 10.0**-digits))
+    [text] = check(root, only=[NORM], dtype="float64").cases[0].like
+    assert text.startswith(f"agrees to {digits}.0 digits")
+    assert text.endswith("?") == (digits != 5)  # five digits are no precision's: nothing is asked
+
+
+@pytest.mark.parametrize("value", [1e300, -1e308, 5e-324])
+def test_extreme_numbers_are_judged_without_warnings(value: float, answer: Answer) -> None:
+    """pytest turns warnings into errors; numbers in the report stay readable."""
+    case = "block/usual"
+    root = answer(case, **{"self_attn.q_proj.lora_A.weight.grad": np.full((4, 20), value)})
+    report = check(root, only=[case])
+    assert not report.passed
+    assert max(map(len, as_text(report).split())) < 80
+
+
+def test_shares_of_the_tolerance_are_readable() -> None:
+    shares = {
+        0.0: "0%",
+        3e-9: "<0.01%",
+        0.5: "50%",
+        120.4: "120×",
+        1e5: "100,000×",
+        3e12: "3.0e+12×",
+    }
+    assert {margin: percent(margin) for margin in shares} == shares
+    assert percent(math.inf) == "—"
+
+
+def test_a_suite_that_names_an_impossible_file_is_refused(answer: Answer, suite: Suite) -> None:
+    """Found by fuzzing: no file system takes a name of 5,000 characters."""
+    other = copy.copy(suite)
+    other.cases = {NORM: dataclasses.replace(suite.cases[NORM], file="a" * 5000)}
+    with pytest.raises(MespRefError, match="cannot be read"):
+        check(answer(NORM), other)

@@ -10,7 +10,9 @@ import mesp_ref as mr
 from mesp_ref import lean as tiled
 from mesp_ref import ops
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.ops.registry import OPS, Sizes
+from mesp_ref.lean.shards import shared_lm_loss
+from mesp_ref.lean.workers import Workers
+from mesp_ref.registry import OPS, Sizes
 
 SIZES = Sizes(n=2, t=11, past=4, c=13, g=2, share=3, d=6, f=17, v=29, r=3)
 
@@ -148,7 +150,7 @@ def test_parts_of_the_vocabulary_change_only_the_order_of_sums(
     labels = rng.integers(0, 12, (2, 9))
     labels[0, :4] = -100
     whole, res = ops.lm_loss(x, w, labels, width=4, drop=drop)
-    value, found = ops.lm_loss(x, w, labels, width=4, drop=drop, parts=parts)
+    value, found = shared_lm_loss(Workers(parts), x, w, labels, drop=drop)
     assert value == pytest.approx(whole, rel=1e-14)
     np.testing.assert_allclose(found.lse, res.lse, rtol=1e-14)
     if drop:

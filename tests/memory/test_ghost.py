@@ -14,7 +14,7 @@ from mesp_ref.lean.shards import Cut, Window
 from mesp_ref.memory import Store
 from mesp_ref.memory.dry_run import GhostTable
 from mesp_ref.memory.ghost import Ghost, Meter, born
-from mesp_ref.ops.registry import OPS, Sizes
+from mesp_ref.registry import OPS, Sizes
 
 F32 = np.dtype(np.float32)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
 
-from mesp_ref.ops.registry import OPS, Args, OpSpec, Sizes
+from mesp_ref.registry import OPS, Args, OpSpec, Sizes
 from mesp_ref.verify import oracles, strategies
 from mesp_ref.verify.precision import precision
 from mesp_ref.verify.result import require

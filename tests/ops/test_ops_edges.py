@@ -6,7 +6,7 @@ import pytest
 
 from mesp_ref import lean, ops
 from mesp_ref.ops._array import sigmoid
-from mesp_ref.ops.registry import OPS, Sizes
+from mesp_ref.registry import OPS, Sizes
 from mesp_ref.verify.oracles import complex_step
 from mesp_ref.verify.result import require
 from mesp_ref.verify.subject import op_subject

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mesp_ref.ops.registry import OPS
+from mesp_ref.registry import OPS
 from mesp_ref.verify.automatic import backwards, equivalent, mutants, survives
 from mesp_ref.verify.bugs import BUGS, Bug
 from mesp_ref.verify.mutants import Fate, fate, loss_goes_down, summary, table

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mesp_ref.ops.registry import OPS
+from mesp_ref.registry import OPS
 from mesp_ref.verify import oracles
 from mesp_ref.verify.oracles import complex_step
 from mesp_ref.verify.planted import original, planted
@@ -141,7 +141,7 @@ def test_fifty_and_eighty_digits_agree_and_a_linear_jacobian_is_exact() -> None:
     swiglu = subject("swiglu")
     true_gradients(swiglu, swiglu.cotangents(np.random.default_rng(8))[0], digits=(50, 80))
     args = {"x": np.array([[1.5, -2.0]]), "w": np.array([[3.0, 0.25]])}
-    J = jacobian("linear", args, "x", 50).astype(np.float64)
+    J = jacobian(OPS["linear"].equation, args, "x", 50).astype(np.float64)
     np.testing.assert_array_equal(J.reshape(2), args["w"][0])
 
 
@@ -168,7 +168,7 @@ def test_planting_reaches_every_reference_and_leaves_none() -> None:
     scale, calls = Adapter.scale, (OPS["rmsnorm"].backward, METHODS["mesp"], PLAIN.mlp)
     changes = {
         "ops.rmsnorm:rmsnorm_bwd": fake, "engine.methods:mesp": fake,
-        "engine.mlp_half:mlp": fake, "engine.adapter:Adapter.scale": property(fake),
+        "engine.mlp_half:mlp_half": fake, "engine.adapter:Adapter.scale": property(fake),
     }  # fmt: skip
     with contextlib.suppress(ZeroDivisionError), planted(changes):
         assert [call() for call in calls] == [None, None, None]
@@ -197,11 +197,11 @@ def test_checkpoint_gradcheck_proves_and_rejects() -> None:
     findings = list(checkpoint_gradcheck(model, adapter, *batch, tensors=5, entries=2))
     require(findings)
     assert len(findings) == 2 + 5 * (1 + 2)
-    real = original("engine.mlp_half:mlp_bwd")
+    real = original("engine.mlp_half:mlp_half_bwd")
 
     def forgetful(dy: Any, n: Any, res: Any, layer: Any, **options: Any) -> Any:
         res.z = real.__globals__["ops"].swiglu(res.gate, res.up)[0] * 1.001
         return real(dy, n, res, layer, **options)
 
-    with planted({"engine.mlp_half:mlp_bwd": forgetful}):
+    with planted({"engine.mlp_half:mlp_half_bwd": forgetful}):
         assert failures(list(checkpoint_gradcheck(model, adapter, *batch, directions=1, tensors=0)))

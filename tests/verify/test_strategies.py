@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from profiles import examples
 
 import mesp_ref as mr
-from mesp_ref.ops.registry import OPS
+from mesp_ref.registry import OPS
 from mesp_ref.verify import gradcheck, strategies
 
 quick = examples(30)

@@ -19,7 +19,7 @@ from mesp_ref.files.quantized import Quantized
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array, linear, linear_bwd
-from mesp_ref.ops.registry import OPS
+from mesp_ref.registry import OPS
 from mesp_ref.train.optim import SGD, AdamW
 
 Arrays = dict[str, Array]

@@ -15,22 +15,19 @@ from mesp_ref.files.peft import load_adapter
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
+from mesp_ref.registry import OPS, attention, cross_entropy, linear, rmsnorm, rope
+from mesp_ref.registry.twins import Namespace
 
 Values = dict[str, Any]
 
 
-class Framework(Protocol):
-    """What a framework adds to an array namespace `xp` that NumPy's names work on."""
-
-    xp: Any
+class Framework(Namespace, Protocol):
+    """What a framework adds to the namespace of the twins: its dtypes, and gradients."""
 
     @property
     def dtypes(self) -> Mapping[str, Any]: ...
 
     def vjp(self, f: Callable[..., Any], primals: list[Any], cotangent: Any) -> list[Any]: ...
-    def silu(self, x: Any) -> Any: ...
-    def softmax(self, x: Any) -> Any: ...
-    def logsumexp(self, x: Any) -> Any: ...
     def numpy(self, x: Any) -> Array: ...
 
 
@@ -41,74 +38,22 @@ class Client:
         if dtype not in framework.dtypes:
             raise NotCovered
         self.fw, self.xp, self.dtype = framework, framework.xp, framework.dtypes[dtype]
-        self.ops: dict[str, Callable[..., Any]] = {
-            "linear": self.linear, "lora_linear": self.lora_linear, "rmsnorm": self.rmsnorm,
-            "rope": self.rope, "causal_softmax": self.causal_softmax,
-            "attention": lambda q, k, v: self.mix(self.probabilities(q, k), v),
-            "swiglu": lambda gate, up: self.fw.silu(gate) * up,
-            "embedding": lambda ids, w: w[ids], "cross_entropy": self.cross_entropy,
-            "lm_loss": lambda x, w, labels: self.cross_entropy(
-                self.linear(x, w).reshape(-1, len(w)), labels.reshape(-1)
-            ),
-        }  # fmt: skip
 
     def array(self, value: Array) -> Any:
         made = self.xp.array(value)
         return made.astype(self.dtype) if value.dtype.kind == "f" else made
 
-    def wide(self, x: Any) -> Any:
-        """16-bit values in float32."""
-        return x if "64" in str(x.dtype) else x.astype(self.xp.float32)
-
-    def linear(self, x: Any, w: Any, b: Any = None) -> Any:
-        y = x @ w.T
-        return y if b is None else y + b
-
-    def lora_linear(self, x: Any, w: Any, A: Any, B: Any, s: float, b: Any = None) -> Any:
-        return self.linear(x, w, b) + s * ((x @ A.T) @ B.T)
-
-    def rmsnorm(self, x: Any, w: Any, eps: float) -> Any:
-        z = self.wide(x)
-        n = self.xp.sqrt((z * z).mean(-1, keepdims=True) + eps)
-        return (self.wide(w) * z / n).astype(x.dtype)
-
-    def rope(self, x: Any, cos: Any, sin: Any) -> Any:
-        x1, x2 = self.xp.split(x, 2, axis=-1)
-        cos, sin = cos[:, None], sin[:, None]
-        return self.xp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
-
-    def causal_softmax(self, s: Any) -> Any:
-        tq, tk = s.shape[-2:]
-        visible = self.xp.array(np.tri(tq, tk, tk - tq, dtype=bool))
-        hidden = self.xp.array(-np.inf, dtype=self.wide(s).dtype)
-        return self.fw.softmax(self.xp.where(visible, self.wide(s), hidden)).astype(s.dtype)
-
-    def heads(self, x: Any, heads: int) -> Any:
-        """[N,T,G,D] as [N,H,T,D]."""
-        return self.xp.repeat(x, heads // x.shape[2], axis=2).swapaxes(1, 2)
-
-    def probabilities(self, q: Any, k: Any) -> Any:
-        h, d = q.shape[2:]
-        scores = self.heads(q, h) @ self.heads(k, h).swapaxes(2, 3)
-        return self.causal_softmax(scores * d**-0.5)
-
-    def mix(self, p: Any, v: Any) -> Any:
-        return (p @ self.heads(v, p.shape[1])).swapaxes(1, 2)
-
-    def cross_entropy(self, logits: Any, labels: Any) -> Any:
-        z, counted = self.wide(logits), labels != -100
-        safe = self.xp.where(counted, labels, 0)[:, None]
-        losses = self.fw.logsumexp(z) - self.xp.take_along_axis(z, safe, axis=1)[:, 0]
-        total = self.xp.where(counted, losses, 0.0 * losses).sum()
-        return total / max(1, int(counted.sum()))
-
     def op(self, case: Case, given: Values) -> Values:
         attributes = dict(case.attributes)
-        op, dy = attributes.pop("op"), given.pop("dy")
+        row, dy = OPS.get(attributes.pop("op")), given.pop("dy")
+        if row is None or row.golden is None:
+            raise NotCovered
+        twin = row.golden.functional
         names = [t.name[1:] for t in case.tensors if t.name != "y"]
 
         def f(*primals: Any) -> Any:
-            return self.ops[op](**given | dict(zip(names, primals, strict=True)), **attributes)
+            args = given | dict(zip(names, primals, strict=True))
+            return twin(self.fw, **args, **attributes)
 
         primals = [given[name] for name in names]
         y = f(*primals)
@@ -165,11 +110,13 @@ class Tape:
 
     def project(self, w: Values, at: str, part: str, x: Any) -> Any:
         h = self.keep(f"{at}{part}.h", x @ w[f"{part}.lora_A.weight"].T)
-        y = self.c.linear(x, w[f"{part}.weight"], w.get(f"{part}.bias"))
+        y = linear.functional_twin(self.c.fw, x, w[f"{part}.weight"], w.get(f"{part}.bias"))
         return self.keep(f"{at}{part}", y + self.at["s"] * (h @ w[f"{part}.lora_B.weight"].T))
 
     def norm(self, name: str, x: Any, w: Any) -> Any:
-        return self.keep(name, self.c.rmsnorm(x, w, self.at["config"]["rms_norm_eps"]))
+        return self.keep(
+            name, rmsnorm.functional_twin(self.c.fw, x, w, self.at["config"]["rms_norm_eps"])
+        )
 
     def attention(self, w: Values, at: str, n: Any) -> Any:
         heads = []
@@ -177,10 +124,13 @@ class Tape:
             y = self.project(w, at, f"self_attn.{letter}_proj", n)
             y = y.reshape(*y.shape[:2], -1, self.at["config"]["head_dim"])
             if letter != "v":
-                y = self.keep(f"{at}self_attn.{letter}_rope", self.c.rope(y, self.cos, self.sin))
+                y = self.keep(
+                    f"{at}self_attn.{letter}_rope",
+                    rope.functional_twin(self.c.fw, y, self.cos, self.sin),
+                )
             heads.append(y)
-        p = self.keep(f"{at}self_attn.attention.p", self.c.probabilities(*heads[:2]))
-        o = self.keep(f"{at}self_attn.attention", self.c.mix(p, heads[2]))
+        p = self.keep(f"{at}self_attn.attention.p", attention.probabilities(self.c.fw, *heads[:2]))
+        o = self.keep(f"{at}self_attn.attention", attention.mix(self.c.fw, p, heads[2]))
         return o.reshape(*o.shape[:2], -1)
 
     def block(self, w: Values, x: Any, at: str = "", name: str = "y") -> Any:
@@ -203,7 +153,8 @@ class Tape:
         head = w["lm_head.weight" if "lm_head.weight" in w else "model.embed_tokens.weight"]
         z = self.keep("lm_head", n @ head.T)[:, :-1]
         flat = z.reshape(-1, z.shape[-1])
-        return self.keep("loss", self.c.cross_entropy(flat, labels[:, 1:].reshape(-1)))
+        loss = cross_entropy.functional_twin(self.c.fw, flat, labels[:, 1:].reshape(-1))
+        return self.keep("loss", loss)
 
 
 def compute_block(client: Client, case: Case, given: Values) -> Values:

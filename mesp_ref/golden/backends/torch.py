@@ -14,6 +14,7 @@ from mesp_ref.files.peft import load_adapter
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
+from mesp_ref.registry import OPS, attention, cross_entropy, rmsnorm, rope
 
 Tensors = dict[str, torch.Tensor]
 
@@ -31,69 +32,13 @@ def to_numpy(tensor: torch.Tensor) -> Array:
     return tensor.numpy()
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """16-bit tensors in float32, as frameworks take norms, softmax and losses."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def lora_linear(
-    x: torch.Tensor, w: torch.Tensor, b: Any, A: torch.Tensor, B: torch.Tensor, s: float
-) -> torch.Tensor:
-    return F.linear(x, w, b) + s * F.linear(F.linear(x, A), B)
-
-
-def rmsnorm(x: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:
-    return F.rms_norm(wide(x), (x.shape[-1],), wide(w), eps).to(x.dtype)
-
-
-def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    x1, x2 = x.chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
-
-
-def causal_softmax(s: torch.Tensor) -> torch.Tensor:
-    tq, tk = s.shape[-2:]
-    hidden = torch.ones(tq, tk, dtype=torch.bool).triu(tk - tq + 1)
-    return wide(s).masked_fill(hidden, -torch.inf).softmax(dim=-1).to(s.dtype)
-
-
-def probabilities(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-    return causal_softmax(torch.einsum("nqhd,nkhd->nhqk", q, k) * q.shape[3] ** -0.5)
-
-
-def mix(p: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    v = v.repeat_interleave(p.shape[1] // v.shape[2], dim=2)
-    return torch.einsum("nhqk,nkhd->nqhd", p, v)
-
-
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    total = F.cross_entropy(wide(logits), labels, reduction="sum", ignore_index=-100)
-    return total / max(1, int((labels != -100).sum()))
-
-
-FORWARD: dict[str, Callable[..., torch.Tensor]] = {
-    "linear": lambda x, w, b=None: F.linear(x, w, b),
-    "lora_linear": lambda x, w, A, B, s, b=None: lora_linear(x, w, b, A, B, s),
-    "rmsnorm": rmsnorm,
-    "rope": rope,
-    "causal_softmax": causal_softmax,
-    "attention": lambda q, k, v: mix(probabilities(q, k), v),
-    "swiglu": lambda gate, up: F.silu(gate) * up,
-    "embedding": lambda ids, w: F.embedding(ids, w),
-    "cross_entropy": cross_entropy,
-    "lm_loss": lambda x, w, labels: cross_entropy(F.linear(x, w).flatten(0, 1), labels.flatten()),
-}
-
-
 def compute_op(case: Case, given: Tensors) -> Tensors:
     """Output and the gradients that the case asks for."""
     attributes = dict(case.attributes)
-    op, dy = attributes.pop("op"), given.pop("dy")
-    if op not in FORWARD:
+    row, dy = OPS.get(attributes.pop("op")), given.pop("dy")
+    if row is None or row.golden is None:
         raise NotCovered
-    y = FORWARD[op](**given, **attributes)
+    y = row.golden.torch(torch, **given, **attributes)
     names = [tensor.name for tensor in case.tensors if tensor.name != "y"]
     grads = torch.autograd.grad(y, [given[name[1:]] for name in names], dy.to(y.dtype))
     return {"y": y} | dict(zip(names, grads, strict=True))
@@ -119,7 +64,7 @@ class Step:
         return self.keep(f"{at}{part}", y + self.s * F.linear(h, B))
 
     def norm(self, name: str, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return self.keep(name, rmsnorm(x, w, self.config["rms_norm_eps"]))
+        return self.keep(name, rmsnorm.torch_twin(torch, x, w, self.config["rms_norm_eps"]))
 
     def attention(self, w: Tensors, at: str, n: torch.Tensor) -> torch.Tensor:
         heads = []
@@ -127,11 +72,12 @@ class Step:
             y = self.project(w, at, f"self_attn.{letter}_proj", n)
             y = y.reshape(*y.shape[:2], -1, self.config["head_dim"])
             if letter != "v":
-                y = self.keep(f"{at}self_attn.{letter}_rope", rope(y, self.cos, self.sin))
+                turned = rope.torch_twin(torch, y, self.cos, self.sin)
+                y = self.keep(f"{at}self_attn.{letter}_rope", turned)
             heads.append(y)
         q, k, v = heads
-        p = self.keep(f"{at}self_attn.attention.p", probabilities(q, k))
-        return self.keep(f"{at}self_attn.attention", mix(p, v)).flatten(2)
+        p = self.keep(f"{at}self_attn.attention.p", attention.torch_probabilities(torch, q, k))
+        return self.keep(f"{at}self_attn.attention", attention.torch_mix(torch, p, v)).flatten(2)
 
     def block(self, w: Tensors, x: torch.Tensor, at: str = "", name: str = "y") -> torch.Tensor:
         n = self.norm(f"{at}input_layernorm", x, w["input_layernorm.weight"])
@@ -153,9 +99,8 @@ class Step:
         n = self.norm("model.norm", x, w["model.norm.weight"])
         head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
         logits = self.keep("lm_head", F.linear(n, head))
-        return self.keep(
-            "loss", cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        )
+        flat, moved = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return self.keep("loss", cross_entropy.torch_twin(torch, flat, moved))
 
     def results(self, case: Case, leaves: Tensors) -> Tensors:
         """What the case asks for: recorded values, and gradients by the name of their tensor."""

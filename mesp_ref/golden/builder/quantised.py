@@ -10,6 +10,7 @@ from mesp_ref.golden.builder.draw import generator, representable, stored
 from mesp_ref.golden.builder.ops import DIGITS, true_gradient
 from mesp_ref.golden.suite import Case, Tensor, Vectors
 from mesp_ref.ops import Array
+from mesp_ref.registry import OPS
 from mesp_ref.verify.precision import true_value
 
 SOURCE = "decoded code by code in the type of the scales; y and dx exact, rounded once to float64"
@@ -64,8 +65,8 @@ def make_quantised(q: Quantised) -> tuple[Case, Vectors]:
     dy = representable(rng.standard_normal((1, 2, q.outputs)))
     args = {"x": x, "w": w, "b": None}
     digits = DIGITS[True]
-    want = {"w": w, "y": true_value("linear", args, digits[-1])}
-    want["dx"] = true_gradient("linear", args, "x", dy, digits)
+    want = {"w": w, "y": true_value(OPS["linear"].equation, args, digits[-1])}
+    want["dx"] = true_gradient(OPS["linear"], args, "x", dy, digits)
     size = np.abs(w)
     mag = {"w": size, "y": np.abs(x) @ size.T, "dx": np.abs(dy) @ size}
     tensors = (

@@ -8,7 +8,7 @@ _BARE = "layer._replace(cos=1 + 0 * layer.cos, sin=0 * layer.sin"
 
 BUGS = [
     *one(
-        "engine.half:half_bwd", "backward", "model",
+        "engine.half:sublayer_bwd", "backward", "model",
         ("block: MLP residual path dropped", "return dy + ops",
          f"return (0 * dy if norm == {_MLP} else dy) + ops"),
         ("block: attention residual path dropped", "return dy + ops",
@@ -19,7 +19,7 @@ BUGS = [
          'w, eps = layer.weight("input_layernorm")'),
     ),
     *one(
-        "engine.mlp_half:mlp_bwd", "backward", "model",
+        "engine.mlp_half:mlp_half_bwd", "backward", "model",
         ("block: up dropped at the fan-out", "dn += dn_up", "pass"),
         ("block: gate dropped at the fan-out", "dn += dn_up", "dn = dn_up"),
         ("block: dup and dgate exchanged", "dgate, dup = ops", "dup, dgate = ops"),
@@ -32,7 +32,7 @@ BUGS = [
         ("block: first of q, k, v only", "dx += dn", "dx = dn"),
     ),
     *one(
-        "engine.attention_half:self_attn_bwd", "backward", "model",
+        "engine.attention_half:attention_half_bwd", "backward", "model",
         ("rebuild: q and k without RoPE", _REBUILT, f"res.q, res.k, res.v = qkv(n, {_BARE}))"),
         ("rebuild: the published error, no RoPE and no bias", _REBUILT,
          f"res.q, res.k, res.v = qkv(n, {_BARE}, weights={{k: w for k, w in layer.weights.items() "
@@ -41,7 +41,7 @@ BUGS = [
          "res.q, res.k, res.v = qkv(n / layer.weight('input_layernorm')[...], layer)"),
     ),
     *one(
-        "engine.half:half", "forward", "model",
+        "engine.half:sublayer", "forward", "model",
         ("block: attention reads what is not normalised", "y, inside = f(n,",
          f"y, inside = f(n if norm == {_MLP} else x,"),
         ("block: MLP reads what is not normalised", "y, inside = f(n,",

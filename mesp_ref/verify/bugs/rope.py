@@ -11,13 +11,14 @@ BUGS = [
     ),
     *one(
         "ops.rope:rope", "forward", "rope model",
-        ("rope: second half turned the other way", "y2 += x1 * sin", "y2 -= x1 * sin"),
+        ("rope: second half turned the other way", "x2 * cos + x1 * sin", "x2 * cos - x1 * sin"),
         ("rope: halves exchanged", "x[..., :half], x[..., half:]", "x[..., half:], x[..., :half]"),
     ),
     bug(
         "rope: interleaved for half-split", "forward", "rope model",
         ("ops.rope:rope", "x[..., :half], x[..., half:]", "x[..., ::2], x[..., 1::2]"),
-        ("ops.rope:rope", "y[..., :half], y[..., half:]", "y[..., ::2], y[..., 1::2]"),
+        ("ops.rope:rope", "y[..., :half] =", "y[..., ::2] ="),
+        ("ops.rope:rope", "y[..., half:] =", "y[..., 1::2] ="),
     ),
     *one(
         "ops.rope:rope_tables", "forward", "model",

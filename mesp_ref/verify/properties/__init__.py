@@ -2,13 +2,14 @@
 
 A property needs no second implementation: rotations keep lengths, softmax rows sum to 1, a gradient
 is orthogonal to what the function does not see. Each is a function of a random generator that
-returns findings; PROPERTIES holds them by name, with the op they are about.
+returns findings; `properties()` gives them by name, with the op they are about.
 """
 
 from mesp_ref.verify.properties import (
     attention,
     every_op,
     head,
+    library,
     methods,
     mezo,
     model,
@@ -16,6 +17,6 @@ from mesp_ref.verify.properties import (
     projections,
     swiglu,
 )
-from mesp_ref.verify.properties.claim import PROPERTIES, Property, check_properties
+from mesp_ref.verify.properties.claim import Property, check_properties, properties
 
-__all__ = ["PROPERTIES", "Property", "check_properties"]
+__all__ = ["Property", "check_properties", "properties"]

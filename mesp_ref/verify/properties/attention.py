@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mesp_ref.ops import Array
-from mesp_ref.ops.registry import Args
-from mesp_ref.verify.magnitude import magnitudes
+from mesp_ref.registry import Args
 from mesp_ref.verify.properties.claim import agree, drawn, exactly, holds
 from mesp_ref.verify.result import Finding
 
@@ -24,7 +23,7 @@ def softmax_rows(rng: np.random.Generator) -> Iterator[Finding]:
     """Rows of p sum to 1, rows of ds to 0."""
     spec, args, dp = drawn("causal_softmax", rng)
     p, ds = spec.forward(**args)[0], spec.vjp(dp, args)["s"]
-    mag = magnitudes("causal_softmax", dp, args)["s"].sum(axis=-1)
+    mag = spec.magnitudes(dp, args)["s"].sum(axis=-1)
     yield agree("causal_softmax", "Σ p", p.sum(axis=-1), 1.0, np.ones(p.shape[:-1]))
     yield agree("causal_softmax", "Σ ds", ds.sum(axis=-1), 0.0, mag)
 
@@ -67,7 +66,7 @@ def _with_each(check_name: str, doc: str, body: Body) -> None:
 def _sums(name: str, rng: np.random.Generator) -> Iterator[Finding]:
     spec, args, do = drawn(name, rng)
     o, g = spec.forward(**args)[0], spec.vjp(do, args)
-    mag, groups = magnitudes("attention", do, args), args["k"].shape[2]
+    mag, groups = spec.magnitudes(do, args), args["k"].shape[2]
     yield agree(name, "Σ dk", g["k"].sum(axis=1), 0.0, mag["k"].sum(axis=1))
     yield agree(name, "Σ dv", g["v"].sum(axis=1), grouped(do, groups), mag["v"].sum(axis=1))
     qdq, kdk = grouped(args["q"] * g["q"], groups), (args["k"] * g["k"]).sum(axis=1)
@@ -88,7 +87,7 @@ def _degenerate(name: str, rng: np.random.Generator) -> Iterator[Finding]:
     spec, args, do = drawn(name, rng)
     args["v"] = np.broadcast_to(args["v"][:, :1], args["v"].shape).copy()
     o, g = spec.forward(**args)[0], spec.vjp(do, args)
-    mag, share = magnitudes("attention", do, args), do.shape[2] // args["k"].shape[2]
+    mag, share = spec.magnitudes(do, args), do.shape[2] // args["k"].shape[2]
     yield agree(name, "o", o, args["v"][:, :1].repeat(share, axis=2), np.abs(args["v"]).max())
     for what in ("q", "k"):
         yield agree(name, f"d{what}", g[what], 0.0, mag[what].max())
@@ -98,7 +97,7 @@ def _degenerate(name: str, rng: np.random.Generator) -> Iterator[Finding]:
     total = grouped(do, args["k"].shape[2])[:, None]
     yield agree(name, "dv at T = 1", g["v"], total, 2 * np.abs(do).max())
     for what in ("q", "k"):
-        mag_1 = magnitudes("attention", do, args)[what].max()
+        mag_1 = spec.magnitudes(do, args)[what].max()
         yield agree(name, f"d{what} at T = 1", g[what], 0.0, mag_1)
 
 
@@ -132,7 +131,7 @@ def _repeated(name: str, rng: np.random.Generator) -> Iterator[Finding]:
     wide: Args = args | {key: args[key].repeat(share, axis=2) for key in ("k", "v")}
     o, o_wide = spec.forward(**args)[0], spec.forward(**wide)[0]
     yield agree(name, "o", o, o_wide, np.abs(args["v"]).max() * 4)
-    g, g_wide, mag = spec.vjp(do, args), spec.vjp(do, wide), magnitudes("attention", do, args)
+    g, g_wide, mag = spec.vjp(do, args), spec.vjp(do, wide), spec.magnitudes(do, args)
     yield agree(name, "dq", g["q"], g_wide["q"], mag["q"])
     for key in ("k", "v"):
         n, t, _, d = wide[key].shape

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref.ops import Array
-from mesp_ref.ops.registry import OPS, Args, OpSpec, Sizes
+from mesp_ref.registry import OPS, Args, OpSpec, Sizes
 from mesp_ref.verify.result import Finding, compare
 
 Check = Callable[[np.random.Generator], Iterable[Finding]]
@@ -27,7 +27,8 @@ class Property(NamedTuple):
         return (self.check.__doc__ or "").strip().splitlines()[0]
 
 
-PROPERTIES: dict[str, Property] = {}
+PROPERTIES: dict[str, Property] = {}  # of single subjects
+OF_EVERY_OP: list[Callable[[str], Check]] = []  # makers of the check of any row, by its name
 
 
 def holds(subject: str) -> Callable[[Check], Check]:
@@ -39,6 +40,18 @@ def holds(subject: str) -> Callable[[Check], Check]:
         return check
 
     return register
+
+
+def of_every_op(make: Callable[[str], Check]) -> Callable[[str], Check]:
+    """Register what makes, from an op's name, the check of a property that holds for all ops."""
+    OF_EVERY_OP.append(make)
+    return make
+
+
+def properties() -> dict[str, Property]:
+    """All by name: those of single subjects, and for every op registered now those of all ops."""
+    general = [(name, make(name)) for name in OPS for make in OF_EVERY_OP]
+    return PROPERTIES | {check.__name__: Property(check.__name__, n, check) for n, check in general}
 
 
 def agree(
@@ -70,6 +83,6 @@ def check_properties(
 ) -> Iterator[tuple[Property, list[Finding]]]:
     """Every property (of these subjects), each with a generator of its own."""
     wanted = None if subjects is None else set(subjects)
-    for number, item in enumerate(PROPERTIES.values()):
+    for number, item in enumerate(properties().values()):
         if wanted is None or item.subject in wanted:
             yield item, list(item.check(np.random.default_rng((seed, number))))

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mesp_ref.ops import IGNORED
-from mesp_ref.ops.registry import OPS
-from mesp_ref.verify.magnitude import magnitudes
+from mesp_ref.registry import OPS
 from mesp_ref.verify.properties.claim import agree, drawn, exactly, holds
 from mesp_ref.verify.result import Finding
 
@@ -61,7 +60,7 @@ def loss_of_copies(rng: np.random.Generator) -> Iterator[Finding]:
 def _head(name: str) -> None:
     def check(rng: np.random.Generator) -> Iterator[Finding]:
         spec, args, dloss = drawn(name, rng)
-        g, mag = spec.vjp(dloss, args), magnitudes("lm_loss", dloss, args)
+        g, mag = spec.vjp(dloss, args), spec.magnitudes(dloss, args)
         xdx, wdw = (args["x"] * g["x"]).sum(), (args["w"] * g["w"]).sum()
         size = (np.abs(args["w"]) * mag["w"]).sum()
         yield agree(name, "Σ x·dx = Σ w·dw", xdx, wdw, 2 * size)
@@ -80,7 +79,7 @@ def _head(name: str) -> None:
         logits = {"logits": z.reshape(-1, z.shape[-1]), "labels": args["labels"].reshape(-1)}
         loss, whole = OPS["cross_entropy"].forward(**logits)[0], spec.forward(**args)[0]
         dz = OPS["cross_entropy"].vjp(_ONE, logits)["logits"].reshape(z.shape)
-        g, mag = spec.vjp(_ONE, args), magnitudes("lm_loss", _ONE, args)
+        g, mag = spec.vjp(_ONE, args), spec.magnitudes(_ONE, args)
         yield agree(name, "loss", whole, loss, 16 * np.abs(loss))
         yield agree(name, "dx", g["x"], dz @ args["w"], mag["x"])
         yield agree(name, "dw", g["w"], np.einsum("ntv,ntc->vc", dz, args["x"]), mag["w"])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mesp_ref import ops
-from mesp_ref.ops.registry import OPS
+from mesp_ref.registry import OPS
 from mesp_ref.verify.properties.claim import agree, drawn, holds
 from mesp_ref.verify.result import Finding
 

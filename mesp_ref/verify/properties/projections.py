@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from mesp_ref.ops import linear, linear_bwd
-from mesp_ref.verify.magnitude import magnitudes
 from mesp_ref.verify.properties.claim import agree, drawn, exactly, holds
 from mesp_ref.verify.result import Finding
 
@@ -15,7 +14,7 @@ def linear_is_bilinear(rng: np.random.Generator) -> Iterator[Finding]:
     """Σ x·dx = Σ w·dw = Σ dy·(y − b), and db = Σ dy."""
     spec, args, dy = drawn("linear", rng)
     g, y = spec.vjp(dy, args), spec.forward(**args)[0]
-    mag = (np.abs(args["w"]) * magnitudes("linear", dy, args)["w"]).sum()
+    mag = (np.abs(args["w"]) * spec.magnitudes(dy, args)["w"]).sum()
     value = (dy * (y - args["b"])).sum()
     yield agree("linear", "Σ x·dx", (args["x"] * g["x"]).sum(), value, 2 * mag)
     yield agree("linear", "Σ w·dw", (args["w"] * g["w"]).sum(), value, 2 * mag)
@@ -26,7 +25,7 @@ def linear_is_bilinear(rng: np.random.Generator) -> Iterator[Finding]:
 def linear_rows_are_independent(rng: np.random.Generator) -> Iterator[Finding]:
     """dw and db of a batch are the sums of those of its rows; dx is row by row."""
     spec, args, dy = drawn("linear", rng)
-    g, mag = spec.vjp(dy, args), magnitudes("linear", dy, args)
+    g, mag = spec.vjp(dy, args), spec.magnitudes(dy, args)
     parts = [spec.vjp(dy[i : i + 1], args | {"x": args["x"][i : i + 1]}) for i in range(len(dy))]
     dx = np.concatenate([part["x"] for part in parts])
     yield agree("linear", "dx", g["x"], dx, mag["x"])
@@ -38,7 +37,7 @@ def linear_rows_are_independent(rng: np.random.Generator) -> Iterator[Finding]:
 def lora_gradients_meet(rng: np.random.Generator) -> Iterator[Finding]:
     """Bᵀ·dB = dA·Aᵀ ([R, R]): both are s·Bᵀ·dyᵀ·x·Aᵀ."""
     spec, args, dy = drawn("lora_linear", rng)
-    g, mag = spec.vjp(dy, args), magnitudes("lora_linear", dy, args)
+    g, mag = spec.vjp(dy, args), spec.magnitudes(dy, args)
     size = np.abs(args["B"]).T @ mag["B"]
     yield agree("lora_linear", "Bᵀ·dB", args["B"].T @ g["B"], g["A"] @ args["A"].T, 2 * size)
 
@@ -47,7 +46,7 @@ def lora_gradients_meet(rng: np.random.Generator) -> Iterator[Finding]:
 def lora_gradients_from_the_base(rng: np.random.Generator) -> Iterator[Finding]:
     """dA = s·Bᵀ·dW and dB = s·dW·Aᵀ: the adapter is a change of W by s·B·A."""
     spec, args, dy = drawn("lora_linear", rng)
-    g, mag, s = spec.vjp(dy, args), magnitudes("lora_linear", dy, args), args["s"]
+    g, mag, s = spec.vjp(dy, args), spec.magnitudes(dy, args), args["s"]
     yield agree("lora_linear", "dA", g["A"], s * args["B"].T @ g["w"], 2 * mag["A"])
     yield agree("lora_linear", "dB", g["B"], s * g["w"] @ args["A"].T, 2 * mag["B"])
 
@@ -60,7 +59,7 @@ def lora_gauge(rng: np.random.Generator) -> Iterator[Finding]:
     turned = args | {"A": M @ args["A"], "B": args["B"] @ M.T}
     y, y_turned = (spec.forward(**a)[0] for a in (args, turned))
     g, g_turned = (spec.vjp(dy, a) for a in (args, turned))
-    mag = magnitudes("lora_linear", dy, turned)
+    mag = spec.magnitudes(dy, turned)
     yield agree("lora_linear", "y", y_turned, y, 8 * np.abs(y).max())
     yield agree("lora_linear", "dx", g_turned["x"], g["x"], 2 * mag["x"])
     yield agree("lora_linear", "dA", g_turned["A"], M @ g["A"], 4 * mag["A"].max())
@@ -87,7 +86,7 @@ def lora_merged(rng: np.random.Generator) -> Iterator[Finding]:
     spec, args, dy = drawn("lora_linear", rng)
     merged = args["w"] + args["s"] * args["B"] @ args["A"]
     y, res = linear(args["x"], merged, args["b"])
-    g, mag = spec.vjp(dy, args), magnitudes("lora_linear", dy, args)
+    g, mag = spec.vjp(dy, args), spec.magnitudes(dy, args)
     size = (
         np.abs(args["x"])
         @ (np.abs(args["w"]) + args["s"] * np.abs(args["B"]) @ np.abs(args["A"])).T
@@ -104,7 +103,7 @@ def lora_merged(rng: np.random.Generator) -> Iterator[Finding]:
 def mlp_reparametrised(rng: np.random.Generator) -> Iterator[Finding]:
     """up scaled by a and down by 1/a is the same function: Wu·dWu + Bu·dBu = Wd·dWd + Ad·dAd."""
     spec, args, dy = drawn("tiled_mlp", rng)
-    g, mag = spec.vjp(dy, args), magnitudes("mlp", dy, args)
+    g, mag = spec.vjp(dy, args), spec.magnitudes(dy, args)
     left = sum((args[k] * g[k]).sum() for k in ("wu", "Bu"))
     right = sum((args[k] * g[k]).sum() for k in ("wd", "Ad"))
     size = sum((np.abs(args[k]) * mag[k]).sum() for k in ("wu", "Bu", "wd", "Ad"))

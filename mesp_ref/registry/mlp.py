@@ -1,0 +1,108 @@
+"""mlp: the gated MLP with its three adapters, over tiles of its width."""
+
+from typing import Any
+
+import numpy as np
+
+from mesp_ref import lean, ops
+from mesp_ref.ops import Array
+from mesp_ref.registry import linear, lora_linear, swiglu
+from mesp_ref.registry.absolute import sigmoid
+from mesp_ref.registry.draw import normal
+from mesp_ref.registry.row import OpSpec
+from mesp_ref.registry.sizes import Args, Sizes
+
+
+def sample(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
+    args: Args = {"x": normal(rng, dtype, z.n, z.t, z.c)}
+    for letter, (out, into) in {"g": (z.f, z.c), "u": (z.f, z.c), "d": (z.c, z.f)}.items():
+        args[f"w{letter}"] = normal(rng, dtype, out, into)
+        args[f"A{letter}"] = normal(rng, dtype, z.r, into)
+        args[f"B{letter}"] = normal(rng, dtype, out, z.r)
+    return args | {"s": 0.25, "width": 2}
+
+
+def equation(
+    x: Array, wg: Array, wu: Array, wd: Array,
+    Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array, s: Any,
+) -> Array:  # fmt: skip
+    """down(swiglu(gate(x), up(x))), each projection with its adapter"""
+    gate, up = (
+        lora_linear.equation(x, w, None, A, B, s) for w, A, B in ((wg, Ag, Bg), (wu, Au, Bu))
+    )
+    return lora_linear.equation(swiglu.equation(gate, up), wd, None, Ad, Bd, s)
+
+
+def reference(
+    x: Array, wg: Array, wu: Array, wd: Array,
+    Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array, *, s: float,
+) -> tuple[Array, tuple[Any, ...]]:  # fmt: skip
+    """The gated MLP from plain ops: its value and their residuals."""
+    gate, rg = ops.lora_linear(x, wg, None, Ag, Bg, s=s)
+    up, ru = ops.lora_linear(x, wu, None, Au, Bu, s=s)
+    z, rz = ops.swiglu(gate, up)
+    y, rd = ops.lora_linear(z, wd, None, Ad, Bd, s=s)
+    return y, (rg, ru, rz, rd)
+
+
+def _carried(
+    dz: Array, res: Any, wg: Array, wu: Array, Ag: Array, Bg: Array, Au: Array, Bu: Array, s: float
+) -> tuple[Array, Array, Array]:
+    """mag of z, dgate and dup: gate and up are sums, whose rounding the gate passes on.
+
+    |silu'| ≤ σ + |g|·σ(−g)·σ and |silu''| ≤ σ·σ(−g)·(2 + |g|)
+    """
+    rg, _, rz, _ = res
+    x = np.abs(rg.x)
+    mag_gate, mag_up = (
+        x @ np.abs(w).T + abs(s) * (x @ np.abs(A).T) @ np.abs(B).T
+        for w, A, B in ((wg, Ag, Bg), (wu, Au, Bu))
+    )
+    g, up, sig, rest = np.abs(rz.gate), np.abs(rz.up), sigmoid(rz.gate), sigmoid(-rz.gate)
+    silu, slope, bend = g * sig, sig + g * sig * rest, sig * rest * (2 + g)
+    mag_z = slope * mag_gate * up + silu * mag_up
+    dgate = dz * (slope * mag_up + bend * mag_gate * up)
+    return mag_z, dgate, dz * (silu + slope * mag_gate)
+
+
+def magnitude(
+    dy: Array, res: Any, wg: Array, wu: Array, wd: Array,
+    Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array, *, s: float,
+) -> tuple[Array, ...]:  # fmt: skip
+    rg, ru, _, rd = res
+    dz = lora_linear.magnitude(dy, rd, wd, None, Ad, Bd, s=s)[0]
+    z, dgate, dup = _carried(dz, res, wg, wu, Ag, Bg, Au, Bu, s)
+    _, dAd, dBd = lora_linear.magnitude(dy, rd._replace(x=z), wd, None, Ad, Bd, s=s)
+    dx_g, dAg, dBg = lora_linear.magnitude(dgate, rg, wg, None, Ag, Bg, s=s)
+    dx_u, dAu, dBu = lora_linear.magnitude(dup, ru, wu, None, Au, Bu, s=s)
+    return dx_g + dx_u, dAg, dBg, dAu, dBu, dAd, dBd
+
+
+def magnitude_params(
+    dy: Array, res: Any, wg: Array, wu: Array, wd: Array,
+    Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array, *, s: float,
+) -> tuple[Array, ...]:  # fmt: skip
+    rg, ru, _, rd = res
+    dz = lora_linear.magnitude(dy, rd, wd, None, Ad, Bd, s=s)[0]
+    z, dgate, dup = _carried(dz, res, wg, wu, Ag, Bg, Au, Bu, s)
+    layers = (dgate, rg, wg), (dup, ru, wu), (dy, rd._replace(x=z), wd)
+    return tuple(linear.magnitude_params(d, r, w)[0] for d, r, w in layers)
+
+
+TILED = OpSpec(
+    name="tiled_mlp",
+    forward=lean.mlp,
+    backward=lean.mlp_bwd,
+    backward_params=lean.mlp_bwd_params,
+    activations=("x",),
+    lora=("Ag", "Bg", "Au", "Bu", "Ad", "Bd"),
+    parameters=("wg", "wu", "wd"),
+    attributes=("s", "width"),
+    sample=sample,
+    reduction_length=lambda z: max(2 * z.f + 2 * z.r, z.n * z.t, z.c) + z.c + z.r,
+    equation=equation,
+    reference=reference,
+    magnitude=magnitude,
+    magnitude_params=magnitude_params,
+    golden=None,
+)
