@@ -1,6 +1,7 @@
 """Memory counted, not sampled: the ledger of a step, and of one that runs over ghosts."""
 
 from mesp_ref.memory.base import Base, Store
+from mesp_ref.memory.dry_run import DryRun, dry_run
 from mesp_ref.memory.kinds import KINDS, by_kind
 from mesp_ref.memory.ledger import Entry, Ledger, Moment, measure
 from mesp_ref.memory.predict import PEAKS, Cost, Parts, Peak, cost, peak
