@@ -64,7 +64,7 @@ def _scores(tile: _Tile, q: Array, k: Array, scratch: Array) -> Array:
     later = ~causal_mask(tile.size, tile.size, like=s)[:, None, :]
     np.copyto(by_query[..., -tile.size :], s.dtype.type(-np.inf), where=later)
     if tile.hidden is not None:
-        earlier = np.arange(tile.visible) < tile.hidden
+        earlier = np.arange(tile.visible, like=s) < tile.hidden
         np.copyto(by_query, s.dtype.type(-np.inf), where=earlier)
     return s
 

@@ -42,7 +42,7 @@ def dry_run(method: str, s: Shapes) -> DryRun:
     step = _step(method, s, meter, stack, Workers(s.workers, team.each))
     ledger.owned, ledger.weights = [step.ids], step.model.weights
     with ledger:
-        METHODS[method](_with_angles(step, s, ledger, meter))
+        METHODS[method](_with_angles(step, ledger, meter))
     return DryRun(ledger, team.beside, getattr(stack, "size", 0), meter.flops)
 
 
@@ -126,9 +126,10 @@ def _step(method: str, s: Shapes, meter: Meter, stack: Checkpoints, workers: Wor
     """The step that a method gets, of ghosts."""
     model, adapter = _model(s, meter), _adapter(s, meter)
     ids = np.zeros((s.batch, s.tokens), np.int64)
+    positions = ids + np.arange(s.tokens) if s.packed else None  # one document sees the most keys
     step = new_step(
         model, adapter, ids, ids, lambda number, grads: None,
-        params=False, method=method, stack=stack, workers=workers,
+        params=False, method=method, stack=stack, workers=workers, positions=positions,
     )  # fmt: skip
     seeds: Any = (Noise(meter),)
     return step._replace(parameters=by_block(adapter.weights, model), seeds=seeds)
@@ -155,10 +156,11 @@ def _adapter(s: Shapes, meter: Meter) -> Adapter:
     return Adapter(s.rank, 2.0 * s.rank, s.targets, False, matrices)
 
 
-def _with_angles(step: Step, s: Shapes, ledger: Ledger, meter: Meter) -> Step:
+def _with_angles(step: Step, ledger: Ledger, meter: Meter) -> Step:
     """The step with ghosts for its cosines and sines, which belong to it."""
-    shape, dtype = (s.tokens, s.config.head_dim // 2), step.layers[0].cos.dtype
-    angles: list[Any] = [born(meter, shape, dtype), born(meter, shape, dtype)]
-    ledger.note("rope_tables", tuple(angles))
+    cos = step.layers[0].cos
+    angles: list[Any] = [born(meter, cos.shape, cos.dtype) for _ in "cs"]
+    if step.layers[0].first is None:  # else they were taken from the op's tables, by position
+        ledger.note("rope_tables", tuple(angles))
     layers = [layer._replace(cos=angles[0], sin=angles[1]) for layer in step.layers]
     return step._replace(layers=layers)

@@ -231,6 +231,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.zeros: _new,
     np.full: lambda ghost, shape, _, dtype, **options: _new(ghost, shape, dtype),
     np.tri: lambda ghost, n, **options: ghost.new((n, options["M"]), options["dtype"]),
+    np.arange: lambda ghost, n: ghost.new((n,), np.intp),
     np.empty_like: _like,
     np.zeros_like: _like,
     np.result_type: _result_type,

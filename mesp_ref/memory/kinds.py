@@ -32,6 +32,11 @@ _OPS = {
     "mlp": RESIDUAL, "rope_tables": REST, "lm_loss": REST,
 }  # fmt: skip
 
+_TAKEN = {
+    "rmsnorm(x)": RESIDUAL, "lm_loss(labels)": REST, "attention(first)": REST, "rope(cos)": REST,
+    "rope(sin)": REST,
+}  # fmt: skip
+
 
 def kind(entry: Entry, rank: int) -> str:
     """One of KINDS: what a buffer of a training step holds, from the tag that the ledger gave it.
@@ -59,7 +64,7 @@ def kind(entry: Entry, rank: int) -> str:
     if (op, field) == ("lm_loss", "dx"):
         return DX
     if argument:
-        return {"rmsnorm(x)": RESIDUAL, "lm_loss(labels)": REST}[f"{op}({argument}"]
+        return _TAKEN[f"{op}({argument}"]
     return _OPS[op]
 
 

@@ -27,6 +27,7 @@ class Shapes(NamedTuple):
     base: Base = Base()
     workers: int = 1
     offload: bool = False  # of mesp_tiled: to disk, too, what its backward would compute again
+    packed: bool = False  # rows of several documents, kept apart
 
     @property
     def rows(self) -> int:

@@ -22,7 +22,7 @@ def causal_mask(tq: int, tk: int, first: Array | None = None, like: Array | None
               several: -> [N, 1, Tq, Tk]
     """
     mask: Array = np.tri(tq, tk, k=tk - tq, dtype=bool, like=like)
-    return mask if first is None else mask & (np.arange(tk) >= first[:, None, :, None])
+    return mask if first is None else mask & (np.arange(tk, like=mask) >= first[:, None, :, None])
 
 
 def causal_softmax(s: Array, *, first: Array | None = None) -> tuple[Array, CausalSoftmaxRes]:

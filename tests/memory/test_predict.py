@@ -87,10 +87,48 @@ def test_a_changed_method_is_predicted_as_it_runs(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_documents_in_a_row(method: str) -> None:
+    """Kept apart they need a mask and angles for every row: op by op, and at the peak, as it runs."""
+    config, tokens = dataclasses.replace(CONFIG, num_hidden_layers=2), 120
+    weights, adapter = random_arrays(config), mr.init_lora(config, 4, b_std=0.1)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, tokens))
+    one, two = np.tile(np.arange(tokens), (2, 1)), np.tile(np.arange(tokens) % 70, (2, 1))
+    shapes = Shapes(config, 2, tokens, 4, packed=True)
+    expected = dry_run(method, shapes).ledger.moments
+    for positions, uncounted in ((one, 0), (two, 2)):  # first tokens, which are no targets
+
+        def step(positions: np.ndarray = positions) -> None:
+            mr.loss_and_grads(
+                mr.Model(config, weights), adapter, ids, ids, method=method,
+                on_gradients=lambda layer, grads: None, position_ids=positions,
+            )  # fmt: skip
+
+        step()
+        owned = [*adapter.weights.values(), ids, positions]
+        ledger = measure(step, owned, weights)
+        moments = [m for m in ledger.moments if m.op != "rope_tables"]
+        for seen, ghosts in zip(moments, expected, strict=True):
+            assert seen.op == ghosts.op
+            assert 0 <= ghosts.held - seen.held <= 4 * uncounted, seen.op
+        most = max(m.most for m in ledger.moments)
+        assert -70_000 < most - peak(method, shapes).total <= 96 * 1024
+    assert peak(method, shapes).total > peak(method, shapes._replace(packed=False)).total
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_workers_need_more_than_one(method: str) -> None:
     """Whatever they share, each has scratch of its own; the least that they need together grows."""
     tops = [peak(method, Shapes(CONFIG, 1, 60, 4, workers=w)).total for w in (1, 2)]
     assert tops[0] <= tops[1] <= 2 * tops[0]
+
+
+def test_parts_of_a_weight_have_its_name() -> None:
+    """A worker's window of a weight names the op as the weight does, whoever calls it."""
+    one, two = (dry_run("mesp", Shapes(CONFIG, 1, 60, 4, workers=w)).ledger for w in (1, 2))
+    names = [{m.op for m in ledger.moments if "_proj" in m.op} for ledger in (one, two)]
+    assert names[0] == names[1]
+    assert "lora_linear_bwd self_attn.q_proj" in names[0]
+    assert len(names[0]) == 14
 
 
 def test_four_bytes_are_twice_two() -> None:
