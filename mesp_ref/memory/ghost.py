@@ -180,6 +180,8 @@ class Ghost(NDArrayOperatorsMixin):
     def __array_function__(
         self, function: Callable[..., Any], types: Any, given: Any, options: dict[str, Any]
     ) -> Any:
+        if function not in _FUNCTIONS:
+            return NotImplemented  # NumPy says which
         return _FUNCTIONS[function](self, *given, **options)
 
 

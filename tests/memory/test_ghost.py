@@ -111,6 +111,12 @@ def test_out_makes_nothing_new() -> None:
     assert meter.most == meter.live == 24
 
 
+def test_what_ghosts_cannot_do_is_said() -> None:
+    ghost, _, _ = twins(2, 3)
+    with pytest.raises(TypeError, match=r"numpy\.linalg\.svd"):
+        np.linalg.svd(ghost)
+
+
 def test_scalars_and_choices() -> None:
     ghost, array, _ = twins(2, 3)
     assert type(ghost.sum()) is type(array.sum())
