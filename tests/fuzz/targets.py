@@ -98,7 +98,7 @@ def _checkpoint(folder: Path) -> None:
         if (folder / optional).is_file() and not (folder / optional).stat().st_size:
             (folder / optional).unlink()
     _, weights = open_checkpoint(folder)
-    _touch(weights(name) for name in weights.names())
+    _touch(table[...] for table in weights.values())
     mr.load_model(folder)
 
 
