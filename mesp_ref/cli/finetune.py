@@ -3,7 +3,15 @@
 import argparse
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_data, add_json, add_lora, add_model, print_json
+from mesp_ref.cli.options import (
+    add_command,
+    add_data,
+    add_json,
+    add_lora,
+    add_model,
+    add_special_tokens,
+    print_json,
+)
 from mesp_ref.cli.progress import Progress
 from mesp_ref.engine.methods import METHODS
 from mesp_ref.errors import MespRefError
@@ -59,6 +67,7 @@ def _recipe() -> str:
 
 def _add_data(group: Any) -> None:
     add_data(group)
+    add_special_tokens(group)
     group.add_argument(
         "--seq-len", type=int, metavar="T", help="tokens per sequence (default: 256)"
     )
