@@ -239,8 +239,11 @@ class _Rendering:
             else:
                 answer = self._alike(i, known[kind], done)
             if kind is not None and kind not in known:
-                first, last = self._place(i)
-                known[kind] = answer and (first - answer.start, answer.stop - last)
+                (first, last), (before, after) = self._place(i), self._around(i)
+                if answer is None:
+                    known[kind] = None
+                elif before <= answer.start <= first and answer.stop <= after:
+                    known[kind] = first - answer.start, answer.stop - last
             found.append(answer)
             done = answer.stop if answer else done
         return found
@@ -291,7 +294,8 @@ class _Rendering:
     def _begin(self, i: int, answered: str, first: int, done: int) -> int | None:
         """Where answer i begins: where what the model is asked parts from what is answered."""
         asked = self._prefix(i, True)
-        if asked is None:  # no template renders nothing: the answer that opens a conversation
+        if asked is None or (i == 0 and not answered.startswith(asked)):
+            # Few templates render nothing as a beginning: an answer that opens a conversation.
             prompt = self.template.generation_prompt
             place = answered.rfind(prompt, done, first) if prompt else -1
             return place + len(prompt) if place >= 0 else None
@@ -300,7 +304,8 @@ class _Rendering:
         before = self._prefix(i, False)
         if before is None or not answered.startswith(before):
             return None
-        return min(max(_common(asked, answered), len(before)), first)
+        common = _common(asked, answered)
+        return min(common, first) if common > len(before) else None
 
     def _prefix(self, count: int, prompt: bool) -> str | None:
         """The first `count` messages as the template renders them, or None where it does not."""

@@ -52,10 +52,10 @@ class Speller:
         them for a template that renders none."""
         turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
         try:
-            cut = self.template.cut(turns)
+            text, data = self.template.asked(turns, add_generation_prompt=False)
         except MespRefError:
             return set(self._added.values())
-        return {found.token for found in self._find(cut.text, cut.data, set(self._added.values()))}
+        return {found.token for found in self._find(text, data, set(self._added.values()))}
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -113,6 +113,8 @@ class Speller:
 
     def _ordinary(self, text: str, plain: Encode) -> Array:
         ids = plain(text)
+        for other, token in self._renumbered.items():
+            ids[ids == other] = token
         made = ids[np.isin(ids, self._ids)]
         if made.size:
             name = self.tokenizer.id_to_token(int(made[0]))
@@ -133,6 +135,15 @@ class Speller:
         ]
         with reasons("tokenizer.json: not usable without its special tokens"):
             return Tokenizer.from_str(json.dumps(content))
+
+    @cached_property
+    def _renumbered(self) -> dict[int, int]:
+        """Ids of added tokens that the package numbers anew when there are fewer: theirs, and ours."""
+        plain = self.plain.get_added_tokens_decoder()
+        pairs = {number: self._added[token.content] for number, token in plain.items()}
+        return {
+            other: token for other, token in sorted(pairs.items(), reverse=True) if other != token
+        }
 
     @cached_property
     def turn_end(self) -> int | None:

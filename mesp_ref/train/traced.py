@@ -13,7 +13,7 @@ Source    Jinja's immutable sandbox, with less in it: a template prints texts, n
 
 import functools
 import json
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from string import Formatter
 from typing import Any, Self, SupportsIndex
 
@@ -79,7 +79,7 @@ class Traced(str):
     __rmul__ = __mul__
 
     def __mod__(self, values: Any) -> str:
-        holds_data(values)
+        sources(values)
         return self._made(str.__mod__(self, values))
 
     def __rmod__(self, text: str) -> str:
@@ -141,8 +141,7 @@ class Traced(str):
         """A text made from this one: of the same length letter by letter, else data throughout."""
         if len(text) == len(self):
             return Traced(text, self._spans, self._said)
-        sources = {source for _, _, source in self._spans}
-        return Traced(text, [(0, len(text), sources.pop() if len(sources) == 1 else OTHER)])
+        return _data(text, sources(self))
 
 
 def _made_from(name: str) -> Callable[..., Any]:
@@ -218,36 +217,42 @@ def trace(value: Any, source: int) -> Any:
     return value
 
 
-def holds_data(value: Any) -> bool:
-    """Whether there is data in a value that is about to become text.
+def sources(value: Any) -> set[int]:
+    """The sources of the data in a value that is about to become text.
 
     Raises jinja2's SecurityError for what is no value of JSON: a function's text is an address.
     """
     if isinstance(value, Traced):
-        return True
+        return {source for _, _, source in value._spans}
     if value is None or isinstance(value, str | int | float | range | Undefined):
-        return False
+        return set()
     if isinstance(value, dict):
-        return True in {holds_data(part) for pair in value.items() for part in pair}
+        return {source for pair in value.items() for part in pair for source in sources(part)}
     if isinstance(value, _LISTS):
-        return True in {holds_data(part) for part in value}
+        return {source for part in value for source in sources(part)}
     kind = type(value).__name__
     raise jinja2.exceptions.SecurityError(f"found a {kind} to print, expected a text or a number")
+
+
+def _data(text: str, found: set[int]) -> str:
+    """A text that was made from data of these sources, if there is any: data throughout."""
+    if not found:
+        return text
+    return Traced(text, [(0, len(text), found.pop() if len(found) == 1 else OTHER)])
 
 
 def printed(value: Any) -> Any:
     """What `{{ value }}` prints: texts as they are, all else as Python writes it."""
     if isinstance(value, str):
         return value
-    return Traced(str(value)) if holds_data(value) else str(value)
+    return _data(str(value), sources(value))
 
 
-def _followed(found: Any, given: Iterable[Any]) -> Any:
+def _followed(found: Any, given: Sequence[Any]) -> Any:
     """A text that something not followed made from what was given: data if there was any in it."""
     if not isinstance(found, str) or isinstance(found, Traced):
         return found
-    data = True in {holds_data(value) for value in given}  # all of them are checked
-    return Traced(found) if data else found
+    return _data(found, sources(given))
 
 
 def _watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -297,18 +302,18 @@ def _tojson(
         separators=separators,
         sort_keys=bool(sort_keys),
     )
-    return Traced(text) if holds_data(value) else text
+    return _data(text, sources(value))
 
 
 class _Fields(SandboxedFormatter):
     """`str.format` of the sandbox, that prints values only."""
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        holds_data(value)
+        sources(value)
         return super().convert_field(value, conversion)
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        holds_data(value)
+        sources(value)
         return str(super().format_field(value, format_spec))
 
 
