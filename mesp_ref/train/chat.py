@@ -7,7 +7,6 @@ Source    transformers' chat-template conventions: a sandboxed Jinja environment
 
 import bisect
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -222,9 +221,9 @@ class _Rendering:
     ):  # fmt: skip
         self.template, self.messages, self.turns, self.tools = template, messages, turns, tools
         self.text, self.spans = plain(whole), spans_of(whole)
-        self.places: dict[int, list[int]] = defaultdict(list)
+        self.places: dict[int, tuple[int, int]] = {}  # first and last span of each message
         for number, (_, _, source) in enumerate(self.spans):
-            self.places[source].append(number)
+            self.places[source] = self.places.get(source, (number, 0))[0], number
 
     def answers(self, answers: Iterable[int]) -> list[Learned | None]:
         """Each answer, or None. Those that lie in the text in one way, with the same words of the
@@ -250,12 +249,12 @@ class _Rendering:
 
     def _place(self, i: int) -> tuple[int, int]:
         """From the first to the last character of message i."""
-        numbers = self.places[i]
-        return self.spans[numbers[0]][0], self.spans[numbers[-1]][1]
+        first, last = self.places[i]
+        return self.spans[first][0], self.spans[last][1]
 
     def _around(self, i: int) -> tuple[int, int]:
         """Where the data before message i ends, and that behind it begins."""
-        first, last = self.places[i][0], self.places[i][-1]
+        first, last = self.places[i]
         before = self.spans[first - 1][1] if first else 0
         return before, self.spans[last + 1][0] if last + 1 < len(self.spans) else len(self.text)
 
@@ -263,11 +262,12 @@ class _Rendering:
         """How answer i lies in the text: None for one that has no place in it."""
         if i not in self.places:
             return None
-        message, (before, after), numbers = self.messages[i], self._around(i), self.places[i]
-        bounds = [before, *(at for n in numbers for at in self.spans[n][:2]), after]
+        message, (before, after), (first, last) = self.messages[i], self._around(i), self.places[i]
+        own = self.spans[first : last + 1]
+        bounds = [before, *(at for span in own for at in span[:2]), after]
         words = tuple(self.text[a:b] for a, b in zip(bounds[::2], bounds[1::2], strict=True))
         content = message.get("content")
-        shown = sum(self.spans[n][1] - self.spans[n][0] for n in numbers)
+        shown = sum(stop - start for start, stop, _ in own)
         whole = isinstance(content, str) and shown >= len(content.strip())
         fields = tuple(sorted(name for name, value in message.items() if value))
         return i and self.messages[i - 1].get("role"), fields, whole, words

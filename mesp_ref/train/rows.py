@@ -1,10 +1,9 @@
 """From records to the batches of a run: token ids, labels, rows in a seeded order."""
 
-from bisect import bisect_left
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.tokenizer import reasons
 from mesp_ref.ops import IGNORED, Array
-from mesp_ref.train.chat import ChatTemplate, Cut
+from mesp_ref.train.chat import ChatTemplate, Cut, Span
 from mesp_ref.train.data import DataFile, cut_text
 from mesp_ref.train.spelling import Control, Speller
 
@@ -124,11 +123,14 @@ class Encoder:
     def _encode(self, tokenizer: "Tokenizer", text: str, special: bool = False) -> Array:
         with reasons("tokenizer.json: cannot encode"):
             framed = special and tokenizer.num_special_tokens_to_add(False) > 0
-            parts = [
-                np.array(tokenizer.encode(piece, add_special_tokens=framed).ids, np.int64)
-                for piece in ([text] if framed else cut_text(text))
-            ]
-        ids = np.concatenate(parts)
+            pieces = [text] if framed else cut_text(text)
+            return np.concatenate(
+                [self._known(tokenizer.encode(p, add_special_tokens=framed).ids) for p in pieces]
+            )
+
+    def _known(self, found: list[int]) -> Array:
+        """Token ids that the model has, [T] int32."""
+        ids = np.array(found, np.int64)
         if ids.size and ids.max() >= self.vocab_size:
             raise MespRefError(
                 f"tokenizer.json: found token id {ids.max()}, expected below vocab_size = "
@@ -153,7 +155,7 @@ class Encoder:
         """Token ids that ask for the next turn of a conversation, [T] int32."""
         assert self.template is not None
         text, data = self.template.asked(messages, tools)
-        ids, _ = self._spell(text, self._speller.controls(text, data))
+        ids, _ = self._spell(text, data, 0, len(text))
         return ids
 
     @property
@@ -162,14 +164,19 @@ class Encoder:
         end = self._speller.turn_end if self.template and self.tokenizer else None
         return (*self.ends, *([end] if end is not None and end not in self.ends else []))
 
-    def _spell(self, text: str, controls: Sequence[Control]) -> tuple[Array, bool]:
-        """Token ids of rendered text, and whether it spells a control token itself."""
+    def _spell(self, text: str, data: Sequence[Span], start: int, stop: int) -> tuple[Array, bool]:
+        """Token ids of a stretch of rendered text, and whether its data spells a control token."""
+        piece, speller = text[start:stop], self._speller
         if self.special_in_text:
-            return self.text(text), False
-        speller = self._speller
-        return speller.spell(
-            text, controls, self.text, lambda part: self._encode(speller.plain, part)
-        )
+            return self.text(piece), False
+        controls = [
+            Control(c.start - start, c.stop - start, c.token)
+            for c in speller.controls(text, data, start, stop)
+        ]
+        return speller.spell(piece, controls, self.text, self._plain)
+
+    def _plain(self, text: str) -> Array:
+        return self._encode(self._speller.plain, text)
 
     def _chat(self, record: dict[str, Any], where: str) -> Row:
         if self.template is None:
@@ -179,28 +186,22 @@ class Encoder:
             )
         try:
             cut = self.template.cut(record["messages"], record.get("tools"))
-            controls = self._speller.controls(cut.text, cut.data)
-            ids, labels, forged = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], False
-            for start, stop, said in self._pieces(cut, controls):
-                inner = [
-                    Control(c.start - start, c.stop - start, c.token)
-                    for c in controls[_first(controls, start) : _first(controls, stop)]
-                ]
-                part, made = self._spell(cut.text[start:stop], inner)
-                ids.append(part)
-                labels.append(part if said else np.full_like(part, IGNORED))
+            ids, labels, forged = array("i"), array("i"), False
+            for start, stop, said in self._pieces(cut):
+                part, made = self._spell(cut.text, cut.data, start, stop)
+                ids.frombytes(part.tobytes())
+                labels.frombytes((part if said else np.full_like(part, IGNORED)).tobytes())
                 forged |= made
         except MespRefError as error:
             raise MespRefError(f"{where}: messages: {error}") from None
         self._count(cut, forged)
-        return Row(np.concatenate(ids), np.concatenate(labels))
+        return Row(np.frombuffer(ids, np.int32), np.frombuffer(labels, np.int32))
 
-    def _pieces(self, cut: Cut, controls: Sequence[Control]) -> Iterator[tuple[int, int, bool]]:
+    def _pieces(self, cut: Cut) -> Iterator[tuple[int, int, bool]]:
         """Stretches of a conversation in order, and whether they are learned."""
         done = 0
         for start, stop, last in cut.learned:
-            behind = controls[_first(controls, last) : _first(controls, stop)]
-            end = self._speller.end_of_turn(cut.text, behind, last, stop)
+            end = self._speller.end_of_turn(cut.text, cut.data, last, stop)
             if start > done:
                 yield done, start, False
             if end > start:
@@ -217,11 +218,6 @@ class Encoder:
         counts.rewritten += cut.rewritten
         counts.silent += not cut.learned
         counts.forged += forged
-
-
-def _first(controls: Sequence[Control], place: int) -> int:
-    """The number of the first control token at or behind a place."""
-    return bisect_left(controls, place, key=attrgetter("start"))
 
 
 class RowStream:

@@ -8,8 +8,10 @@ template wrote every letter of it; elsewhere its letters are spelled as ordinary
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -45,7 +47,9 @@ class Speller:
         special = {number for number, token in added.items() if token.special}
         self._control = special & set(self._added.values())
         self._control |= self._written()
-        self._ids = np.array(sorted(self._control), np.int64)
+        numbers = tokenizer.get_vocab(with_added_tokens=True).values()
+        self._is_control = np.zeros(max(numbers, default=0) + 1, bool)  # by token id
+        self._is_control[list(self._control)] = True
 
     def _written(self) -> set[int]:
         """Added tokens that the template writes around the turns of a plain conversation; all of
@@ -55,34 +59,31 @@ class Speller:
             text, data = self.template.asked(turns, add_generation_prompt=False)
         except MespRefError:
             return set(self._added.values())
-        return {found.token for found in self._find(text, data, set(self._added.values()))}
+        return {found.token for found in self._find(text, data, 0, len(text))}
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         names = sorted(self._added, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
-    def _find(self, text: str, data: Iterable[Span], wanted: set[int]) -> list[Control]:
-        found = []
-        for start, stop in _between(data, len(text)):
-            for match in self._pattern.finditer(text, start, stop):
-                if (token := self._added[match.group()]) in wanted:
-                    found.append(Control(*match.span(), token))
-        return found
+    def _find(self, text: str, data: Sequence[Span], start: int, stop: int) -> Iterator[Control]:
+        for a, b in _between(data, start, stop):
+            for match in self._pattern.finditer(text, a, b):
+                yield Control(*match.span(), self._added[match.group()])
 
-    def controls(self, text: str, data: Iterable[Span]) -> list[Control]:
-        """The control tokens that the template wrote, in order."""
-        return self._find(text, data, self._control)
+    def controls(self, text: str, data: Sequence[Span], start: int, stop: int) -> list[Control]:
+        """The control tokens that the template wrote between two places, in order."""
+        found = self._find(text, data, start, stop)
+        return [control for control in found if control.token in self._control]
 
-    def end_of_turn(self, text: str, controls: Sequence[Control], start: int, stop: int) -> int:
+    def end_of_turn(self, text: str, data: Sequence[Span], start: int, stop: int) -> int:
         """Where a turn ends whose last word ends at `start`: behind its first control token, or at
         `stop` where none follows."""
-        for control in controls:
-            if start <= control.start and control.stop <= stop:
-                end = control.stop
-                while control.token in self._right and end < stop and text[end].isspace():
-                    end += 1  # the tokenizer makes white space part of such a token
-                return end
+        for control in self.controls(text, data, start, stop)[:1]:
+            end = control.stop
+            while control.token in self._right and end < stop and text[end].isspace():
+                end += 1  # the tokenizer makes white space part of such a token
+            return end
         return stop
 
     def spell(
@@ -95,7 +96,7 @@ class Speller:
         plain    the tokenizer without control tokens, `self.plain`
         """
         ids = encode(text)
-        if np.array_equal(ids[np.isin(ids, self._ids)], [control.token for control in controls]):
+        if self._made(ids) == [control.token for control in controls]:
             return ids, False
         parts: list[Array] = []
         at = 0
@@ -111,13 +112,17 @@ class Speller:
                 at = control.stop
         return np.concatenate(parts), True
 
+    def _made(self, ids: Array) -> list[int]:
+        """The control tokens among these, in order."""
+        found: list[int] = ids[self._is_control[ids]].tolist()
+        return found
+
     def _ordinary(self, text: str, plain: Encode) -> Array:
         ids = plain(text)
         for other, token in self._renumbered.items():
             ids[ids == other] = token
-        made = ids[np.isin(ids, self._ids)]
-        if made.size:
-            name = self.tokenizer.id_to_token(int(made[0]))
+        if made := self._made(ids):
+            name = self.tokenizer.id_to_token(made[0])
             raise MespRefError(
                 f"tokenizer.json: found no way to spell {shown(name)} without the control token of "
                 "that name, expected one; leave it out of the text, or allow special tokens in text"
@@ -153,18 +158,22 @@ class Speller:
             cut = self.template.cut(turns)
         except MespRefError:
             return None
-        controls = self.controls(cut.text, cut.data)
-        ends = [c.token for *_, last in cut.learned for c in controls if c.start >= last]
-        return ends[0] if ends else None
+        for _, stop, last in cut.learned:
+            for control in self.controls(cut.text, cut.data, last, stop):
+                return control.token
+        return None
 
 
-def _between(data: Iterable[Span], length: int) -> Iterator[tuple[int, int]]:
-    """The stretches that no data touches."""
-    at = 0
-    for start, stop, _ in data:
-        if stop > start:
-            if start > at:
-                yield at, start
-            at = max(at, stop)
-    if length > at:
-        yield at, length
+def _between(data: Sequence[Span], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The stretches between two places that no data touches."""
+    at = start
+    for number in range(bisect_right(data, start, key=itemgetter(1)), len(data)):
+        first, last, _ = data[number]
+        if first >= stop:
+            break
+        if last > first:
+            if first > at:
+                yield at, first
+            at = max(at, last)
+    if stop > at:
+        yield at, stop

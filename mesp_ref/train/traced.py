@@ -26,6 +26,7 @@ from jinja2.runtime import BlockReference, Context, LoopContext, Macro, Undefine
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 
 Span = tuple[int, int, int]  # start, stop, source
+_CHUNK = 4096
 OTHER = -1  # the source of data that is no message's, or several sources'
 
 _LISTS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
@@ -171,6 +172,7 @@ def _clip(spans: Iterable[Span], start: int, stop: int) -> list[Span]:
 def joined(parts: Iterable[Any], sep: str = "") -> str:
     """All parts as one text, `sep` between them, each with its spans."""
     texts: list[str] = []
+    chunks: list[str] = []  # texts that are joined already: a million parts need not live at once
     spans: list[Span] = []
     said: list[Span] = []
     at = 0
@@ -182,7 +184,10 @@ def joined(parts: Iterable[Any], sep: str = "") -> str:
                 said += [(a + at, b + at, source) for a, b, source in text._said]
             texts.append(text)
             at += len(text)
-    whole = "".join(texts)
+        if len(texts) > _CHUNK:
+            chunks.append("".join(texts[:-1]))
+            del texts[:-1]
+    whole = "".join(chunks + texts)
     return Traced(whole, spans, said) if spans or said else whole
 
 

@@ -92,13 +92,20 @@ LAYOUTS: dict[str, Callable[[Turns], Parts]] = {
 _ALPHABET = {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 
 
-def _byte_ids(text: str) -> list[int]:
+def _byte_table() -> list[int]:
     """Ids of `letters`: each byte's place in the alphabet that GPT-2 gave the bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     names = {byte: chr(byte) for byte in printable}
     names |= {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return [_ALPHABET[names[byte]] for byte in text.encode()]
+    return [_ALPHABET[names[byte]] for byte in range(256)]
+
+
+_BYTES = _byte_table()
+
+
+def _byte_ids(text: str) -> list[int]:
+    return [_BYTES[byte] for byte in text.encode()]
 
 
 def laid_out(parts: Parts, public: Public, harmless: Sequence[str]) -> tuple[list[int], list[int]]:
