@@ -36,7 +36,7 @@ FIELDS = (
     "weight", "train",
 )  # fmt: skip
 _SWITCHES = ("weight", "train")  # what they say is ours to do: the template does not see them
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_ADDRESS = re.compile(r"( at)? ?0x[0-9a-fA-F]{6,}")
 
 
 class Learned(NamedTuple):
