@@ -69,13 +69,13 @@ def _text(args: argparse.Namespace) -> str:
     return str(text)
 
 
-def _prompt(args: argparse.Namespace, encoder: Encoder, directory: Path) -> list[int]:
-    """The prompt as the model reads it."""
+def _prompt(args: argparse.Namespace, encoder: Encoder, directory: Path) -> tuple[str, list[int]]:
+    """The prompt as the model reads it: its text and its tokens."""
     text = _text(args)
     if args.system is not None and not args.chat:
         raise MespRefError("--system: found without --chat, expected both")
     if not args.chat:
-        return encoder.text(text, special=True).tolist()
+        return text, encoder.text(text, special=True).tolist()
     if encoder.template is None:
         raise MespRefError(
             f"{directory}: --chat: found no chat template, expected chat_template in "
@@ -84,7 +84,8 @@ def _prompt(args: argparse.Namespace, encoder: Encoder, directory: Path) -> list
     messages = [{"role": "user", "content": text}]
     if args.system is not None:
         messages.insert(0, {"role": "system", "content": args.system})
-    return encoder.prompt(messages).tolist()
+    asked = encoder.template.render(messages, add_generation_prompt=True)
+    return asked, encoder.prompt(messages).tolist()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     adapter = open_adapter(args.adapter, model)
     kind = "messages" if args.chat else "text"
     encoder = open_encoder(model, {kind}, datetime.now(), args.special_tokens_in_text)
-    ids, tokenizer = _prompt(args, encoder, model.path), encoder.tokenizer
+    (prompt, ids), tokenizer = _prompt(args, encoder, model.path), encoder.tokenizer
     assert tokenizer is not None
     if not ids:
         raise MespRefError("--prompt: found no text, expected some to continue")
@@ -113,7 +114,6 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - begin
     text = tokenizer.decode(new, skip_special_tokens=True)
     if args.json:
-        prompt = tokenizer.decode(ids, skip_special_tokens=False)
         print_json({"prompt": prompt, "text": text, "token_ids": new, "seconds": seconds})
     else:
         print(text)
