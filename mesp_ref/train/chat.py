@@ -259,8 +259,12 @@ class _Rendering:
         return before, self.spans[last + 1][0] if last + 1 < len(self.spans) else len(self.text)
 
     def _kind(self, i: int) -> Any:
-        """How answer i lies in the text: None for one that has no place in it."""
+        """How answer i lies in the text: None for one that has no place in it, or whose own words
+        go on with the generation prompt (an opened `<think>` that the answer repeats)."""
         if i not in self.places:
+            return None
+        place, prompt = self._place(i)[0], self.template.generation_prompt
+        if any(self.text.startswith(prompt, place - j) for j in range(1, min(len(prompt), place))):
             return None
         message, (before, after), (first, last) = self.messages[i], self._around(i), self.places[i]
         own = self.spans[first : last + 1]

@@ -69,7 +69,9 @@ class Traced(str):
             super().__getitem__(place)  # its IndexError
             return self._piece(place, place + 1)
         start, stop, step = key.indices(len(self))
-        return self._piece(start, stop) if step == 1 else self._made(super().__getitem__(key))
+        if step == 1:
+            return self._piece(start, stop)
+        return joined(self._piece(i, i + 1) for i in range(start, stop, step))
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
@@ -80,11 +82,10 @@ class Traced(str):
     __rmul__ = __mul__
 
     def __mod__(self, values: Any) -> str:
-        sources(values)
-        return self._made(str.__mod__(self, values))
+        return _data(str.__mod__(self, values), sources([self, values]))
 
     def __rmod__(self, text: str) -> str:
-        return self._made(str.__mod__(text, self))
+        return _data(str.__mod__(text, self), sources(self))
 
     def strip(self, chars: str | None = None, /) -> str:
         return self.lstrip(chars).rstrip(chars)
@@ -114,7 +115,7 @@ class Traced(str):
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
         if not old:
-            return self._made(super().replace(old, new, count))
+            return _data(super().replace(old, new, count), sources([self, new]))
         return joined(self.split(old, count), new)
 
     def _piece(self, start: int, stop: int) -> str:
@@ -138,12 +139,6 @@ class Traced(str):
             found.append(self._piece(start, stop))
         return found
 
-    def _made(self, text: str) -> str:
-        """A text made from this one: of the same length letter by letter, else data throughout."""
-        if len(text) == len(self):
-            return Traced(text, self._spans, self._said)
-        return _data(text, sources(self))
-
 
 def _made_from(name: str) -> Callable[..., Any]:
     method = getattr(str, name)
@@ -151,11 +146,17 @@ def _made_from(name: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: Traced, *args: Any, **named: Any) -> Any:
         found = method(self, *args, **named)
-        return self._made(found) if isinstance(found, str) else found
+        if not isinstance(found, str):
+            return found
+        if name in _BY_LETTER and len(found) == len(self):
+            return Traced(found, self._spans, self._said)
+        return _data(found, sources([self, *args]))
 
     return call
 
 
+# They leave each letter in its place, unless one becomes two.
+_BY_LETTER = frozenset(["capitalize", "casefold", "lower", "swapcase", "title", "upper"])
 for _name in dir(str):  # whatever else makes a text from a text: upper, zfill, removeprefix, …
     if not _name.startswith("_") and _name not in vars(Traced):
         setattr(Traced, _name, _made_from(_name))
@@ -365,6 +366,10 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
             self.globals.pop(name, None)
         self.filters = {name: _watched(name, call) for name, call in self.filters.items()}
         self.filters |= {"join": _join, "tojson": _tojson}
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        bytes_of_text = isinstance(obj, str) and attr == "encode"  # they would forget what they are
+        return not bytes_of_text and super().is_safe_attribute(obj, attr, value)
 
     def call(  # the names are Jinja's: a keyword argument of a template must not meet one
         __self,

@@ -78,9 +78,11 @@ def r1(turns: Turns) -> Parts:
         if turn["role"] == "user":
             parts.append(("<|User|>", turn["content"], False))
         elif turn["role"] == "assistant":
+            text = turn["content"].split("</think>")[-1]
+            opened = "<think>\n" if text.startswith("<think>\n") else ""  # asked for already
             parts += [
-                ("<|Assistant|>", "", False),
-                (None, turn["content"].split("</think>")[-1], True),
+                ("<|Assistant|>", opened, False),
+                (None, text.removeprefix(opened), True),
                 ("<|end_of_sentence|>", "", True),
             ]
     return parts
