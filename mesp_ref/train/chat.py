@@ -103,7 +103,7 @@ class ChatTemplate:
             raise MespRefError(f"{where}: template error: {type(error).__name__}") from None
 
     def rendered(self, messages: Sequence[Message], prompt: bool, tools: Any) -> str:
-        """What the template makes of messages that are traced already."""
+        """What the template makes of messages, as they are given to it: traced, or not."""
         try:
             return self._template.render(
                 messages=list(messages),
@@ -151,27 +151,25 @@ class ChatTemplate:
 
         Cost      one rendering, and up to three for each way in which turns lie in it: linear
         """
-        turns, tools = _traced(messages), trace(tools, OTHER)
         asked = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
         answers = [i for i in asked if not excluded(messages[i])]
-        cut, last = self._cut(messages, turns, tools, answers)
+        cut, last = self._cut(messages, tools, answers)
         if not last and answers and answers[-1] + 1 < len(messages):
-            kept = answers[-1] + 1
-            cut, _ = self._cut(messages[:kept], turns[:kept], tools, answers)
+            cut, _ = self._cut(messages[: answers[-1] + 1], tools, answers)
         return cut._replace(answers=len(asked), excluded=len(asked) - len(answers))
 
-    def _cut(
-        self, messages: Sequence[Message], turns: list[Message], tools: Any, answers: list[int]
-    ) -> tuple[Cut, bool]:
+    def _cut(self, messages: Sequence[Message], tools: Any, answers: list[int]) -> tuple[Cut, bool]:
         """The cut, and whether the last of the answers is learned."""
-        whole = self.rendered(turns, False, tools)
-        rendering = _Rendering(self, messages, turns, tools, whole)
-        if said_of(whole):
-            found = _generated(whole, set(answers), [m.get("role") for m in messages])
+        whole = self.rendered(_traced(messages), False, trace(tools, OTHER))
+        text, data, said = plain(whole), spans_of(whole), said_of(whole)
+        del whole  # as long as the conversation, which may have 40 MB
+        if said:
+            roles = [message.get("role") for message in messages]
+            found = _generated(data, said, set(answers), roles)
         else:
-            found = rendering.answers(answers)
+            found = _Rendering(self, messages, tools, text, data).answers(answers)
         learned = tuple(part for part in found if part is not None)
-        cut = Cut(plain(whole), spans_of(whole), learned, 0, 0, found.count(None))
+        cut = Cut(text, data, learned, 0, 0, found.count(None))
         return cut, bool(found) and found[-1] is not None
 
     @cached_property
@@ -185,24 +183,32 @@ class ChatTemplate:
         return after[len(before) :] if after.startswith(before) else ""
 
 
+def _seen(message: Message) -> Message:
+    """A turn as a template sees it: what is said to us alone left out."""
+    if not any(name in message for name in _SWITCHES):
+        return message
+    return {name: value for name, value in message.items() if name not in _SWITCHES}
+
+
 def _traced(messages: Sequence[Message]) -> list[Message]:
     """The turns as the template gets them: all that is not a role is data of its message."""
     return [
         {
             name: value if name == "role" else trace(value, i)
-            for name, value in message.items()
-            if name not in _SWITCHES
+            for name, value in _seen(message).items()
         }
         for i, message in enumerate(messages)
     ]
 
 
-def _generated(whole: str, answers: set[int], roles: Sequence[Any]) -> list[Learned | None]:
+def _generated(
+    spans: Sequence[Span], said: Sequence[Span], answers: set[int], roles: Sequence[Any]
+) -> list[Learned | None]:
     """What `{% generation %}` blocks hold, without those of turns that are not to be learned."""
-    spans, found = spans_of(whole), list[Learned | None]()
+    found: list[Learned | None] = []
     starts = [start for start, _, _ in spans]
-    seen = set()
-    for start, stop, _ in said_of(whole):
+    seen: set[int] = set()
+    for start, stop, _ in said:
         low = bisect.bisect_left(starts, start)
         inner = [span for span in spans[low : bisect.bisect_right(starts, stop)] if span[1] <= stop]
         sources = {s for *_, s in inner if s >= 0 and roles[s] == "assistant"}
@@ -216,14 +222,17 @@ class _Rendering:
     """One rendered conversation, in which the answers are looked for."""
 
     def __init__(
-        self, template: ChatTemplate, messages: Sequence[Message], turns: list[Message],
-        tools: Any, whole: str,
+        self, template: ChatTemplate, messages: Sequence[Message], tools: Any, text: str,
+        spans: Sequence[Span],
     ):  # fmt: skip
-        self.template, self.messages, self.turns, self.tools = template, messages, turns, tools
-        self.text, self.spans = plain(whole), spans_of(whole)
-        self.places: dict[int, tuple[int, int]] = {}  # first and last span of each message
-        for number, (_, _, source) in enumerate(self.spans):
-            self.places[source] = self.places.get(source, (number, 0))[0], number
+        self.template, self.messages, self.tools = template, messages, tools
+        self.text, self.spans = text, spans
+        self.first, self.last = [-1] * len(messages), [-1] * len(messages)  # of each one's spans
+        for number, (_, _, source) in enumerate(spans):
+            if source != OTHER:
+                self.last[source] = number
+                if self.first[source] < 0:
+                    self.first[source] = number
 
     def answers(self, answers: Iterable[int]) -> list[Learned | None]:
         """Each answer, or None. Those that lie in the text in one way, with the same words of the
@@ -249,25 +258,24 @@ class _Rendering:
 
     def _place(self, i: int) -> tuple[int, int]:
         """From the first to the last character of message i."""
-        first, last = self.places[i]
-        return self.spans[first][0], self.spans[last][1]
+        return self.spans[self.first[i]][0], self.spans[self.last[i]][1]
 
     def _around(self, i: int) -> tuple[int, int]:
         """Where the data before message i ends, and that behind it begins."""
-        first, last = self.places[i]
+        first, last = self.first[i], self.last[i]
         before = self.spans[first - 1][1] if first else 0
         return before, self.spans[last + 1][0] if last + 1 < len(self.spans) else len(self.text)
 
     def _kind(self, i: int) -> Any:
         """How answer i lies in the text: None for one that has no place in it, or whose own words
         go on with the generation prompt (an opened `<think>` that the answer repeats)."""
-        if i not in self.places:
+        if self.first[i] < 0:
             return None
         place, prompt = self._place(i)[0], self.template.generation_prompt
         if any(self.text.startswith(prompt, place - j) for j in range(1, min(len(prompt), place))):
             return None
-        message, (before, after), (first, last) = self.messages[i], self._around(i), self.places[i]
-        own = self.spans[first : last + 1]
+        message, (before, after) = self.messages[i], self._around(i)
+        own = self.spans[self.first[i] : self.last[i] + 1]
         bounds = [before, *(at for span in own for at in span[:2]), after]
         words = tuple(self.text[a:b] for a, b in zip(bounds[::2], bounds[1::2], strict=True))
         content = message.get("content")
@@ -289,7 +297,7 @@ class _Rendering:
         answered = self._prefix(i + 1, False)
         if answered is None or not self.text.startswith(answered):
             return None
-        first, last = self._place(i) if i in self.places else (len(answered), 0)
+        first, last = self._place(i) if self.first[i] >= 0 else (len(answered), 0)
         start = self._begin(i, answered, first, done)
         if start is None or not done <= start < len(answered):
             return None
@@ -313,10 +321,11 @@ class _Rendering:
 
     def _prefix(self, count: int, prompt: bool) -> str | None:
         """The first `count` messages as the template renders them, or None where it does not."""
-        if count == len(self.turns) and not prompt:
+        if count == len(self.messages) and not prompt:
             return self.text
+        turns = [_seen(message) for message in self.messages[:count]]
         try:
-            return plain(self.template.rendered(self.turns[:count], prompt, self.tools))
+            return plain(self.template.rendered(turns, prompt, self.tools))
         except MespRefError:
             return None
 
