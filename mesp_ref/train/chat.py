@@ -191,10 +191,10 @@ def _seen(message: Message) -> Message:
 
 
 def _traced(messages: Sequence[Message]) -> list[Message]:
-    """The turns as the template gets them: all that is not a role is data of its message."""
+    """The turns as the template gets them: all but a known role is data of its message."""
     return [
         {
-            name: value if name == "role" else trace(value, i)
+            name: value if name == "role" and value in ROLES else trace(value, i)
             for name, value in _seen(message).items()
         }
         for i, message in enumerate(messages)
