@@ -284,8 +284,8 @@ def test_white_space_belongs_to_tokens_that_take_it(tokenizer: Tokenizer) -> Non
 
 
 def test_one_long_line_needs_no_gigabytes(tmp_path: Any, bpe: Encoder) -> None:
-    """A conversation of 2 MB takes less than 25 times its size; the full 40 MB by MESP_REF_LINE."""
-    size = int(os.environ.get("MESP_REF_LINE", str(2 << 20)))
+    """A conversation of half a MB takes less than 25 times its size; the full 40 MB by MESP_REF_LINE."""
+    size = int(os.environ.get("MESP_REF_LINE", str(1 << 19)))
     text = words(2000)
     turn = [{"role": "user", "content": "Tell."}, {"role": "assistant", "content": text}]
     messages = turn * (size // len(text))
