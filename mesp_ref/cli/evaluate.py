@@ -1,6 +1,8 @@
 """mesp-ref eval: loss, perplexity and token accuracy of a model on a data file."""
 
 import argparse
+import sys
+from dataclasses import asdict
 from typing import Any
 
 from mesp_ref.cli.options import (
@@ -8,6 +10,7 @@ from mesp_ref.cli.options import (
     add_data,
     add_json,
     add_model,
+    add_special_tokens,
     at_least,
     open_adapter,
     print_json,
@@ -35,6 +38,7 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "eval", run, "loss and perplexity on a data file", _HELP)
     add_model(parser)
     add_data(parser)
+    add_special_tokens(parser)
     for name, default, text in (
         ("seq-len", 256, "tokens per sequence (default: 256)"),
         ("batch-size", 1, "sequences per batch (default: 1)"),
@@ -50,12 +54,20 @@ def run(args: argparse.Namespace) -> int:
     adapter = open_adapter(args.adapter, model)
     with data_file(args.data, count=200, seed=1) as data:
         stream = open_stream(
-            model, data, seq_len=args.seq_len, form=args.form, packing=args.packing
+            model,
+            data,
+            seq_len=args.seq_len,
+            form=args.form,
+            packing=args.packing,
+            special_in_text=args.special_tokens_in_text,
         )
         value, tokens, accuracy = evaluate(model, adapter, stream.once(args.rows), args.batch_size)
+    turns = stream.encoder.counts
+    if told := turns.told():
+        say(f"chats: {told}", file=sys.stderr)
     if args.json:
         found = {"loss": finite(value), "perplexity": finite(perplexity(value))}
-        print_json(found | {"accuracy": accuracy, "tokens": tokens})
+        print_json(found | {"accuracy": accuracy, "tokens": tokens, "turns": asdict(turns)})
     else:
         say(
             f"loss {value:.4f}, perplexity {perplexity(value):.2f}, "

@@ -113,14 +113,14 @@ def _mlx_adapter(folder: Path) -> None:
 
 def _tokenizer(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
-    encoder = Encoder(tokenizer, None, None, 1 << 20)
+    encoder = Encoder(tokenizer, None, (), 1 << 20)
     encoder.text("The ship sailed.\n\n é <|im_end|>", special=True)
 
 
 @functools.cache
 def _plain() -> Encoder:
     tokenizer = byte_level_tokenizer()
-    return Encoder(tokenizer, None, 2, tokenizer.get_vocab_size())
+    return Encoder(tokenizer, None, (2,), tokenizer.get_vocab_size())
 
 
 def _rows(folder: Path, file: str, form: str, encoder: Encoder) -> None:
@@ -139,7 +139,7 @@ def _jsonl(folder: Path) -> None:
     template = load_chat_template(folder, datetime(2026, 1, 1))
     encoder = _plain()
     _rows(folder, "a.jsonl", "jsonl",
-          Encoder(encoder.tokenizer, template, encoder.eos, encoder.vocab_size))  # fmt: skip
+          Encoder(encoder.tokenizer, template, encoder.ends, encoder.vocab_size))  # fmt: skip
 
 
 def _golden(folder: Path) -> None:
