@@ -1,7 +1,8 @@
 """mesp-ref eval: loss, perplexity and token accuracy of a model on a data file."""
 
 import argparse
-from typing import Any
+import math
+from typing import Any, NoReturn
 
 from mesp_ref.cli.options import (
     add_command,
@@ -12,6 +13,9 @@ from mesp_ref.cli.options import (
     open_adapter,
     print_json,
 )
+from mesp_ref.engine.model import Model
+from mesp_ref.errors import MespRefError
+from mesp_ref.files.finite import not_finite
 from mesp_ref.files.models import load_model
 from mesp_ref.job.defaults import data_file
 from mesp_ref.job.directory import finite
@@ -43,6 +47,15 @@ def add(commands: Any) -> None:
     add_json(parser)
 
 
+def _refuse(value: float, model: Model) -> NoReturn:
+    """A loss that is no number is a fault of the model or of its numbers' range, not a result."""
+    name = not_finite(model.weights)
+    where, why = f"{model.path}: {name}", "found NaN or infinity, expected finite weights"
+    if name is None:
+        where, why = "--dtype", "the sums overflow in this type; try float64"
+    raise MespRefError(f"{where}: {why} (loss {value})")
+
+
 def run(args: argparse.Namespace) -> int:
     at_least(args, seq_len=2, batch_size=1, rows=1)
     model = load_model(args.model, dtype=args.dtype)
@@ -52,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
             model, data, seq_len=args.seq_len, form=args.form, packing=args.packing
         )
         value, tokens, accuracy = evaluate(model, adapter, stream.once(args.rows), args.batch_size)
+    if not math.isfinite(value):
+        _refuse(value, model)
     if args.json:
         found = {"loss": finite(value), "perplexity": finite(perplexity(value))}
         print_json(found | {"accuracy": accuracy, "tokens": tokens})

@@ -57,12 +57,13 @@ def _prompt(args: argparse.Namespace, directory: Path) -> str:
     """The prompt as the model reads it."""
     if args.prompt_file is not None:
         try:
-            text = Path(args.prompt_file).read_text(encoding="utf-8")
+            text = Path(args.prompt_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise MespRefError(f"{args.prompt_file}: --prompt-file: {reason}") from None
     else:
-        text = sys.stdin.read() if args.prompt == "-" else args.prompt
+        # a byte order mark is how some editors and shells begin a text, not a part of it
+        text = sys.stdin.read().removeprefix("\ufeff") if args.prompt == "-" else args.prompt
     if args.system is not None and not args.chat:
         raise MespRefError("--system: found without --chat, expected both")
     if not args.chat:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.fields import boolean, either, harmless, read_fields, record
 from mesp_ref.files.quantized import Quantized
 from mesp_ref.files.safetensors import MappedFile
 from mesp_ref.files.writer import Spec, Writer
@@ -58,6 +59,17 @@ class Affine:
         return {"weight": (rows, columns * self.bits // 32), "scales": groups, "biases": groups}
 
 
+def _scheme(value: Any) -> Any:
+    """Group size, bits and mode; beside them, by their names, layers with their own or none."""
+    modules = [name for name in value if "." in name] if isinstance(value, Mapping) else []
+    own = either("group_size and bits, or false", boolean, record(_SCHEME))
+    return record(_SCHEME | dict.fromkeys((*modules, "lm_head"), own))(value)
+
+
+# Affine itself judges the numbers; the mode is judged where a tensor is packed.
+_SCHEME = harmless("group_size bits mode")
+
+
 class Quantization:
     """The `quantization` field of config.json: the default, and layers that differ from it.
 
@@ -68,12 +80,19 @@ class Quantization:
     def __init__(self, config: Mapping[str, Any], source: str):
         self._source, self._given = source, config.get("quantization")
         other = config.get("quantization_config")
-        if self._given is None and isinstance(other, Mapping) and "quant_method" in other:
+        if isinstance(other, Mapping) and "quant_method" in other:
             found = shown(other["quant_method"])
             raise MespRefError(
                 f"{source}: quantization_config: found {found}, expected MLX "
                 "affine (field quantization) or dense weights"
             )
+        if other is not None and other != self._given:
+            raise MespRefError(
+                f"{source}: quantization_config: found {shown(other)}, expected what the field "
+                f"quantization says, {shown(self._given)}"
+            )
+        if self._given is not None:
+            read_fields({"quantization": self._given}, {"quantization": _scheme}, source)
 
     def of(self, name: str) -> Affine:
         """How a packed tensor such as model.layers.0.mlp.up_proj.weight is stored.
@@ -81,15 +100,18 @@ class Quantization:
         Raises MespRefError when the field is missing or calls the tensor dense.
         """
         where, given, module = f"{self._source}: quantization", self._given, name[: -len(".weight")]
-        if isinstance(given, Mapping) and module in given:
-            where, given = f"{where}: {module}", given[module]
+        if isinstance(given, Mapping) and given.get(module, True) is not True:
+            own = given[module]  # what a layer leaves out is MLX's default, not the file's
+            usual: dict[str, Any] = {"bits": 4, "group_size": 64}
+            where, given = f"{where}: {module}", usual | own if isinstance(own, dict) else own
         if not isinstance(given, Mapping) or given.get("mode", "affine") != "affine":
             found = given.get("mode") if isinstance(given, Mapping) else given
             raise MespRefError(
                 f"{where}: found {shown(found)}, expected group_size, bits and mode affine for {name}, "
                 "which is packed"
             )
-        return Affine(given.get("bits", 4), given.get("group_size", 64), where)
+        found = {name: given.get(name) for name in ("bits", "group_size")}
+        return Affine(**found, source=where)
 
 
 def part_names(name: str) -> dict[str, str]:

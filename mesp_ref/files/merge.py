@@ -4,9 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mesp_ref.engine.adapter import Adapter, check_adapter
 from mesp_ref.engine.model import Model
-from mesp_ref.files.checkpoint import save_checkpoint
+from mesp_ref.engine.weights import LazyWeights
+from mesp_ref.files.checkpoint import check_unchanged, save_checkpoint
+from mesp_ref.files.config import kept_fields
 from mesp_ref.files.output import copy_companions, new_directory
 from mesp_ref.ops import Array
 
@@ -38,10 +42,16 @@ def merge(
     """Write the merged model as a Hugging Face directory, tokenizer files beside it.
 
     Forward   W′ = W + s·B·A, rounded once to the stored dtype (default: the model's own)
-    Raises    MespRefError for an adapter of another model and for a directory that is not empty
+    Fields    of config.json stay as they are, but for the type and how the weights are packed
+    Raises    MespRefError for an adapter of another model, for a directory that is not empty, for
+              NaN and infinity in the stored type, and for a model that changes meanwhile
     """
     check_adapter(adapter, model.config)
     with new_directory(path, overwrite=overwrite) as aside:
-        save_checkpoint(model.config, _Merged(model, adapter), aside, dtype or model.dtype)
+        arrays, kept = _Merged(model, adapter), kept_fields(model.path)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused by name when it is saved
+            save_checkpoint(model.config, arrays, aside, dtype or model.dtype, kept)
         if model.path is not None:
             copy_companions(model.path, aside)
+        if isinstance(model.weights, LazyWeights):
+            check_unchanged(model.weights)

@@ -17,7 +17,8 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.strict import inside, read_bytes, read_object
+from mesp_ref.files.strict import inside, read_bytes
+from mesp_ref.files.tokenizer import read_tokenizer_config
 
 # Unicode noncharacters: reserved for use inside a program, so no text can hold them by right.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -151,7 +152,7 @@ def load_chat_template(path: str | Path, now: datetime | None = None) -> ChatTem
     directory = Path(path)
     config_file = inside(directory, "tokenizer_config.json")
     template_file = inside(directory, "chat_template.jinja")
-    config = read_object(config_file, "a tokenizer's settings") if config_file.is_file() else {}
+    config = read_tokenizer_config(directory)
     source = config.get("chat_template")
     if template_file.is_file():
         try:
