@@ -25,7 +25,7 @@ from mesp_ref.files.fields import (
 from mesp_ref.files.strict import inside, read_object
 
 _THETA = number(1, 1e30)
-_ROPE = record(
+_UNSCALED = record(
     {
         "rope_type": exactly("default"),
         "type": exactly("default"),
@@ -33,6 +33,15 @@ _ROPE = record(
         "partial_rotary_factor": number(1, 1),
     }
 )
+
+
+def _rope(value: Any) -> Any:
+    """rope_parameters or rope_scaling, of which older files call rope_type type."""
+    if isinstance(value, Mapping) and "rope_type" not in value:
+        value = {"rope_type" if name == "type" else name: item for name, item in value.items()}
+    return _UNSCALED(value)
+
+
 # How a program runs a model, keeps it or draws from it; none of it enters the forward.
 _HARMLESS = harmless(
     """
@@ -65,8 +74,8 @@ _DECODER: dict[str, Reader] = {
     "head_dim": integer(most=65_536),
     "rms_norm_eps": number(1e-30, 1e6),
     "rope_theta": _THETA,
-    "rope_parameters": _ROPE,
-    "rope_scaling": _ROPE,
+    "rope_parameters": _rope,
+    "rope_scaling": _rope,
     "max_position_embeddings": integer(),
     "tie_word_embeddings": boolean,
     "bos_token_id": token,

@@ -140,7 +140,7 @@ def test_read_into_memory_is_a_writable_copy(directory: Path) -> None:
         ({"use_sliding_window": True}, "use_sliding_window: found True"),
         ({"attention_dropout": 0.1}, "attention_dropout: found 0.1"),
         ({"layer_types": ["sliding_attention"]}, "layer_types: found 'sliding_attention'"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope_scaling.type: found 'yarn'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope_scaling.rope_type: found 'yarn'"),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.rope_type: found 'linear'"),
         ({"rope_parameters": [1]}, "rope_parameters: found"),
         ({"vocab_size": "absent"}, "vocab_size: missing"),
