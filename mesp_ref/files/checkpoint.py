@@ -16,7 +16,6 @@ from mesp_ref.engine.weights import LazyWeights, compute_dtype
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.affine import Quantization, is_packed, open_quantized, part_names
 from mesp_ref.files.config import config_fields, read_config
-from mesp_ref.files.finite import cast_finite
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.quantized import Quantized
 from mesp_ref.files.safetensors import MappedFile, Stored
@@ -25,7 +24,6 @@ from mesp_ref.ops import Array
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz")  # files that may be meant
-_WIDER = "where a narrow type is the reason, name a wider dtype"
 _PIECE = 1 << 20  # bytes compared at a time
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -194,13 +192,10 @@ def save_checkpoint(
     Shapes    `arrays` holds every tensor of config.weight_shapes()
     Dtypes    stored as `dtype`: float32, float16, bfloat16 or float64
     kept      fields of another config.json that stay as they are
-
-    Raises MespRefError naming the tensor for NaN and infinity in the stored type
     """
     directory, stored = Path(path), storage_dtype(dtype)
     tensors = {
-        name: cast_finite(arrays[name], stored, f"{config.source}: {name}", _WIDER)
-        for name in config.weight_shapes()
+        name: np.ascontiguousarray(arrays[name], dtype=stored) for name in config.weight_shapes()
     }
     with write_aside(directory / "model.safetensors") as aside:
         save_file(tensors, aside, metadata={"format": "pt"})

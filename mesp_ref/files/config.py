@@ -173,7 +173,6 @@ def config_of(values: Mapping[str, Any], source: str = "config.json") -> Qwen2Co
     for field in _SIZES:
         if field not in known:
             raise MespRefError(f"{source}: {field}: missing, expected an integer")
-    _check_layers(known, source)
     heads, eos = known["num_attention_heads"], known.get("eos_token_id")
     return Qwen2Config(
         **{field: known[field] for field in _SIZES},
@@ -221,16 +220,6 @@ def kept_fields(directory: Path | None) -> dict[str, Any]:
         return {}
     values = read_object(inside(directory, "config.json"), "a checkpoint directory")
     return {k: v for k, v in values.items() if not k.startswith("quantization")}
-
-
-def _check_layers(known: Mapping[str, Any], source: str) -> None:
-    """One kind of attention for each layer, as transformers demands."""
-    kinds, layers = known.get("layer_types"), known["num_hidden_layers"]
-    if kinds is not None and len(kinds) != layers:
-        raise MespRefError(
-            f"{source}: layer_types: found {len(kinds)} of them, expected {layers}, one for each "
-            "layer (num_hidden_layers)"
-        )
 
 
 def _head_dim(known: Mapping[str, Any], source: str) -> int:

@@ -9,25 +9,28 @@ import numpy as np
 from mesp_ref.engine.adapter import Adapter, check_adapter
 from mesp_ref.engine.model import Model
 from mesp_ref.engine.weights import LazyWeights
-from mesp_ref.files.checkpoint import check_unchanged, save_checkpoint
+from mesp_ref.files.checkpoint import check_unchanged, save_checkpoint, storage_dtype
 from mesp_ref.files.config import kept_fields
+from mesp_ref.files.finite import cast_finite
 from mesp_ref.files.output import copy_companions, new_directory
 from mesp_ref.ops import Array
 
 
 class _Merged(Mapping[str, Array]):
-    """The model's tensors with the adapter folded in, each formed when it is asked for."""
+    """The model's tensors with the adapter folded in, each formed and cast when it is asked for."""
 
-    def __init__(self, model: Model, adapter: Adapter):
-        self._model, self._adapter = model, adapter
+    def __init__(self, model: Model, adapter: Adapter, dtype: np.dtype):
+        self._model, self._adapter, self._dtype = model, adapter, dtype
 
     def __getitem__(self, name: str) -> Array:
         w = self._model.weights(name)
         pair = self._adapter.pair(name.removesuffix(".weight"))
-        if pair is None:
-            return w
-        A, B = pair
-        return w + self._adapter.scale * (B @ A)
+        if pair is not None:
+            A, B = pair
+            with np.errstate(over="ignore", invalid="ignore"):
+                w = w + self._adapter.scale * (B @ A)
+        where = f"{self._model.path or self._model.config.source}: {name}, merged"
+        return cast_finite(w, self._dtype, where, "try a wider --dtype, or another adapter")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._model.weights.names())
@@ -48,9 +51,9 @@ def merge(
     """
     check_adapter(adapter, model.config)
     with new_directory(path, overwrite=overwrite) as aside:
-        arrays, kept = _Merged(model, adapter), kept_fields(model.path)
-        with np.errstate(over="ignore", invalid="ignore"):  # refused by name when it is saved
-            save_checkpoint(model.config, arrays, aside, dtype or model.dtype, kept)
+        stored = storage_dtype(dtype or model.dtype)
+        arrays = _Merged(model, adapter, stored)
+        save_checkpoint(model.config, arrays, aside, stored, kept_fields(model.path))
         if model.path is not None:
             copy_companions(model.path, aside)
         if isinstance(model.weights, LazyWeights):
