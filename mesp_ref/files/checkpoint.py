@@ -149,7 +149,8 @@ def open_checkpoint(path: str | Path, dtype: Any = "float32") -> tuple[Qwen2Conf
     expected: set[str] = set()
     for name, shape in config.weight_shapes().items():
         if name not in held:
-            near = difflib.get_close_matches(name, list(held)[:1000], 1, 0.0)
+            strange = [other for other in held if other not in config.weight_shapes()]
+            near = difflib.get_close_matches(name, (strange or list(held))[:1000], 1, 0.0)
             raise MespRefError(
                 f"{directory}: {name}: missing, expected {list(shape)}; the nearest of "
                 f"{len(held)} names there is {near[0] if near else 'none'}"

@@ -153,16 +153,17 @@ def _walk_tensor(walk: _Walk, alignment: int) -> _Place:
 
 def _check_places(path: Path, places: list[_Place], held: int, alignment: int) -> None:
     """Sorted by their offsets, each tensor begins where the one before ends, but for the alignment."""
+    for offset, size, name in places:
+        if offset + size > held:
+            raise MespRefError(
+                f"{path}: {name}: ends at data byte {offset + size}, expected at most {held}; "
+                "truncated or damaged, fetch the file again"
+            )
     end, last = 0, "the header"
     for offset, size, name in sorted(places):
         if offset != end:
             raise MespRefError(
                 f"{path}: {name}: begins at data byte {offset}, expected {end}, after {last}; "
-                "truncated or damaged, fetch the file again"
-            )
-        if offset + size > held:
-            raise MespRefError(
-                f"{path}: {name}: ends at data byte {offset + size}, expected at most {held}; "
                 "truncated or damaged, fetch the file again"
             )
         end, last = _rounded_up(offset + size, alignment), name
