@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,11 @@ def weight_files(path: str | Path) -> list[Path]:
     Raises MespRefError for an index that leads out of the folder, and for files by the names of
     weights that the index leaves out: transformers prefers model.safetensors, mlx-lm reads all.
     """
-    directory = Path(path)
-    names = sorted(set(_weight_map(directory).values())) or ["model.safetensors"]
+    return _weight_files(Path(path), _weight_map(Path(path)))
+
+
+def _weight_files(directory: Path, weight_map: Mapping[str, str]) -> list[Path]:
+    names = sorted(set(weight_map.values())) or ["model.safetensors"]
     files = [inside(directory, name) for name in names]
     if not files[0].exists():
         held = sorted(p.name for p in directory.iterdir() if p.suffix in _WEIGHTS)
@@ -80,8 +83,8 @@ def _weight_map(directory: Path) -> dict[str, str]:
 
 def _shards(directory: Path) -> dict[str, MappedFile]:
     """Tensor name -> the mapped file that holds it, for one file or for an index of shards."""
-    files = {file.name: MappedFile(file) for file in weight_files(directory)}
     weight_map = _weight_map(directory)
+    files = {file.name: MappedFile(file) for file in _weight_files(directory, weight_map)}
     for tensor, name in weight_map.items():
         if tensor not in files[name]:
             raise MespRefError(f"{directory / name}: {tensor}: missing, expected by {_INDEX}")
@@ -90,6 +93,15 @@ def _shards(directory: Path) -> dict[str, MappedFile]:
             if weight_map.get(tensor) != name:
                 raise MespRefError(f"{file.path}: {tensor}: found, but not by {_INDEX}")
     return {tensor: file for file in files.values() for tensor in file}
+
+
+def _same_bytes(a: Array, b: Array) -> bool:
+    """Whether two stored tensors are equal to the last bit, compared piece by piece."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    flat, other = (array.reshape(-1).view(np.uint8) for array in (a, b))
+    pieces = range(0, flat.size, _PIECE)
+    return all(np.array_equal(flat[i : i + _PIECE], other[i : i + _PIECE]) for i in pieces)
 
 
 def _copies_of_head(name: str, config: Qwen2Config, held: Mapping[str, MappedFile]) -> bool:
@@ -105,13 +117,7 @@ def _copies_of_head(name: str, config: Qwen2Config, held: Mapping[str, MappedFil
             f"{held[name].path}: {name}: found without {twin}, expected a head stored as the "
             "embedding is, since config.json ties them (tie_word_embeddings)"
         )
-    head, table = held[name].raw(name), held[twin].raw(twin)
-    same = head.shape == table.shape and head.dtype == table.dtype
-    step = max(1, _PIECE // max(1, head[:1].nbytes))
-    if not same or any(
-        head[i : i + step].tobytes() != table[i : i + step].tobytes()
-        for i in range(0, len(head), step)
-    ):
+    if not _same_bytes(held[name].raw(name), held[twin].raw(twin)):
         raise MespRefError(
             f"{held[name].path}: {name}: found other numbers than {twin}, expected equal ones, "
             "since config.json ties them; set tie_word_embeddings to false or remove the tensor"
@@ -129,6 +135,13 @@ def _stored(name: str, shape: tuple[int, ...], file: MappedFile, dtype: np.dtype
     if raw.dtype.name not in _FLOATS:
         raise MespRefError(f"{where}: dtype: found {raw.dtype}, expected a floating type")
     return Stored(raw, dtype, file.check_unchanged)
+
+
+def _nearest(name: str, held: Iterable[str], config: Qwen2Config) -> str:
+    """The name most like a missing one, of those that are no tensor's of the model if there are any."""
+    known, short = config.weight_shapes(), [other for other in held if len(other) < 200][:2000]
+    strange = [other for other in short if other not in known]
+    return next(iter(difflib.get_close_matches(name, strange or short, 1, 0.0)), "none")
 
 
 def open_checkpoint(path: str | Path, dtype: Any = "float32") -> tuple[Qwen2Config, LazyWeights]:
@@ -149,11 +162,10 @@ def open_checkpoint(path: str | Path, dtype: Any = "float32") -> tuple[Qwen2Conf
     expected: set[str] = set()
     for name, shape in config.weight_shapes().items():
         if name not in held:
-            strange = [other for other in held if other not in config.weight_shapes()]
-            near = difflib.get_close_matches(name, (strange or list(held))[:1000], 1, 0.0)
+            near = _nearest(name, held, config)
             raise MespRefError(
                 f"{directory}: {name}: missing, expected {list(shape)}; the nearest of "
-                f"{len(held)} names there is {near[0] if near else 'none'}"
+                f"{len(held)} names there is {near}"
             )
         if len(shape) == 2 and is_packed(name, held):
             tables[name] = open_quantized(name, shape, quantization.of(name), held, wanted)
