@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def _stored(name: str, shape: tuple[int, ...], file: MappedFile, dtype: np.dtype
         )
     if raw.dtype.name not in _FLOATS:
         raise MespRefError(f"{where}: dtype: found {raw.dtype}, expected a floating type")
-    return Stored(raw, dtype, file.check_unchanged)
+    return Stored(raw, dtype, file.check_unchanged, partial(file.read_rows, name))
 
 
 def _nearest(name: str, held: Iterable[str], config: Qwen2Config) -> str:

@@ -13,6 +13,7 @@ from mesp_ref.files.checkpoint import check_unchanged, save_checkpoint, storage_
 from mesp_ref.files.config import kept_fields
 from mesp_ref.files.finite import cast_finite
 from mesp_ref.files.output import copy_companions, new_directory
+from mesp_ref.files.safetensors import Stored
 from mesp_ref.ops import Array
 
 
@@ -23,7 +24,11 @@ class _Merged(Mapping[str, Array]):
         self._model, self._adapter, self._dtype = model, adapter, dtype
 
     def __getitem__(self, name: str) -> Array:
-        w = self._model.weights(name)
+        table = self._model.weights.lazy(name)
+        if isinstance(table, Stored):  # read, not mapped: a file cut short meanwhile is an error
+            w = table.read(0, len(table)).astype(table.dtype)
+        else:
+            w = self._model.weights(name)
         pair = self._adapter.pair(name.removesuffix(".weight"))
         if pair is not None:
             A, B = pair

@@ -114,9 +114,8 @@ def _chunks(where: str, table: Stored, dtype: np.dtype) -> Iterator[tuple[int, A
     """A tensor in its stored type, a few rows at a time: number of the first row, rows."""
     step = max(1, _CHUNK // table.raw[:1].size)
     for row in range(0, len(table), step):
-        table.guard()
         with np.errstate(over="ignore"):
-            w = table.raw[row : row + step].astype(dtype)
+            w = table.read(row, row + step).astype(dtype)
         if not np.isfinite(w.astype(np.float32)).all():
             raise MespRefError(f"{where}: found NaN or infinity in {dtype.name}, expected weights")
         yield row, w

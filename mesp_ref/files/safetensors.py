@@ -12,7 +12,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -40,10 +40,15 @@ class Stored:
 
     `stored[index]` has the compute dtype. When that is the stored dtype it is a view of the map,
     otherwise a fresh array that dies with its last user. `guard` is called before the map is touched.
+    `read(a, b)` is rows a … b−1 as stored, from the file itself and not from the map.
     """
 
-    def __init__(self, raw: Array, dtype: np.dtype, guard: Callable[[], None] = lambda: None):
+    def __init__(
+        self, raw: Array, dtype: np.dtype, guard: Callable[[], None] = lambda: None,
+        read: Callable[[int, int], Array] | None = None,
+    ):  # fmt: skip
         self.raw, self.dtype, self.shape, self.guard = raw, dtype, raw.shape, guard
+        self.read = read or (lambda a, b: raw[a:b])
 
     def __getitem__(self, index: Any) -> Array:
         self.guard()
@@ -168,10 +173,30 @@ class MappedFile:
         with contextlib.suppress(OSError):
             now = identity(os.stat(self._place))  # noqa: PTH116  # a third of Path.stat's time
         if now != self._identity:
-            raise MespRefError(
-                f"{self.path}: changed while in use (found inode, size and time {now}, expected "
-                f"{self._identity}); nothing was computed from it, restore the file and start again"
-            )
+            self._refuse_change(now)
+
+    def _refuse_change(self, now: object) -> NoReturn:
+        raise MespRefError(
+            f"{self.path}: changed while in use (found inode, size and time {now}, expected "
+            f"{self._identity}); nothing was computed from it, restore the file and start again"
+        )
+
+    def read_rows(self, name: str, a: int, b: int) -> Array:
+        """Rows a … b−1 of a tensor, read and not mapped.
+
+        Where a map of a file that is cut short at this moment would end the process, this is an
+        error: for what reads a whole model once, and so for long, but needs no piece twice.
+        """
+        dtype, shape, start = self._tensors[name]
+        rows, row = min(b, shape[0]) - a, _size(dtype, shape[1:])
+        now: object = "nothing"
+        with contextlib.suppress(OSError), open_regular(self._place) as file:
+            now = identity(os.fstat(file.fileno()))
+            file.seek(start + a * row)
+            content = file.read(rows * row)
+            if now == self._identity and len(content) == rows * row:
+                return np.frombuffer(content, dtype).reshape(rows, *shape[1:])
+        return self._refuse_change(now)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
