@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.fields import boolean, either, harmless, read_fields, record
+from mesp_ref.files.fields import read_fields
 from mesp_ref.files.quantized import Quantized
 from mesp_ref.files.safetensors import MappedFile
+from mesp_ref.files.tables import quantization
 from mesp_ref.files.writer import Spec, Writer
 from mesp_ref.ops import Array
 
@@ -59,17 +60,6 @@ class Affine:
         return {"weight": (rows, columns * self.bits // 32), "scales": groups, "biases": groups}
 
 
-def _scheme(value: Any) -> Any:
-    """Group size, bits and mode; beside them, by their names, layers with their own or none."""
-    modules = [name for name in value if "." in name] if isinstance(value, Mapping) else []
-    own = either("group_size and bits, or false", boolean, record(_SCHEME))
-    return record(_SCHEME | dict.fromkeys((*modules, "lm_head"), own))(value)
-
-
-# Affine itself judges the numbers; the mode is judged where a tensor is packed.
-_SCHEME = harmless("group_size bits mode")
-
-
 class Quantization:
     """The `quantization` field of config.json: the default, and layers that differ from it.
 
@@ -92,7 +82,7 @@ class Quantization:
                 f"quantization says, {shown(self._given)}"
             )
         if self._given is not None:
-            read_fields({"quantization": self._given}, {"quantization": _scheme}, source)
+            read_fields({"quantization": self._given}, {"quantization": quantization}, source)
 
     def of(self, name: str) -> Affine:
         """How a packed tensor such as model.layers.0.mlp.up_proj.weight is stored.

@@ -7,134 +7,12 @@ from typing import Any
 
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.fields import (
-    Reader,
-    boolean,
-    empty,
-    exactly,
-    harmless,
-    integer,
-    list_of,
-    number,
-    read_fields,
-    record,
-    text,
-    token,
-    tokens,
-)
+from mesp_ref.files.fields import read_fields
 from mesp_ref.files.strict import inside, read_object
+from mesp_ref.files.tables import FAMILIES, GENERATION
 
-_THETA = number(1, 1e30)
-_UNSCALED = record(
-    {
-        "rope_type": exactly("default"),
-        "type": exactly("default"),
-        "rope_theta": _THETA,
-        "partial_rotary_factor": number(1, 1),
-    }
-)
-
-
-def _rope(value: Any) -> Any:
-    """rope_parameters or rope_scaling, of which older files call rope_type type."""
-    if isinstance(value, Mapping) and "rope_type" not in value:
-        value = {"rope_type" if name == "type" else name: item for name, item in value.items()}
-    return _UNSCALED(value)
-
-
-# How a program runs a model, keeps it or draws from it; none of it enters the forward.
-_HARMLESS = harmless(
-    """
-    _name_or_path _commit_hash _attn_implementation _attn_implementation_autoset
-    _attn_implementation_internal _experts_implementation _flash_attn_2_enabled _from_model_config
-    attn_implementation transformers_version transformers.js_config unsloth_version unsloth_fixed
-    dtype torch_dtype initializer_range use_cache gradient_checkpointing pretraining_tp
-    chunk_size_feed_forward torchscript tf_legacy_loss use_bfloat16 tokenizer_class
-    output_attentions output_hidden_states return_dict return_dict_in_generate output_scores
-    finetuning_task task_specific_params problem_type num_labels id2label label2id
-    keys_to_ignore_at_inference prefix pad_token_id sep_token_id decoder_start_token_id
-    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
-    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences suppress_tokens
-    begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty
-    sliding_window max_window_layers dual_chunk_attention_config
-    quantization quantization_config
-    """
-)  # the windows' sizes are not used unless use_sliding_window is; quantization: files/affine.py
-
-# Fields of every decoder that this engine could read, and the values that mean what it computes.
-_DECODER: dict[str, Reader] = {
-    "vocab_size": integer(),
-    "hidden_size": integer(),
-    "intermediate_size": integer(),
-    "num_hidden_layers": integer(most=10_000),
-    "num_attention_heads": integer(),
-    "num_key_value_heads": integer(),
-    "head_dim": integer(most=65_536),
-    "rms_norm_eps": number(1e-30, 1e6),
-    "rope_theta": _THETA,
-    "rope_parameters": _rope,
-    "rope_scaling": _rope,
-    "max_position_embeddings": integer(),
-    "tie_word_embeddings": boolean,
-    "bos_token_id": token,
-    "eos_token_id": tokens,
-    "hidden_act": exactly("silu"),
-    "attention_dropout": number(0, 0),
-    "mlp_bias": exactly(False),
-    "partial_rotary_factor": number(1, 1),
-    "attn_logit_softcapping": empty,
-    "final_logit_softcapping": empty,
-    "use_mrope": exactly(False),
-    "is_causal": exactly(True),
-    "is_decoder": boolean,
-    "is_encoder_decoder": exactly(False),
-    "add_cross_attention": exactly(False),
-    "tie_encoder_decoder": exactly(False),
-    "cross_attention_hidden_size": empty,
-    "pruned_heads": empty,
-    "auto_map": empty,  # names Python code of the checkpoint's own, which is never run
-} | _HARMLESS
-
-# What a model_type adds to that. A further family is a further row.
-FAMILIES: dict[str, dict[str, Reader]] = {
-    "qwen2": {
-        "model_type": exactly("qwen2"),
-        "architectures": list_of(exactly("Qwen2ForCausalLM")),
-        "attention_bias": exactly(True),  # q, k and v have biases, whatever the file says
-        "use_sliding_window": exactly(False),
-        "layer_types": list_of(exactly("full_attention")),
-    }
-    | _DECODER,
-}
 _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-)  # fmt: skip
-
-# generation_config.json: how to draw from the model. Its token ids are typed, for those who read
-# the ends of a text there; the rest are defaults of another program's options.
-_GENERATION: dict[str, Reader] = {
-    "bos_token_id": tokens, "eos_token_id": tokens, "pad_token_id": tokens,
-    "transformers_version": text,
-} | harmless(
-    """
-    _from_model_config max_length max_new_tokens min_length min_new_tokens early_stopping max_time
-    stop_strings do_sample num_beams num_beam_groups use_mtp use_cache cache_implementation
-    cache_config max_cache_len temperature top_k top_p min_p top_h typical_p epsilon_cutoff
-    eta_cutoff repetition_penalty encoder_repetition_penalty length_penalty no_repeat_ngram_size
-    bad_words_ids renormalize_logits forced_bos_token_id forced_eos_token_id
-    forced_decoder_ids remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens sequence_bias token_healing guidance_scale watermarking_config
-    num_return_sequences output_attentions output_hidden_states output_scores output_logits
-    return_dict_in_generate encoder_no_repeat_ngram_size decoder_start_token_id is_assistant
-    num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold
-    prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit assistant_lookbehind
-    target_lookbehind assistant_ensemble_weight speculation_type compile_config disable_compile
-    continuous_batching_config low_memory penalty_alpha dola_layers diversity_penalty constraints
-    force_words_ids prefill_chunk_size trust_remote_code generation_kwargs
-    chat_format max_window_size stop_words_ids system_prompt
-    """
 )  # fmt: skip
 
 
@@ -154,7 +32,7 @@ def read_generation_config(path: str | Path) -> dict[str, Any]:
     file = inside(path, "generation_config.json")
     if not file.exists():
         return {}
-    return read_fields(read_object(file, "generation settings"), _GENERATION, file)
+    return read_fields(read_object(file, "generation settings"), GENERATION, file)
 
 
 def config_of(values: Mapping[str, Any], source: str = "config.json") -> Qwen2Config:

@@ -17,45 +17,13 @@ from mesp_ref.engine.adapter import Adapter, check_adapter, check_rank, parse_ta
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.weights import compute_dtype
 from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.fields import (
-    Reader,
-    exactly,
-    harmless,
-    integer,
-    list_of,
-    number,
-    read_fields,
-    record,
-    text,
-)
+from mesp_ref.files.fields import read_fields
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.peft import check_pairs, finite_matrices, open_matrices, read_matrix
 from mesp_ref.files.strict import inside, read_object
+from mesp_ref.files.tables import MLX_ADAPTER
 
 _TENSOR = re.compile(r"(model\.layers\.([0-9]{1,6})\.(.+))\.lora_(a|b)")
-
-
-# What mlx-lm's trainer writes beside the adapter; most of it says how it was trained.
-_PARAMETERS = record(
-    {"rank": integer(), "scale": number(), "dropout": number(0, 1), "keys": list_of(text)}
-)
-_FIELDS: dict[str, Reader] = {
-    "fine_tune_type": exactly("lora"),
-    "use_dora": exactly(False),
-    "lora_parameters": _PARAMETERS,
-    "num_layers": integer(-1),
-    "lora_layers": integer(-1),  # its older name
-    "model": text,
-    "base_model_name_or_path": text,
-} | harmless(
-    """
-    adapter_path batch_size clear_cache_threshold config data grad_accumulation_steps
-    grad_checkpoint hf_dataset iters learning_rate lr_schedule mask_prompt max_seq_length optimizer
-    optimizer_config project_name report_to resume_adapter_file save_every seed steps_per_eval
-    steps_per_report test test_batches train trust_remote_code val_batches wandb
-    prompt_feature completion_feature chat_feature text_feature
-    """
-)
 
 
 def save_mlx_adapter(adapter: Adapter, path: str | Path, blocks: int | None = None) -> None:
@@ -155,7 +123,7 @@ def _check_adapted(
 def _read_config(file: Path) -> dict[str, Any]:
     """The fields of adapter_config.json, with a rank and a scale."""
     given = read_object(file, "an mlx-lm adapter directory")
-    values = read_fields(given, _FIELDS, file, "the engine computes plain LoRA only")
+    values = read_fields(given, MLX_ADAPTER, file, "the engine computes plain LoRA only")
     parameters = values.get("lora_parameters")
     if parameters is None:
         raise MespRefError(f"{file}: lora_parameters: found None, expected rank and scale")

@@ -13,23 +13,12 @@ from mesp_ref.engine.adapter import Adapter, check_adapter, check_rank, parse_ta
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.weights import compute_dtype
 from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.fields import (
-    Reader,
-    boolean,
-    empty,
-    exactly,
-    harmless,
-    integer,
-    number,
-    read_fields,
-    rows,
-    text,
-)
+from mesp_ref.files.fields import read_fields
 from mesp_ref.files.finite import cast_finite
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.safetensors import MappedFile
 from mesp_ref.files.strict import inside, read_object
-from mesp_ref.files.targets import FIELDS as TARGET_FIELDS
+from mesp_ref.files.tables import ADAPTER
 from mesp_ref.files.targets import adapted
 from mesp_ref.ops import Array
 
@@ -80,39 +69,6 @@ def finite_matrices(adapter: Adapter) -> dict[str, Array]:
     }
 
 
-# The fields of a LoraConfig; what PEFT can do beyond plain LoRA has the value that means "not used".
-_FIELDS: dict[str, Reader] = {
-    "peft_type": exactly("LORA"),
-    "task_type": exactly("CAUSAL_LM"),
-    "base_model_name_or_path": text,
-    "r": integer(),
-    "lora_alpha": number(),
-    "lora_dropout": number(0, 1),  # of training; a trained adapter computes without it
-    "use_rslora": boolean,
-    "bias": exactly("none"),
-    "fan_in_fan_out": exactly(False),
-    "use_dora": exactly(False),
-    "use_qalora": exactly(False),
-    "lora_bias": exactly(False),
-    # Others (pissa, olora, corda, loftq, …) also changed the base weights they were made from.
-    "init_lora_weights": exactly(True, False, "gaussian", "eva", "orthogonal", "mica"),
-    "ensure_weight_tying": boolean,  # of embeddings, which are not adapted here
-    "merge_weights": boolean,
-} | TARGET_FIELDS
-_FIELDS |= rows(
-    empty,
-    """
-    modules_to_save rank_pattern alpha_pattern trainable_token_indices target_parameters
-    layer_replication alora_invocation_tokens alora_invocation_string megatron_config enable_lora
-    arrow_config kasa_config monteclora_config velora_config use_bdlora
-    """,
-)
-_FIELDS |= harmless(  # how the adapter was begun, kept or run
-    """
-    auto_mapping revision inference_mode peft_version megatron_core loftq_config eva_config
-    corda_config lora_ga_config qalora_group_size runtime_config unsloth_version unsloth_fixed
-    """
-)
 # Begun so, B is zero: a module that is adapted but not stored stays as it is.
 _FROM_ZERO = (True, "gaussian", "eva")
 
@@ -126,7 +82,7 @@ def read_adapter_config(path: str | Path) -> dict[str, Any]:
     given = read_object(file, "a PEFT adapter directory")
     if given.get("peft_type") is None:
         raise MespRefError(f"{file}: peft_type: missing, expected 'LORA'")
-    values = read_fields(given, _FIELDS, file, "the engine computes plain LoRA only")
+    values = read_fields(given, ADAPTER, file, "the engine computes plain LoRA only")
     check_rank(values.get("r"), values.get("lora_alpha"), f"{file}: r")
     return values
 

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.fields import Reader, either, empty, exactly, integer, list_of, text
 
 _SECONDS = 10  # for a regular expression, which can take longer than the universe lasts
 _PEFT_DEFAULT = ["q_proj", "v_proj"]  # of qwen2, where target_modules is null
@@ -24,16 +23,6 @@ import json, re, sys
 pattern, names = json.load(sys.stdin)
 print(json.dumps([re.fullmatch(pattern, name) is not None for name in names]))
 """
-
-_SELECTION = either("names or a regular expression", text, list_of(text))
-FIELDS: dict[str, Reader] = {
-    "target_modules": _SELECTION,
-    "exclude_modules": _SELECTION,
-    "layers_to_transform": either(
-        "a layer's number or a list of them", integer(0), list_of(integer(0))
-    ),
-    "layers_pattern": either("'layers'", empty, exactly("layers"), list_of(exactly("layers"))),
-}
 
 
 def adapted(modules: Iterable[str], fields: Mapping[str, Any], source: object) -> set[str]:
