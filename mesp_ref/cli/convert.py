@@ -106,7 +106,7 @@ def run_adapter(args: argparse.Namespace) -> int:
     from_mlx = (Path(args.adapter) / "adapters.safetensors").is_file()
     adapter = load_mlx_adapter(args.adapter) if from_mlx else load_adapter(args.adapter)
     if args.to == "mlx":
-        save_mlx_adapter(adapter, args.out, _blocks(args, adapter, from_mlx))
+        save_mlx_adapter(adapter, args.out, blocks=_blocks(args, adapter, from_mlx))
     else:
         save_adapter(adapter, args.out)
     pairs = len(adapter.weights) // 2

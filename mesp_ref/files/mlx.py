@@ -26,7 +26,7 @@ from mesp_ref.files.tables import MLX_ADAPTER
 _TENSOR = re.compile(r"(model\.layers\.([0-9]{1,6})\.(.+))\.lora_(a|b)")
 
 
-def save_mlx_adapter(adapter: Adapter, path: str | Path, blocks: int | None = None) -> None:
+def save_mlx_adapter(adapter: Adapter, path: str | Path, *, blocks: int | None = None) -> None:
     """Write an mlx-lm adapter directory: adapters.safetensors and adapter_config.json.
 
     Scale     s = alpha/R (alpha/√R with rank stabilisation) becomes lora_parameters.scale

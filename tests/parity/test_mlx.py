@@ -209,14 +209,14 @@ def test_an_adapter_of_some_blocks(dense: Path, tmp_path: Path, blocks: list[int
     theirs, _ = models.load_model(dense)
     if max(blocks) < last:
         with pytest.raises(mr.MespRefError, match="mlx-lm adapts the last blocks of a model only"):
-            save_mlx_adapter(adapter, tmp_path, last + 1)
+            save_mlx_adapter(adapter, tmp_path, blocks=last + 1)
         save_mlx_adapter(adapter, tmp_path)
         with pytest.raises(ValueError, match="not an adapter parameter"):
             tuner.load_adapters(theirs, str(tmp_path))
         with pytest.raises(mr.MespRefError, match="mlx-lm adapts no other"):
             load_mlx_adapter(tmp_path, config=model.config)
         return
-    save_mlx_adapter(adapter, tmp_path, last + 1)
+    save_mlx_adapter(adapter, tmp_path, blocks=last + 1)
     want = logits_of(tuner.load_adapters(theirs, str(tmp_path)), IDS)
     again = load_mlx_adapter(tmp_path, config=model.config)
     got = mr.logits(model, IDS, again)
