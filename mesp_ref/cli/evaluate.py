@@ -1,9 +1,10 @@
 """mesp-ref eval: loss, perplexity and token accuracy of a model on a data file."""
 
 import argparse
+import math
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 from mesp_ref.cli.options import (
     add_command,
@@ -16,6 +17,9 @@ from mesp_ref.cli.options import (
     print_json,
     say,
 )
+from mesp_ref.engine.model import Model
+from mesp_ref.errors import MespRefError
+from mesp_ref.files.finite import not_finite
 from mesp_ref.files.models import load_model
 from mesp_ref.job.defaults import data_file
 from mesp_ref.job.directory import finite
@@ -48,6 +52,15 @@ def add(commands: Any) -> None:
     add_json(parser)
 
 
+def _refuse(value: float, model: Model) -> NoReturn:
+    """A loss that is no number is a fault of the model or of its numbers' range, not a result."""
+    name = not_finite(model.weights)
+    where, why = f"{model.path}: {name}", "found NaN or infinity, expected finite weights"
+    if name is None:
+        where, why = "--dtype", "the sums overflow in this type; try float64"
+    raise MespRefError(f"{where}: {why} (loss {value})")
+
+
 def run(args: argparse.Namespace) -> int:
     at_least(args, seq_len=2, batch_size=1, rows=1)
     model = load_model(args.model, dtype=args.dtype)
@@ -62,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
             special_in_text=args.special_tokens_in_text,
         )
         value, tokens, accuracy = evaluate(model, adapter, stream.once(args.rows), args.batch_size)
+    if not math.isfinite(value):
+        _refuse(value, model)
     turns = stream.encoder.counts
     if told := turns.told():
         say(f"chats: {told}", file=sys.stderr)

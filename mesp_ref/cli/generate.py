@@ -60,12 +60,13 @@ def _text(args: argparse.Namespace) -> str:
     """The prompt as it was given."""
     if args.prompt_file is not None:
         try:
-            text = Path(args.prompt_file).read_text(encoding="utf-8")
+            text = Path(args.prompt_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise MespRefError(f"{args.prompt_file}: --prompt-file: {reason}") from None
     else:
-        text = sys.stdin.read() if args.prompt == "-" else args.prompt
+        # a byte order mark is how some editors and shells begin a text, not a part of it
+        text = sys.stdin.read().removeprefix("\ufeff") if args.prompt == "-" else args.prompt
     return str(text)
 
 

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.strict import inside, read_object
+from mesp_ref.files.config import read_generation_config
 
 
 def generation_ends(folder: str | Path) -> tuple[int, ...]:
@@ -13,19 +12,8 @@ def generation_ends(folder: str | Path) -> tuple[int, ...]:
 
     Raises MespRefError for a file that cannot be read and for what is no token id.
     """
-    file = inside(folder, "generation_config.json")
-    if not file.is_file():
-        return ()
-    given = read_object(file, "settings for generation").get("eos_token_id")
-    if given is None:
-        return ()
-    ends = given if isinstance(given, list) else [given]
-    for end in ends:
-        if type(end) is not int or not 0 <= end < 2**31:
-            raise MespRefError(
-                f"{file}: eos_token_id: found {shown(end)}, expected a token id or a list of them"
-            )
-    return tuple(ends)
+    ends = read_generation_config(folder).get("eos_token_id", [])
+    return tuple(ends) if isinstance(ends, list | tuple) else (ends,)
 
 
 def end_tokens(folder: str | Path | None, ends: tuple[int, ...]) -> tuple[int, ...]:

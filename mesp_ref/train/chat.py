@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, NoReturn
 import jinja2
 
 from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.strict import inside, read_bytes, read_object
+from mesp_ref.files.strict import inside, read_bytes
+from mesp_ref.files.tokenizer import read_tokenizer_config
 from mesp_ref.train.traced import (
     OTHER,
     Span,
@@ -350,7 +351,7 @@ def load_chat_template(path: str | Path, now: datetime | None = None) -> ChatTem
     directory = Path(path)
     config_file = inside(directory, "tokenizer_config.json")
     template_file = inside(directory, "chat_template.jinja")
-    config = read_object(config_file, "a tokenizer's settings") if config_file.is_file() else {}
+    config = read_tokenizer_config(directory)
     source = config.get("chat_template")
     if template_file.is_file():
         try:

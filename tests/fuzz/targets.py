@@ -17,13 +17,15 @@ import numpy as np
 
 import mesp_ref as mr
 from mesp_ref.errors import named
+from mesp_ref.files.affine import Quantization
 from mesp_ref.files.checkpoint import open_checkpoint
-from mesp_ref.files.config import config_fields, read_config
+from mesp_ref.files.config import config_fields, read_config, read_generation_config
 from mesp_ref.files.gguf import Gguf
 from mesp_ref.files.gguf_tokenizer import build_tokenizer, tokenizer_config
 from mesp_ref.files.mlx import load_mlx_adapter
 from mesp_ref.files.safetensors import MappedFile
-from mesp_ref.files.tokenizer import load_tokenizer
+from mesp_ref.files.strict import read_object
+from mesp_ref.files.tokenizer import load_tokenizer, read_tokenizer_config
 from mesp_ref.golden.check import check
 from mesp_ref.golden.page import as_html
 from mesp_ref.golden.report import as_text
@@ -37,7 +39,7 @@ from mesp_ref.train.rows import Cursor, Encoder, RowStream
 from mesp_ref.train.trainer import TrainConfig, Trainer
 
 HERE = Path(__file__).parent
-sys.path += [str(HERE), str(HERE.parent)]
+sys.path += [str(HERE), str(HERE.parent), str(HERE.parent / "files")]
 
 from helpers import byte_level_tokenizer  # noqa: E402
 from mutate import SEPARATOR  # noqa: E402
@@ -84,8 +86,14 @@ def _touch(arrays: Any) -> None:
 
 def _config(folder: Path) -> None:
     config = read_config(folder)
+    Quantization(read_object(folder / "config.json", "an object"), "config.json")
     json.dumps(config_fields(config), allow_nan=False).encode()
     config.weight_shapes()
+
+
+def _settings(folder: Path) -> None:
+    read_tokenizer_config(folder)
+    read_generation_config(folder)
 
 
 def _safetensors(folder: Path) -> None:
@@ -209,6 +217,7 @@ def _gguf(folder: Path) -> None:
 
 _SOURCES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "config": (_config, ("config.json",)),
+    "settings": (_settings, ("tokenizer_config.json", "generation_config.json")),
     "safetensors": (_safetensors, ("a.safetensors",)),
     "checkpoint": (
         _checkpoint,
