@@ -90,7 +90,7 @@ def test_a_tied_head_that_is_stored_too(
 def test_a_tied_head_packed_twice(tmp_path: Path) -> None:
     """mlx-lm packs embedding and head alike; a head packed otherwise is another matrix."""
     config = small_config(hidden_size=32, intermediate_size=32)
-    save_checkpoint(config, mr.random_model(config).weights.arrays, tmp_path / "dense")
+    save_checkpoint(config, mr.random_model(config).weights, tmp_path / "dense")
     quantize_checkpoint(tmp_path / "dense", tmp_path / "packed", group_size=32)
     parts = ("weight", "scales", "biases")
 
@@ -277,7 +277,7 @@ def test_a_model_that_changes_while_it_is_quantised(
 ) -> None:
     """Two models are never mixed: not even when the last tensor was read before."""
     config = small_config(hidden_size=32, intermediate_size=32)
-    save_checkpoint(config, mr.random_model(config).weights.arrays, model_dir)
+    save_checkpoint(config, mr.random_model(config).weights, model_dir)
     file, touched = model_dir / WEIGHTS, []
 
     def disturb() -> None:
@@ -315,19 +315,19 @@ def test_a_model_that_changes_while_it_is_merged(model_dir: Path, tmp_path: Path
     model = mr.load_model(model_dir)
     adapter = mr.init_lora(model.config, rank=1, b_std=1.0)
     names = list(model.weights)
-    read = model.weights.tables[names[-1]]
+    read = model.weights[names[-1]]
 
     class Last:
         """The last tensor, after which the file is written over."""
 
-        shape, guard = read.shape, read.guard
+        shape, dtype, guard = read.shape, read.dtype, read.guard
 
         def __getitem__(self, index: Any) -> Any:
             found = np.array(read[index])
             os.utime(model_dir / WEIGHTS, ns=(1, 1))
             return found
 
-    model.weights.tables[names[-1]] = Last()
+    model.weights[names[-1]] = Last()
     with pytest.raises(MespRefError, match="changed while in use"):
         mr.merge(model, adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -351,7 +351,7 @@ OTHERS = {
 @pytest.mark.parametrize("command", ["merge", "quantize"])
 def test_what_is_not_changed_stays(model_dir: Path, tmp_path: Path, command: str) -> None:
     config = small_config(hidden_size=32, intermediate_size=32, eos_token_id=(3, 4))
-    save_checkpoint(config, mr.random_model(config).weights.arrays, model_dir, "bfloat16")
+    save_checkpoint(config, mr.random_model(config).weights, model_dir, "bfloat16")
     edit_config(model_dir, **OTHERS)
     before, out = json.loads((model_dir / "config.json").read_text()), tmp_path / "out"
     if command == "merge":
@@ -366,7 +366,7 @@ def test_what_is_not_changed_stays(model_dir: Path, tmp_path: Path, command: str
 
 def test_a_merged_model_is_no_longer_packed(tmp_path: Path) -> None:
     config = small_config(hidden_size=32, intermediate_size=32)
-    save_checkpoint(config, mr.random_model(config).weights.arrays, tmp_path / "dense")
+    save_checkpoint(config, mr.random_model(config).weights, tmp_path / "dense")
     quantize_checkpoint(tmp_path / "dense", tmp_path / "packed", group_size=32)
     edit_config(tmp_path / "packed", quantization_config=json.loads(
         (tmp_path / "packed" / "config.json").read_text())["quantization"])  # fmt: skip
@@ -384,7 +384,7 @@ def test_what_mlx_lm_would_read_otherwise_is_written_out(model_dir: Path, tmp_pa
     values["rope_parameters"] = {"rope_theta": theta, "rope_type": "default"}
     (model_dir / "config.json").write_text(json.dumps(values))
     config = read_config(model_dir)
-    save_checkpoint(config, mr.random_model(config).weights.arrays, tmp_path / "m", kept=values)
+    save_checkpoint(config, mr.random_model(config).weights, tmp_path / "m", kept=values)
     after = json.loads((tmp_path / "m" / "config.json").read_text())
     assert (after["rope_theta"], after["tie_word_embeddings"]) == (theta, True)
 

@@ -112,7 +112,7 @@ def _checkpoint(folder: Path) -> None:
 
 def _adapter(folder: Path) -> None:
     adapter = mr.load_adapter(folder, config=CONFIG)
-    mr.save_adapter(adapter, folder)
+    mr.save_adapter(adapter, folder / "again", overwrite=True)
 
 
 def _mlx_adapter(folder: Path) -> None:
