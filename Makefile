@@ -5,6 +5,7 @@
 # make jupyter  open the notebooks
 # make notebooks-refresh  run them and store their outputs
 # make test-lowest  the tests on the lowest versions that pyproject.toml allows
+# make audit   known holes in lowest and installed versions   make sbom   sbom.json, CycloneDX
 # make fuzz    a million hostile files for the readers (Linux, half an hour)
 # make benchmarks  regenerate docs/benchmarks, an hour on a quiet machine
 #
@@ -23,11 +24,12 @@ PARITY = $(VENV)/.installed-parity
 NOTES  = $(VENV)/.installed-notebooks
 BENCH  = $(VENV)/.installed-benchmarks
 FUZZ   = $(VENV)/.installed-fuzz
+SBOM   = $(VENV)/.installed-sbom
 
-.PHONY: help test test-lowest fuzz demo lint types parity notebooks jupyter notebooks-refresh benchmarks format ci clean
+.PHONY: help test test-lowest audit sbom fuzz demo lint types parity notebooks jupyter notebooks-refresh benchmarks format ci clean
 
 help:
-	@sed -n '1,12s/^# \{0,1\}//p' Makefile
+	@sed -n '1,13s/^# \{0,1\}//p' Makefile
 
 # One process a core, each with one BLAS thread: threads that spin beside other work are several times slower.
 PYTEST = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(1)/python -m pytest -n auto
@@ -42,6 +44,16 @@ test-lowest: pyproject.toml
 	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[test]'
 	$(call PYTEST,.venv-lowest/bin)
+
+audit: $(TEST)
+	$(BIN)/python tests/audit.py
+
+# What `pip install mesp-ref` brings, without the tools of this file; validated as it is written.
+sbom: $(SBOM)
+	$(PYTHON) -m venv --clear --without-pip .venv-sbom
+	$(BIN)/python -m pip --python .venv-sbom/bin/python install --quiet .
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --spec-version 1.6 \
+	  --output-reproducible --output-format JSON --output-file sbom.json .venv-sbom/bin/python
 
 fuzz: $(FUZZ)
 	$(BIN)/python tests/fuzz/run.py
@@ -87,7 +99,7 @@ ci:
 	bash .ci/run
 
 clean:
-	rm -rf $(VENV) .venv-ci .venv-lowest crashes build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ci .venv-lowest .venv-sbom sbom.json crashes build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # `make -j` would otherwise let two pips work on one environment.
 .NOTPARALLEL:
@@ -102,7 +114,7 @@ $(CORE): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ) $(SBOM): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
@@ -112,3 +124,4 @@ $(PARITY): EXTRAS = test,parity,convert,mlx
 $(NOTES):  EXTRAS = notebooks
 $(BENCH):  EXTRAS = benchmarks,parity,mlx
 $(FUZZ):   EXTRAS = test,fuzz
+$(SBOM):   EXTRAS = sbom

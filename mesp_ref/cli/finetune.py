@@ -10,6 +10,7 @@ from mesp_ref.cli.options import (
     add_json,
     add_lora,
     add_model,
+    add_special_tokens,
     print_json,
     say,
 )
@@ -30,8 +31,10 @@ are taken before and after.
 
 The data is plain text, or JSONL with an object per line: {"text": ...}, {"tokens": [...]}, or
 {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, which
-is rendered with the model's own chat template and learns only what the assistant says. Files
-are streamed: their size does not matter. A part is held out for evaluation.
+is rendered with the model's own chat template and learns only what the assistant says, up to the
+token with which the template ends its turn. Turns with "weight": 0 or "train": false are read and
+not learned. Words of a turn are words: they make no control token. Files are streamed: their size
+does not matter. A part is held out for evaluation.
 
 The run directory gets adapter/, run.json (the configuration), metrics.jsonl and .csv, loss.png,
 summary.json, and state.safetensors, from which --resume goes on with the same bits. Ctrl-C saves
@@ -67,6 +70,7 @@ def _recipe() -> str:
 
 def _add_data(group: Any) -> None:
     add_data(group)
+    add_special_tokens(group)
     group.add_argument(
         "--seq-len", type=int, metavar="T", help="tokens per sequence (default: 256)"
     )

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mesp_ref.cli.options import (
     add_command,
     add_json,
     add_model,
+    add_special_tokens,
     at_least,
     open_adapter,
     print_json,
@@ -17,8 +19,8 @@ from mesp_ref.cli.options import (
 from mesp_ref.engine.generate import generate
 from mesp_ref.errors import MespRefError, prose
 from mesp_ref.files.models import load_model
-from mesp_ref.files.tokenizer import load_tokenizer
-from mesp_ref.train.chat import load_chat_template
+from mesp_ref.train.opening import open_encoder
+from mesp_ref.train.rows import Encoder
 
 _HELP = """\
 Continue a prompt, or with --chat answer it through the model's own chat template. The text goes
@@ -50,25 +52,32 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the drawing (default: %(default)s)"
     )
+    add_special_tokens(parser)
     add_json(parser)
 
 
-def _prompt(args: argparse.Namespace, directory: Path) -> str:
-    """The prompt as the model reads it."""
+def _text(args: argparse.Namespace) -> str:
+    """The prompt as it was given."""
     if args.prompt_file is not None:
         try:
-            text = Path(args.prompt_file).read_text(encoding="utf-8")
+            text = Path(args.prompt_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise MespRefError(f"{args.prompt_file}: --prompt-file: {reason}") from None
     else:
-        text = sys.stdin.read() if args.prompt == "-" else args.prompt
+        # a byte order mark is how some editors and shells begin a text, not a part of it
+        text = sys.stdin.read().removeprefix("\ufeff") if args.prompt == "-" else args.prompt
+    return str(text)
+
+
+def _prompt(args: argparse.Namespace, encoder: Encoder, directory: Path) -> tuple[str, list[int]]:
+    """The prompt as the model reads it: its text and its tokens."""
+    text = _text(args)
     if args.system is not None and not args.chat:
         raise MespRefError("--system: found without --chat, expected both")
     if not args.chat:
-        return str(text)
-    template = load_chat_template(directory)
-    if template is None:
+        return text, encoder.text(text, special=True).tolist()
+    if encoder.template is None:
         raise MespRefError(
             f"{directory}: --chat: found no chat template, expected chat_template in "
             "tokenizer_config.json; leave --chat out"
@@ -76,16 +85,19 @@ def _prompt(args: argparse.Namespace, directory: Path) -> str:
     messages = [{"role": "user", "content": text}]
     if args.system is not None:
         messages.insert(0, {"role": "system", "content": args.system})
-    return template.render(messages, add_generation_prompt=True)
+    asked = encoder.template.render(messages, add_generation_prompt=True)
+    return asked, encoder.prompt(messages).tolist()
 
 
 def run(args: argparse.Namespace) -> int:
     at_least(args, seed=0)
     model = load_model(args.model, dtype=args.dtype)
     assert model.path is not None
-    adapter, tokenizer = open_adapter(args.adapter, model), load_tokenizer(model.path)
-    prompt = _prompt(args, model.path)
-    ids = tokenizer.encode(prompt, add_special_tokens=not args.chat).ids
+    adapter = open_adapter(args.adapter, model)
+    kind = "messages" if args.chat else "text"
+    encoder = open_encoder(model, {kind}, datetime.now(), args.special_tokens_in_text)
+    (prompt, ids), tokenizer = _prompt(args, encoder, model.path), encoder.tokenizer
+    assert tokenizer is not None
     if not ids:
         raise MespRefError("--prompt: found no text, expected some to continue")
     begin = time.perf_counter()
@@ -98,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         top_k=args.top_k,
         top_p=args.top_p,
         seed=args.seed,
+        eos_token_id=encoder.turn_ends,
     )
     seconds = time.perf_counter() - begin
     text = tokenizer.decode(new, skip_special_tokens=True)

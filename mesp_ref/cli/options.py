@@ -70,6 +70,15 @@ def add_data(parser: Any) -> None:
     )  # fmt: skip
 
 
+def add_special_tokens(parser: Any) -> None:
+    """--special-tokens-in-text."""
+    parser.add_argument(
+        "--special-tokens-in-text", action="store_true", dest="special_tokens_in_text",
+        help="let the words of a message make control tokens, such as <|im_end|>, as transformers "
+        "does; by default they are spelled as any other text, so that no data ends a turn",
+    )  # fmt: skip
+
+
 def add_lora(parser: Any) -> None:
     """--rank, --alpha and --targets."""
     parser.add_argument("--rank", type=int, metavar="R", help="LoRA rank (default: 8)")

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from mesp_ref.errors import escaped
 from mesp_ref.job.directory import Event
+from mesp_ref.train.rows import TurnCounts
 
 _LINES = 10  # how many steps a log shows
 
@@ -50,6 +51,8 @@ class Progress:
             f"data     {event['data']}: {event['data_bytes'] / 1e6:.2f} MB, "
             f"{event['heldout_rows']} sequences held out",
         )
+        if told := TurnCounts(**event["turns"]).told():
+            self._say(f"chats    {told}")
         if event["memory"]:
             self._say(f"memory   {event['memory']}")
         if event["step"]:

@@ -39,6 +39,10 @@ class Writer:
         self._data = file.tell()
         file.truncate(self._data + stop)
 
+    def dtype(self, name: str) -> np.dtype:
+        """The type that a tensor is stored in."""
+        return self._specs[name][0]
+
     def put(self, name: str, array: Array, row: int = 0) -> None:
         """Write a tensor, or its rows from `row` on, cast to the tensor's stored type."""
         dtype, shape = self._specs[name]

@@ -65,6 +65,7 @@ class FinetuneOptions:
     dtype: str = "float32"
     form: str = "auto"
     packing: str = "auto"
+    special_tokens_in_text: bool = False
     val_data: str | None = None
     val_fraction: float = 0.05
     eval_rows: int = 32
@@ -88,7 +89,7 @@ class FinetuneOptions:
 
 
 # What an option that a saved run does not know must have been.
-_DEFAULTS = {"perturbations": 1, "patience": 0, "workers": 1}
+_DEFAULTS = {"perturbations": 1, "patience": 0, "workers": 1, "special_tokens_in_text": False}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -179,8 +180,9 @@ class Run:
         now = datetime.fromisoformat(self.started)
         self.model = load_model(options.model, dtype=options.dtype)
         files = _open_files(options, self.model, data)
-        encoder = open_encoder(self.model, {k for f in files for k in f.kinds}, now)
-        self.tokenizer = encoder.tokenizer
+        kinds = {k for f in files for k in f.kinds}
+        encoder = open_encoder(self.model, kinds, now, options.special_tokens_in_text)
+        self.tokenizer, self.ends, self.turns = encoder.tokenizer, encoder.turn_ends, encoder.counts
         self.stream, self.heldout = _open_streams(options, files, encoder)
         adapter = _open_adapter(options, self.model)
         assert self.model.path is not None
@@ -215,6 +217,7 @@ class Run:
             "targets": list(adapter.targets),
             "rslora": adapter.use_rslora,
             "packing": options.packing,
+            "special_tokens_in_text": options.special_tokens_in_text,
             "val_fraction": options.val_fraction,
             "patience": options.patience,
             "eval_every": options.eval_every if options.patience else None,
@@ -265,10 +268,9 @@ class Run:
             return []
         if self.options.prompt is not None:
             text = self.options.prompt
-            if encoder.template is not None:
-                turn = {"role": "user", "content": text}
-                text = encoder.template.render([turn], add_generation_prompt=True)
-            ids = encoder.text(text).tolist()
+            turn = {"role": "user", "content": text}
+            chat = encoder.template is not None
+            ids = (encoder.prompt([turn]) if chat else encoder.text(text)).tolist()
             if not ids:
                 raise MespRefError("--prompt: found no text, expected some to continue")
             return ids
@@ -415,8 +417,9 @@ class Run:
             return
         assert self.tokenizer is not None
         [new] = generate(
-            self.model, [self.prompt], self.adapter, max_new_tokens=self.options.sample_tokens
-        )
+            self.model, [self.prompt], self.adapter, max_new_tokens=self.options.sample_tokens,
+            eos_token_id=self.ends,
+        )  # fmt: skip
         event = {"event": "sample", "step": step, "source": self.prompt_source}
         event["prompt"] = self.tokenizer.decode(self.prompt, skip_special_tokens=False)
         self._log(event | {"text": self.tokenizer.decode(new, skip_special_tokens=True)})
@@ -486,6 +489,7 @@ class Run:
             "data": self.options.data or "questions about stories",
             "data_bytes": self.stream.data.size,
             "heldout_rows": len(self.heldout),
+            "turns": dataclasses.asdict(self.turns),
             "out": None if self.directory.numbered else str(self.directory.place),
             "memory": None if self.choice is None else str(self.choice),
         }
@@ -534,6 +538,7 @@ class Run:
             "stopped_early": self.trainer.step < self.options.train.steps,
             "tokens": self.trainer.tokens,
             "epochs": self.stream.cursor.epoch,
+            "turns": dataclasses.asdict(self.turns),
             "seconds": self._seconds,
             "tokens_per_second": self._trained / self._seconds if self._seconds else None,
             "peak_memory_mib": self._peak,

@@ -17,10 +17,11 @@ import numpy as np
 
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.checkpoint import weight_files
 from mesp_ref.files.config import config_fields
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.safetensors import MappedFile
-from mesp_ref.files.strict import parse_json
+from mesp_ref.files.strict import open_regular, parse_json
 from mesp_ref.files.writer import Writer
 from mesp_ref.job.patience import Best
 from mesp_ref.ops import Array
@@ -100,7 +101,7 @@ def check_facts(path: str | Path, facts: Any) -> dict[str, Any]:
 def model_fingerprint(model: Model) -> str:
     """A short hash that tells one checkpoint from another without reading it whole.
 
-    SHA-256 over the configuration and over 64 evenly spaced pieces of 4 KiB of each tensor file
+    SHA-256 over the configuration and over 64 evenly spaced pieces of 4 KiB of each mapped file
     (or of each tensor, for a model in memory): any training changes all of them.
     """
     digest = hashlib.sha256(json.dumps(config_fields(model.config), sort_keys=True).encode())
@@ -109,10 +110,10 @@ def model_fingerprint(model: Model) -> str:
             flat = np.ascontiguousarray(model.weights[name][...]).reshape(-1)
             digest.update(flat[:: max(flat.size // _SAMPLES, 1)].tobytes())
         return digest.hexdigest()
-    for path in sorted(model.path.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
+    for path in weight_files(model.path):
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(f"{path.name} {size}".encode())
             for i in range(_SAMPLES):
                 file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
                 digest.update(file.read(_SAMPLE_BYTES))

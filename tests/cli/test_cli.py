@@ -536,7 +536,7 @@ MISTAKES = {
     "data empty": (DATA + "empty.txt", None, "empty.txt: empty"),
     "data short": (GOOD + "--seq-len 9000", None, "expected at least one sequence of 9000"),
     "bad line": (DATA + "bad.jsonl", None, "bad.jsonl: line 2: not JSON"),
-    "bad chat": (DATA + "nobody.jsonl", None, "nobody.jsonl: line 1: messages: found no turn"),
+    "bad chat": (DATA + "nobody.jsonl", None, "1 conversations without an answer to learn"),
     "token range": (DATA + "tokens.jsonl", None, "line 1: tokens: found 900, expected 0 to 299"),
     "no template": (
         "finetune --data chats.jsonl --out run --model {model}",

@@ -181,7 +181,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path
     model = mr.load_model(home / "model")
     mr.save_adapter(mr.init_lora(model.config, rank=1, b_std=0.1), home / "adapter")
     (home / "notes.txt").write_text(words(200), encoding="utf-8")
-    arrays = {n: random_model(config).weights(n) for n in config.weight_shapes()}
+    arrays = {n: random_model(config).weights[n] for n in config.weight_shapes()}
     arrays = {n: a for n, a in arrays.items() if not n.endswith(".bias")}
     from gguf import GGMLQuantizationType as kinds
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import published
 from helpers import CHATML, STOP, byte_level_tokenizer, words
 from mutate import SEPARATOR
 
@@ -43,7 +44,13 @@ def _made(make: Callable[[Path], list[bytes]]) -> Callable[[], list[bytes]]:
 def _config(folder: Path) -> list[bytes]:
     values = config_fields(mr.Qwen2Config(32, 16, 24, 2, 4, 2, 4, eos_token_id=(1, 2)))
     old = {k: v for k, v in values.items() if k not in ("rope_parameters", "head_dim")}
-    return [json.dumps(values).encode(), json.dumps(old | {"rope_scaling": None}).encode()]
+    own = [values, old | {"rope_scaling": None}, *published.CONFIGS.values()]
+    return [json.dumps(fields).encode() for fields in own]
+
+
+def _settings(folder: Path) -> list[bytes]:
+    both = ((t, g) for t in published.TOKENIZERS.values() for g in published.GENERATION.values())
+    return [SEPARATOR.join(json.dumps(fields).encode() for fields in pair) for pair in both]
 
 
 def _tensors(folder: Path, **arrays: Any) -> bytes:
@@ -72,7 +79,10 @@ def _checkpoint(folder: Path) -> list[bytes]:
 
 def _adapter(folder: Path) -> list[bytes]:
     mr.save_adapter(mr.init_lora(CONFIG, rank=1, b_std=1.0, targets="q_proj,up_proj"), folder)
-    return [_join(folder, ("adapter_config.json", "adapter_model.safetensors"))]
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    own, sizes = _join(folder, names), {"r": 1, "target_modules": ["q_proj", "up_proj"]}
+    (folder / names[0]).write_text(json.dumps(published.ADAPTERS["peft 0.19"] | sizes))
+    return [own, _join(folder, names)]
 
 
 def _mlx_adapter(folder: Path) -> list[bytes]:
@@ -194,8 +204,9 @@ def _gguf(folder: Path) -> list[bytes]:
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     name: _made(make)
     for name, make in {
-        "config": _config, "safetensors": _safetensors, "checkpoint": _checkpoint,
-        "adapter": _adapter, "mlx_adapter": _mlx_adapter, "tokenizer": _tokenizer, "text": _text,
-        "jsonl": _jsonl, "golden": _golden, "sketch": _sketch, "resume": _resume, "gguf": _gguf,
+        "config": _config, "settings": _settings, "safetensors": _safetensors,
+        "checkpoint": _checkpoint, "adapter": _adapter, "mlx_adapter": _mlx_adapter,
+        "tokenizer": _tokenizer, "text": _text, "jsonl": _jsonl, "golden": _golden,
+        "sketch": _sketch, "resume": _resume, "gguf": _gguf,
     }.items()
 }  # fmt: skip

@@ -623,7 +623,7 @@ def test_memory_does_not_depend_on_the_size_of_the_file(tmp_path, tokenizer, mon
         tracemalloc.start()
         data = open_data(path, seq_len=256)
         stream = RowStream(
-            data, Encoder(tokenizer, None, None, 300), np.arange(data.pages), seq_len=256
+            data, Encoder(tokenizer, None, (), 300), np.arange(data.pages), seq_len=256
         )
         while stream.cursor < (0, 1, 9):
             stream.take(4)
