@@ -29,6 +29,7 @@ from mesp_ref.memory import (
     Shapes,
     at,
     choose,
+    cost,
     measure,
     megabytes,
     parse_size,
@@ -186,9 +187,8 @@ class _Subject:
         }
 
     def ledger(self, method: str) -> Ledger:
-        arrays = getattr(self.model.weights, "arrays", {})
-        owned = [*arrays.values(), *self.adapter.weights.values(), self.ids]
-        return measure(lambda: self.step(method), owned)
+        owned = [*self.adapter.weights.values(), self.ids]
+        return measure(lambda: self.step(method), owned, self.model.weights)
 
 
 def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
         found = peak(method, shapes)
         parts = {name: size for name, size in found.parts.items() if size}
         facts[method] = {"predicted_peak_bytes": found.total, "op": found.op, "parts": parts}
-        if size := shapes.file(method):
+        if size := cost(method, shapes).file:
             facts[method]["file_bytes"] = size
     if model is not None and (args.measure or args.plot):
         subject = _Subject(model, shapes)

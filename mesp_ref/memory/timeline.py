@@ -20,7 +20,7 @@ COLOURS = dict(
         (*KINDS, ADDED),
         (
             "#4477AA", "#77AADD", "#44BB99", "#EE8866", "#BBCC33", "#AA3377",
-            "#FFAABB", "#882255", "#EEDD88", "#AAAA00", "#DDAA33", "#555555", "#9A9A9A",
+            "#FFAABB", "#882255", "#EEDD88", "#AAAA00", "#555555", "#9A9A9A",
         ),
         strict=True,
     )
