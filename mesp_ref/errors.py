@@ -1,6 +1,7 @@
 """The one exception a user of mesp_ref can cause, and how it quotes what was found."""
 
 import reprlib
+from typing import Any
 
 _LONGEST = 1000  # characters; a name in a file may have millions
 _SHORT = reprlib.Repr()
@@ -23,3 +24,14 @@ class MespRefError(ValueError):
     def __init__(self, message: str):
         shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:_LONGEST])
         super().__init__(shown if len(message) <= _LONGEST else f"{shown}…")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and sent to other processes as it is, whatever a subclass's `__init__` takes."""
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(kind: type[MespRefError], args: tuple[Any, ...], more: dict[str, Any]) -> MespRefError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(more)
+    return error

@@ -4,7 +4,8 @@ Results go to standard output, progress to standard error. A user's mistake is o
 error and exit code 2; Ctrl-C is 130.
 """
 
-import os
+import contextlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -25,8 +26,7 @@ from mesp_ref.cli import (
     quantize,
 )
 from mesp_ref.cli.options import Parser
-from mesp_ref.errors import MespRefError
-from mesp_ref.lean.allocator import keep_freed_memory
+from mesp_ref.errors import MespRefError, shown
 
 _DESCRIPTION = """\
 Qwen2.5 with LoRA in pure NumPy, every backward pass written by hand.
@@ -70,9 +70,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 1 for a check that failed, 2 for a mistake,
-    130 for Ctrl-C."""
-    if argv is None:  # a process of its own, whose allocator is ours to set
-        keep_freed_memory()
+    130 for Ctrl-C, 128 and its number for another signal."""
     try:
         args = build_parser().parse_args(argv)
         code: int = args.run(args)
@@ -81,17 +79,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MespRefError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:
-        print(f"\nmesp-ref: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-        return 130
+        _say(f"\nmesp-ref: {str(interrupt) or 'interrupted'}")
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         return _fail(f"{error.filename or 'system'}: {error.strerror or error}")
-    except MemoryError:
+    except UnicodeEncodeError as error:
+        return _fail(f"found characters that are no text, {shown(error.object)}, expected UTF-8")
+    except (MemoryError, OverflowError):
         return _fail("out of memory; try a smaller --batch-size or --seq-len")
 
 
 def _fail(message: str) -> int:
-    print(f"mesp-ref: error: {' '.join(message.split())}", file=sys.stderr)
+    _say(f"mesp-ref: error: {' '.join(message.split())}")
     return 2
+
+
+def _say(line: str) -> None:
+    """One line on standard error, where there is one that takes it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(line, file=sys.stderr)

@@ -18,7 +18,7 @@ from mesp_ref.cli.options import (
 from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import RECIPE, data_file
-from mesp_ref.job.directory import Event
+from mesp_ref.job.metrics import Event
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
 from mesp_ref.verify.compare import CompareOptions, compare, describe_gradient, plot_comparison
 

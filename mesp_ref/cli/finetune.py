@@ -8,7 +8,7 @@ from mesp_ref.cli.progress import Progress
 from mesp_ref.engine.methods import METHODS
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import EVAL_EVERY, RECIPE
-from mesp_ref.job.directory import Event
+from mesp_ref.job.metrics import Event
 from mesp_ref.job.finetune import FinetuneOptions, finetune
 from mesp_ref.lean.activations import KINDS
 from mesp_ref.train.optim import SCHEDULES

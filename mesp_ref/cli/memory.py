@@ -164,7 +164,7 @@ class _Subject:
 
     def measured(self, method: str) -> dict[str, Any]:
         """The process's memory around a step, and tracemalloc's peak above what stood before."""
-        with PeakResident() as seen:
+        with PeakResident(0.005) as seen:
             self.step(method)
         tracemalloc.start()
         try:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mesp_ref.job.directory import Event
+from mesp_ref.job.metrics import Event
 
 _LINES = 10  # how many steps a log shows
 

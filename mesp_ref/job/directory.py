@@ -20,11 +20,11 @@ from typing import Any
 
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.output import write_aside
-from mesp_ref.files.strict import inside, open_regular, parse_json
+from mesp_ref.files.strict import inside
 from mesp_ref.job.lock import DirectoryLock
+from mesp_ref.job.metrics import Event, Metrics, Totals
 from mesp_ref.job.state import check_facts, load_state
 
-Event = dict[str, Any]
 OWN = (
     "run.json", "metrics.jsonl", "metrics.csv", "loss.png", "state.safetensors", "summary.json",
 )  # fmt: skip
@@ -71,7 +71,7 @@ class RunDirectory:
         if overwrite and resume:
             raise MespRefError("--overwrite: found beside --resume, expected one of the two")
         self.overwrite, self.created, self._new = overwrite, False, False
-        self._pending: list[Event] = []
+        self.metrics = Metrics(self.file("metrics.jsonl"))
         self._lock: DirectoryLock | None = None
         self._check(resume)
         if self.path.is_dir():
@@ -121,6 +121,17 @@ class RunDirectory:
         arrays, facts = load_state(file)
         return arrays, check_facts(file, facts)
 
+    def resumable(self) -> tuple[Any, Any]:
+        """Arrays and facts of the last save. Raises MespRefError where there is nothing to go on from."""
+        saved = self.saved() if self.file("run.json").is_file() else None
+        if saved is None:
+            missing = "state.safetensors" if self.file("run.json").is_file() else "run.json"
+            raise MespRefError(
+                f"{self.path}: --resume: found no {missing}, expected the directory of a run; "
+                "leave --resume out to start one"
+            )
+        return saved
+
     def create(self, configuration: Mapping[str, Any]) -> None:
         """Make the directory without an earlier run's files; write run.json and what was logged."""
         self._new = not self.path.exists()
@@ -148,9 +159,8 @@ class RunDirectory:
             self.discard()
             raise
         self.created = True
-        pending, self._pending = self._pending, []
-        for event in pending:
-            self.log(event)
+        self.metrics.file = self.file("metrics.jsonl")  # its number may be another by now
+        self.metrics.open()
 
     def _own_files(self) -> list[Path]:
         return [self.file(name) for name in OWN] + [self.adapter / name for name in _ADAPTER]
@@ -171,53 +181,10 @@ class RunDirectory:
             with contextlib.suppress(OSError):  # not there, or somebody else's files are in it
                 folder.rmdir()
 
-    def reopen(self, step: int) -> None:
-        """Go on after `step`: later lines of metrics.jsonl are dropped."""
+    def reopen(self, step: int) -> Totals:
+        """Go on after `step`: later lines of metrics.jsonl are dropped. What the others come to."""
         inside(self.path, "adapter")
         self._clear_asides()
-        kept = [event for event in self._stored() if event["step"] <= step]
-        with write_aside(self.file("metrics.jsonl")) as aside:
-            aside.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+        totals = self.metrics.cut(step)
         self.created = True
-
-    def log(self, event: Event) -> None:
-        """Append one line to metrics.jsonl, or keep it until there is one."""
-        if not self.created:
-            self._pending.append(event)
-            return
-        try:
-            with self.file("metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event) + "\n")
-        except OSError as error:
-            raise MespRefError(
-                f"{self.file('metrics.jsonl')}: cannot be written: {error.strerror}"
-            ) from None
-
-    def events(self) -> list[Event]:
-        """The events of this run so far."""
-        return self._stored() if self.created else self._pending
-
-    def _stored(self) -> list[Event]:
-        """The lines of metrics.jsonl; a last one that was torn by a crash is left out."""
-        file, found = self.file("metrics.jsonl"), []
-        if file.is_file():
-            with open_regular(file) as lines:
-                for line in lines:
-                    with contextlib.suppress(ValueError):
-                        found.append(parse_json(line))
-        return [event for event in found if _sound(event)]
-
-
-def _sound(event: Any) -> bool:
-    """Whether a line of metrics.jsonl has what tables, curves and summaries take from it."""
-    if not isinstance(event, dict) or type(event.get("step")) is not int:
-        return False
-    numbers: dict[str, tuple[str, ...]] = {"step": ("loss",), "eval": ("loss", "accuracy")}
-    texts: dict[str, tuple[str, ...]] = {"sample": ("prompt", "text")}
-    kind = event.get("event")
-    return (
-        isinstance(kind, str)
-        and all(isinstance(event.get(name), (int, float)) for name in numbers.get(kind, ()))
-        and all(isinstance(event.get(name), str) for name in texts.get(kind, ()))
-        and (kind != "eval" or isinstance(event.get("perplexity", ""), (int, float, type(None))))
-    )
+        return totals

@@ -12,8 +12,10 @@ from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.models import random_model
 from mesp_ref.files.output import new_directory, write_aside
 from mesp_ref.job.card import model_card
-from mesp_ref.job.directory import Event, write_json
-from mesp_ref.job.process import PeakMemory
+from mesp_ref.job.directory import write_json
+from mesp_ref.job.metrics import Event
+from mesp_ref.memory import PeakResident
+from mesp_ref.job.report import Reporter
 from mesp_ref.job.state import environment
 from mesp_ref.job.storyteller import StoryRows, heldout_loss, openings, tell
 from mesp_ref.stories.tales import TALES
@@ -109,6 +111,7 @@ def pretrain(options: PretrainOptions, report: Report = lambda event: None) -> E
     Raises MespRefError for options out of range, a place that cannot be written and a loss that is
     not finite; then nothing is written.
     """
+    report = Reporter(report)
     with new_directory(options.out, overwrite=options.overwrite) as aside:
         tokenizer = train_tokenizer(options.vocab_size, options.seed)
         config = options.model_config(tokenizer)
@@ -130,11 +133,11 @@ def pretrain(options: PretrainOptions, report: Report = lambda event: None) -> E
 def _train(trainer: Trainer, report: Report) -> float:
     """All steps of a run; returns their seconds."""
     begin = time.perf_counter()
-    with PeakMemory() as memory:
+    with PeakResident() as memory:
         while trainer.step < trainer.config.steps:
             start = time.perf_counter()
             result = trainer.advance()
-            speed = result.tokens / (time.perf_counter() - start)
+            speed = result.computed_tokens / (time.perf_counter() - start)
             facts = {"tokens_per_second": speed, "memory_mib": memory.take()}
             report({"event": "step", **result._asdict(), **facts})
     return time.perf_counter() - begin

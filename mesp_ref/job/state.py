@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref.engine.methods import METHODS
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.config import config_fields
@@ -23,6 +24,7 @@ from mesp_ref.files.safetensors import MappedFile
 from mesp_ref.files.strict import parse_json
 from mesp_ref.files.writer import Writer
 from mesp_ref.job.patience import Best
+from mesp_ref.lean.activations import KINDS
 from mesp_ref.ops import Array
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -56,12 +58,13 @@ def load_state(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
 def check_facts(path: str | Path, facts: Any) -> dict[str, Any]:
     """The facts of a run's saved state, every field of its type; MespRefError for the first other.
 
-    step, tokens: counts; cursor: three counts; started: when; identity, environment: names to
-    values; best: the fields of Best, or missing
+    step, tokens: counts; cursor: three counts; started: when; identity: names to values, a method,
+    checkpoints and a number of steps among them; environment: names to values; best: the fields of
+    Best, or missing
     """
 
     def count(value: object) -> bool:
-        return type(value) is int and value >= 0
+        return type(value) is int and 0 <= value < 2**53
 
     def when(value: object) -> bool:
         with contextlib.suppress(TypeError, ValueError):
@@ -81,12 +84,20 @@ def check_facts(path: str | Path, facts: Any) -> dict[str, Any]:
         return (
             value.keys() == set(Best._fields)
             and all(count(value[name]) for name in ("step", "waited"))
-            and (lowest is None or isinstance(lowest, float))
-            and type(latest) is int
+            and (lowest is None or type(lowest) in (int, float))  # JSON here has no NaN
+            and (type(latest) is int and -1 <= latest)
+        )
+
+    def identity(value: object) -> bool:
+        known = {"method": tuple(METHODS), "checkpoints": KINDS}
+        return (
+            isinstance(value, dict)
+            and all(value.get(name) in allowed for name, allowed in known.items())
+            and count(value.get("steps"))
         )
 
     fields = {"step": count, "tokens": count, "cursor": three, "started": when,
-              "identity": named, "environment": named, "best": best}  # fmt: skip
+              "identity": identity, "environment": named, "best": best}  # fmt: skip
     for field, holds in fields.items():
         found = facts.get(field) if isinstance(facts, dict) else facts
         if not holds(found):

@@ -142,7 +142,8 @@ class StepResult(NamedTuple):
     loss: float  # mean over the counted tokens of the step
     lr: float
     grad_norm: float  # before clipping
-    tokens: int  # counted tokens
+    tokens: int  # counted tokens: those that are learned
+    computed_tokens: int  # all that went through the model: prompts, padding and a row's first, too
 
 
 class Trainer:
@@ -198,7 +199,8 @@ class Trainer:
         self.step += 1
         tokens = sum(row.counted for row in rows)
         self.tokens += tokens
-        return StepResult(self.step, value, lr, norm, tokens)
+        computed = sum(len(batch) * max(len(row.ids) for row in batch) for batch in batches)
+        return StepResult(self.step, value, lr, norm, tokens, computed)
 
     def _gradients(
         self, batch: Sequence[Row], part: int, on_gradients: Any = None
@@ -296,11 +298,15 @@ class Trainer:
                     f"saved state: {name}: found {found}, expected {param.dtype} "
                     f"{list(param.shape)}"
                 )
-        for name, param in self.params.items():
-            param[...] = arrays[f"param/{name}"]
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise MespRefError(f"saved state: {name}: found NaN or infinity, expected numbers")
         prefix = "optimizer/"
         state = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
         self.optimizer.load_state_dict(state)
+        self.optimizer.require_state_of(self.params if facts["step"] else {})
+        for name, param in self.params.items():
+            param[...] = arrays[f"param/{name}"]
         self.step, self.tokens = int(facts["step"]), int(facts["tokens"])
         self.stream.cursor = Cursor(*facts["cursor"])
 

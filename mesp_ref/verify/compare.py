@@ -16,8 +16,10 @@ from mesp_ref.engine.methods import METHODS
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.models import load_model
+from mesp_ref.files.figure import new_figure
 from mesp_ref.files.output import write_aside
-from mesp_ref.job.directory import Event, finite
+from mesp_ref.job.directory import finite
+from mesp_ref.job.metrics import Event
 from mesp_ref.ops import Array
 from mesp_ref.train.opening import open_stream
 from mesp_ref.train.rows import Cursor, Row, as_batch
@@ -201,10 +203,15 @@ def _race(
 
 def plot_comparison(path: Path, found: Mapping[str, Event], title: str) -> None:
     """Losses, memory and time in one figure."""
-    from matplotlib.figure import Figure
+    with new_figure(figsize=(11, 3.8), dpi=120, layout="constrained") as figure:
+        figure.suptitle(title)
+        _draw(figure, found)
+        with write_aside(path) as aside:
+            figure.savefig(aside, format="png")
 
-    figure = Figure(figsize=(11, 3.8), dpi=120, layout="constrained")
-    figure.suptitle(title)
+
+def _draw(figure: Any, found: Mapping[str, Event]) -> None:
+    """Curves on the left, bars beside them."""
     curves, memory, clock = figure.subplots(1, 3, width_ratios=(2, 1, 1))
     names = list(found)
     for i, (name, colour) in enumerate(zip(names, _COLOURS, strict=False)):
@@ -224,5 +231,3 @@ def plot_comparison(path: Path, found: Mapping[str, Event], title: str) -> None:
         axes.bar_label(drawn, fmt="%.3g", padding=3)
         axes.set(xlabel=label, xlim=(0, 1.4 * max(values)))
         axes.invert_yaxis()
-    with write_aside(path) as aside:
-        figure.savefig(aside, format="png")

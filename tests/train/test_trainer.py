@@ -411,7 +411,7 @@ def test_runs_repeat_bit_for_bit(options, tmp_path):
     assert adapter_bytes(tmp_path / "run") != adapter_bytes(tmp_path / "seeded")
 
 
-class PowerCutError(Exception):
+class PowerCutError(BaseException):
     """The machine stops."""
 
 
