@@ -29,10 +29,10 @@ def main() -> NoReturn:
 
 
 def _prepare() -> None:
-    """Streams that are there and take every character, signals, and matplotlib without a user's settings."""
-    for number in range(3):
+    """Streams that are there and take every character, signals, matplotlib without settings."""
+    for handle in range(3):
         try:
-            os.fstat(number)
+            os.fstat(handle)
         except OSError:  # closed: the next file to be opened would get its number, and our output
             os.open(os.devnull, os.O_RDWR)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -42,7 +42,7 @@ def _prepare() -> None:
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
+        number: int | None = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it
             signal.signal(number, _stop)
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}

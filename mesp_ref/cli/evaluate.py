@@ -8,7 +8,6 @@ from mesp_ref.cli.options import (
     add_data,
     add_json,
     add_model,
-    at_least,
     open_adapter,
     print_json,
 )
@@ -44,7 +43,6 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    at_least(args, seq_len=2, batch_size=1, rows=1)
     model = load_model(args.model, dtype=args.dtype)
     adapter = open_adapter(args.adapter, model)
     with data_file(args.data, count=200, seed=1) as data:

@@ -1,6 +1,7 @@
 """mesp-ref finetune: train a LoRA adapter."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from mesp_ref.cli.options import add_command, add_data, add_json, add_lora, add_model, print_json
@@ -8,8 +9,10 @@ from mesp_ref.cli.progress import Progress
 from mesp_ref.engine.methods import METHODS
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import EVAL_EVERY, RECIPE
-from mesp_ref.job.metrics import Event
+from mesp_ref.job.directory import RunDirectory
 from mesp_ref.job.finetune import FinetuneOptions, finetune
+from mesp_ref.job.metrics import Event
+from mesp_ref.job.record import saved_options
 from mesp_ref.lean.activations import KINDS
 from mesp_ref.train.optim import SCHEDULES
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
@@ -36,7 +39,7 @@ examples:
   mesp-ref finetune --method mezo --perturbations 4 --steps 2 --out runs/forward-only
   mesp-ref finetune --data notes.txt --seq-len 64 --steps 4 --eval-every 1 --patience 2
   mesp-ref finetune --model Qwen2.5-0.5B --data chats.jsonl --steps 2 --out runs/chats
-  mesp-ref finetune --model Qwen2.5-0.5B --data chats.jsonl --steps 2 --out runs/chats --resume
+  mesp-ref finetune --resume runs/chats
 """
 
 
@@ -50,6 +53,9 @@ def add(commands: Any) -> None:
     group.add_argument("--rslora", action="store_true", help="scale alpha/sqrt(R) instead")
     _add_training(parser.add_argument_group("training", _recipe()))
     _add_output(parser.add_argument_group("evaluation and output"))
+    # What was not given is None, so that the options of a run that goes on are not overruled.
+    fields = {**FinetuneOptions.__dataclass_fields__, **TrainConfig.__dataclass_fields__}
+    parser.set_defaults(**dict.fromkeys(fields))
 
 
 def _recipe() -> str:
@@ -115,9 +121,9 @@ def _add_output(group: Any) -> None:
     group.add_argument("--out", metavar="DIR", help="run directory (default: the next runs/NNN)")
     group.add_argument("--overwrite", action="store_true", help="replace the run that is in --out")
     group.add_argument(
-        "--resume", action="store_true",
-        help="go on with the run in --out, or with the last runs/NNN; the rest of the command is "
-        "that of the run",
+        "--resume", nargs="?", const=True, metavar="DIR",
+        help="go on with the run in DIR, in --out, or with the last runs/NNN, with the options of its "
+        "run.json; a complete run is prolonged by --steps",
     )  # fmt: skip
     group.add_argument(
         "--inexact", action="store_true",
@@ -148,6 +154,7 @@ def _add_output(group: Any) -> None:
 
 def _options(args: argparse.Namespace) -> FinetuneOptions:
     """The command line as options; what was not given keeps the library's default."""
+    saved = _saved(args) if args.resume else {}
     for name in ("method", "checkpoints"):
         if args.memory_limit is not None and getattr(args, name) is not None:
             raise MespRefError(
@@ -155,12 +162,28 @@ def _options(args: argparse.Namespace) -> FinetuneOptions:
             )
     given = {name: value for name, value in vars(args).items() if value is not None}
     train = {name: given.pop(name) for name in TrainConfig.__dataclass_fields__ if name in given}
-    if args.model is None:
+    if saved:
+        train, given = saved.pop("train") | train, saved | given
+    elif args.model is None:
         train = RECIPE | train
         given = {"eval_every": EVAL_EVERY} | given
     known = FinetuneOptions.__dataclass_fields__
     rest = {name: value for name, value in given.items() if name in known}
     return FinetuneOptions(train=TrainConfig(**train), **rest)
+
+
+def _saved(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the run to go on with; --out becomes its directory."""
+    if isinstance(args.resume, str):
+        if args.out is not None and Path(args.out) != Path(args.resume):
+            raise MespRefError(
+                f"--out: found {args.out} beside --resume {args.resume}, expected one of the two"
+            )
+        args.out = args.resume
+    args.resume = True
+    directory = RunDirectory.place(args.out, resume=True)
+    args.out = str(directory)
+    return saved_options(directory) | {"overwrite": False, "inexact": False}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -194,11 +217,13 @@ def _describe(summary: Event) -> str:
     if summary["adapter_step"] != summary["steps"]:
         lines.append(f"the adapter is that of step {summary['adapter_step']}, the best")
     lines.append(
-        f"{summary['steps']} steps, {summary['tokens']} tokens in {summary['seconds']:.1f} s, "
+        f"{summary['steps']} steps, {summary['computed_tokens']} tokens, {summary['tokens']} of them "
+        f"learned, in {summary['seconds']:.1f} s, "
         f"peak memory {summary['peak_memory_mib']:.0f} MiB beside the mapped weights"
     )
     lines.append(
         f"adapter in {summary['adapter']}, metrics in {summary['out']}/metrics.jsonl, "
-        f"loss curve in {summary['curve']}"
+        f"loss curve in {summary['curve'] or 'no file'}"
     )
+    lines += [f"warning  {text}" for text in summary["warnings"]]
     return "\n".join(lines)

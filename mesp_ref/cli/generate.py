@@ -10,7 +10,6 @@ from mesp_ref.cli.options import (
     add_command,
     add_json,
     add_model,
-    at_least,
     open_adapter,
     print_json,
 )
@@ -80,7 +79,6 @@ def _prompt(args: argparse.Namespace, directory: Path) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    at_least(args, seed=0)
     model = load_model(args.model, dtype=args.dtype)
     assert model.path is not None
     adapter, tokenizer = open_adapter(args.adapter, model), load_tokenizer(model.path)

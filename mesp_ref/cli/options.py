@@ -5,12 +5,14 @@ import json
 import sys
 from typing import Any, NoReturn
 
+from mesp_ref.bounds import check_bounds
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.train.rows import PACKINGS
 
+_MAY_BE_EMPTY = ("prompt", "system", "text")
 DTYPES = ("float32", "float64")
 
 
@@ -20,6 +22,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any):
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
+
+    def parse_args(self, *given: Any, **settings: Any) -> Any:
+        """As argparse does; every number held against its bounds, and no path without a name."""
+        args = super().parse_args(*given, **settings)
+        check_bounds(vars(args), options=True)
+        for name, value in vars(args).items():
+            if value == "" and name not in _MAY_BE_EMPTY:
+                raise MespRefError(f"--{name.replace('_', '-')}: found nothing, expected a name")
+        return args
 
     def error(self, message: str) -> NoReturn:
         raise MespRefError(f"{message}; see {self.prog} --help")
@@ -40,7 +51,7 @@ def add_model(parser: Any) -> None:
     add_model_only(parser)
     parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter directory")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: %(default)s)"
+        "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: float32)"
     )
 
 
@@ -80,15 +91,6 @@ def add_lora(parser: Any) -> None:
         "--targets", metavar="NAMES",
         help="all (default), or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
     )  # fmt: skip
-
-
-def at_least(args: argparse.Namespace, **least: int) -> None:
-    """Refuse numbers that are too small, by the name of their option."""
-    for name, low in least.items():
-        value = getattr(args, name)
-        if value is not None and value < low:
-            option = name.replace("_", "-")
-            raise MespRefError(f"--{option}: found {value}, expected {low} or more")
 
 
 def lora_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.strict import inside
 from mesp_ref.job.lock import DirectoryLock
-from mesp_ref.job.metrics import Event, Metrics, Totals
+from mesp_ref.job.metrics import Metrics, Totals
 from mesp_ref.job.state import check_facts, load_state
 
 OWN = (
@@ -62,12 +62,8 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path | None, *, overwrite: bool = False, resume: bool = False):
-        self.numbered = path is None and not (resume and numbered_runs())
-        if path is not None:
-            self.path = Path(path)
-        else:
-            runs = numbered_runs() or [0]
-            self.path = RUNS / f"{runs[-1] + (1 if self.numbered else 0):03d}"
+        self.numbered = path is None and not resume
+        self.path = self.place(path, resume)
         if overwrite and resume:
             raise MespRefError("--overwrite: found beside --resume, expected one of the two")
         self.overwrite, self.created, self._new = overwrite, False, False
@@ -76,6 +72,19 @@ class RunDirectory:
         self._check(resume)
         if self.path.is_dir():
             self._lock = DirectoryLock(self.path)
+
+    @staticmethod
+    def place(path: str | Path | None, resume: bool) -> Path:
+        """The directory that `path` stands for; MespRefError where there is no run to go on with."""
+        if path is not None:
+            return Path(path)
+        runs = numbered_runs()
+        if resume and not runs:
+            raise MespRefError(
+                f"--resume: found no run in {RUNS}, expected one; name its directory, or leave "
+                "--resume out to start one"
+            )
+        return RUNS / f"{runs[-1] if resume else [0, *runs][-1] + 1:03d}"
 
     def release(self) -> None:
         """Let other runs have the directory."""
@@ -122,7 +131,7 @@ class RunDirectory:
         return arrays, check_facts(file, facts)
 
     def resumable(self) -> tuple[Any, Any]:
-        """Arrays and facts of the last save. Raises MespRefError where there is nothing to go on from."""
+        """Arrays and facts of the last save; MespRefError where there is nothing to go on from."""
         saved = self.saved() if self.file("run.json").is_file() else None
         if saved is None:
             missing = "state.safetensors" if self.file("run.json").is_file() else "run.json"

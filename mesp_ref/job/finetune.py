@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref.bounds import check_bounds
 from mesp_ref.engine.adapter import Adapter, init_lora, parse_targets
 from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.generate import generate
@@ -39,7 +40,6 @@ from mesp_ref.train.trainer import (
     Trainer,
     evaluate,
     perplexity,
-    require_least,
 )
 
 Report = Callable[[Event], object]
@@ -80,7 +80,7 @@ class FinetuneOptions:
     inexact: bool = False
 
     def __post_init__(self) -> None:
-        require_least(self, eval_rows=0, eval_every=0, patience=0, save_every=1, sample_tokens=0)
+        check_bounds(vars(self))
         if self.patience and not (self.eval_every and self.eval_rows):
             raise MespRefError(
                 f"patience: found {self.patience} without evaluations to wait for, expected "
@@ -327,7 +327,7 @@ class Run:
                 self._evaluate(stop)
                 if self.kept != self.trainer.step:
                     self.adapter = self._best_adapter()
-                self._sample()
+                self._decorate("sample", self._sample)
                 self.totals.peak_mib = max(self.totals.peak_mib, memory.take())
                 return self._finish()
             except KeyboardInterrupt:
@@ -343,7 +343,7 @@ class Run:
             self._go_on(stop)
             return
         self._evaluate(stop)
-        self._sample()
+        self._decorate("sample", self._sample)
         stop.check()
         self.directory.create(self._configuration())
         self._save()
@@ -359,6 +359,7 @@ class Run:
         for event in self.directory.metrics:
             self._remember(event)
         self.written = self.kept
+        write_json(self.directory.file("run.json"), self._configuration())  # it may have more steps
         if self.kept == self.trainer.step:  # a save may have been cut in two
             save_adapter(self.adapter, self.directory.adapter)
         if self._due():
@@ -387,13 +388,17 @@ class Run:
     def _finish(self) -> Event:
         """Table, picture and summary of a complete run; without a picture it is complete, too."""
         self.directory.metrics.write()
-        try:
-            self._draw()
-        except Exception as error:
-            self.report.warn(f"metrics.csv or loss.png is missing: {error}")
+        self._decorate("metrics.csv or loss.png", self._draw)
         summary = self._summary()
         write_json(self.directory.file("summary.json"), summary)
         return summary
+
+    def _decorate(self, what: str, make: Callable[[], object]) -> None:
+        """Make what a run can do without."""
+        try:
+            make()
+        except Exception as error:
+            self.report.warn(f"{what}: not made: {type(error).__name__}: {error}")
 
     def _loop(self, stop: StopRequest, memory: PeakResident) -> None:
         options, trainer = self.options, self.trainer
@@ -600,7 +605,9 @@ class Run:
             "epochs": self.stream.cursor.epoch,
             "computed_tokens": totals.computed_tokens,
             "seconds": totals.seconds,
-            "tokens_per_second": totals.computed_tokens / totals.seconds if totals.seconds else None,
+            "tokens_per_second": totals.computed_tokens / totals.seconds
+            if totals.seconds
+            else None,
             "peak_memory_mib": totals.peak_mib,
             "warnings": list(self.report.warnings),
             "prompt": sample and sample["prompt"],

@@ -6,23 +6,25 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from mesp_ref.bounds import check_bounds
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.model import Model
+from mesp_ref.errors import MespRefError
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.models import random_model
 from mesp_ref.files.output import new_directory, write_aside
 from mesp_ref.job.card import model_card
 from mesp_ref.job.directory import write_json
 from mesp_ref.job.metrics import Event
-from mesp_ref.memory import PeakResident
 from mesp_ref.job.report import Reporter
 from mesp_ref.job.state import environment
 from mesp_ref.job.storyteller import StoryRows, heldout_loss, openings, tell
+from mesp_ref.memory import PeakResident
 from mesp_ref.stories.tales import TALES
 from mesp_ref.stories.tokenizer import END, tokenizer_config, train_tokenizer
 from mesp_ref.train.optim import AdamW
 from mesp_ref.train.rows import RowStream
-from mesp_ref.train.trainer import TrainConfig, Trainer, require_least
+from mesp_ref.train.trainer import TrainConfig, Trainer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,6 +33,7 @@ Report = Callable[[Event], object]
 # A mean square that remembers 50 steps: the gradients of the first hundred steps are ten times as
 # large as later ones, and AdamW's usual 1000 steps would slow down a good part of a short run.
 _BETAS = (0.9, 0.98)
+_PARAMETERS = 10**9
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,13 @@ class PretrainOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        require_least(self, heldout=1, samples=1)
+        check_bounds(vars(self))
+        size = self.layers * self.hidden_size * (3 * self.intermediate_size + 2 * self.hidden_size)
+        if size > _PARAMETERS:
+            raise MespRefError(
+                f"layers: found some {size:,} parameters with hidden_size and intermediate_size, "
+                f"expected at most {_PARAMETERS:,} of a model that is trained from nothing"
+            )
         self.train_config()
 
     def command(self) -> str:

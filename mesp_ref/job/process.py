@@ -10,7 +10,9 @@ from typing import Any
 
 _STOPPING = b"\nfinishing this step, then saving; press Ctrl-C again to stop at once\n"
 # What ends a run: Ctrl-C, a machine that shuts down or a job's time that is up, a closed terminal.
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+STOPPING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class StopRequest:

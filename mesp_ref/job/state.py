@@ -85,7 +85,7 @@ def check_facts(path: str | Path, facts: Any) -> dict[str, Any]:
             value.keys() == set(Best._fields)
             and all(count(value[name]) for name in ("step", "waited"))
             and (lowest is None or type(lowest) in (int, float))  # JSON here has no NaN
-            and (type(latest) is int and -1 <= latest)
+            and (type(latest) is int and latest >= -1)
         )
 
     def identity(value: object) -> bool:

@@ -7,7 +7,7 @@ import psutil
 
 
 class Resident(NamedTuple):
-    """Bytes of this process, or 0 where the system does not tell (`mapped` and `data`: all but Linux)."""
+    """Bytes of this process; 0 where the system does not tell (mapped, data: all but Linux)."""
 
     anonymous: int = 0  # NumPy, Python, BLAS: nobody but the process can free it
     mapped: int = 0  # weights and checkpoints on disk: the system may drop these pages at any time

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref.api import check_offload, check_perturbations, loss_and_grads
+from mesp_ref.bounds import check_bounds
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.inputs import NotFinite
 from mesp_ref.engine.methods import METHODS
@@ -34,11 +35,7 @@ from mesp_ref.train.rows import Cursor, Row, RowSource, as_batch
 DEFAULT_LR = {"adamw": 2e-4, "sgd": 1e-1, "mezo": 1e-4}
 
 
-def require_least(options: object, **least: int) -> None:
-    """Raise MespRefError for the first of the named fields that lies below its least value."""
-    for name, low in least.items():
-        if getattr(options, name) < low:
-            raise MespRefError(f"{name}: found {getattr(options, name)}, expected at least {low}")
+TOKENS_PER_STEP = 1 << 27  # of all batches of a step: their rows are in memory at once
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,13 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 found = getattr(self, name)
                 raise MespRefError(f"{name}: found {found!r}, expected one of {', '.join(allowed)}")
-        require_least(self, steps=1, batch_size=1, accumulate=1, seq_len=2, seed=0, workers=1)
+        check_bounds(vars(self))
+        tokens = self.batch_size * self.accumulate * self.seq_len
+        if tokens > TOKENS_PER_STEP:
+            raise MespRefError(
+                f"batch_size: found {tokens:,} tokens a step with accumulate and seq_len, expected "
+                f"at most {TOKENS_PER_STEP:,}"
+            )
         if not (0 < self.base_lr < math.inf):
             raise MespRefError(f"lr: found {self.lr}, expected a positive number")
         if not (0 < self.eps < math.inf):

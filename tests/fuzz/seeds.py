@@ -153,8 +153,18 @@ def _resume(folder: Path) -> list[bytes]:
     save_state(folder / "state.safetensors", arrays, facts)
     write_json(folder / "run.json", {})
     events = (
-        {"event": "step", "step": 1, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0, "tokens": 3,
-         "computed_tokens": 4, "seconds": 0.1, "tokens_per_second": 40.0, "memory_mib": 9.0},
+        {
+            "event": "step",
+            "step": 1,
+            "loss": 1.0,
+            "lr": 0.1,
+            "grad_norm": 1.0,
+            "tokens": 3,
+            "computed_tokens": 4,
+            "seconds": 0.1,
+            "tokens_per_second": 40.0,
+            "memory_mib": 9.0,
+        },
         {"event": "eval", "step": 1, "loss": 1.0, "accuracy": 0.5, "perplexity": None},
         {"event": "sample", "step": 1, "prompt": "a", "text": "b"},
     )
