@@ -11,7 +11,7 @@ from typing import Any
 from mesp_ref.errors import MespRefError, shown
 
 _TOKENS = 1 << 20  # in a sequence; the longest context of a published Qwen2.5 is 1,010,000
-_LARGE = 1e6  # a rate or a factor
+_LARGE = 1e30  # a rate or a factor
 RANGES: dict[str, tuple[float, float]] = {
     # the data
     "seq_len": (2, _TOKENS), "val_fraction": (0, 1), "rows": (1, 10**8), "eval_rows": (0, 10**6),
@@ -20,7 +20,7 @@ RANGES: dict[str, tuple[float, float]] = {
     # the training
     "steps": (1, 10**8), "batch_size": (1, 65_536), "accumulate": (1, 65_536),
     "warmup": (0, 10**8), "perturbations": (1, 4096), "workers": (1, 256), "seed": (0, 2**63 - 1),
-    "lr": (0, _LARGE), "mezo_lr": (0, _LARGE), "clip": (0, 1e30), "weight_decay": (0, _LARGE),
+    "lr": (0, _LARGE), "mezo_lr": (0, _LARGE), "clip": (0, _LARGE), "weight_decay": (0, _LARGE),
     "momentum": (0, 1), "eps": (0, _LARGE),
     # the run
     "eval_every": (0, 10**8), "patience": (0, 10**8), "save_every": (1, 10**8),
@@ -29,7 +29,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, _TOKENS), "temperature": (0, _LARGE), "top_k": (1, 10**8),
     "top_p": (0, 1),
     # checks
-    "directions": (0, 4096), "entries": (0, 4096), "tensors": (0, 10**6), "loss": (-1e30, 1e30),
+    "directions": (0, 4096), "entries": (0, 4096), "tensors": (0, 10**6), "loss": (-_LARGE, _LARGE),
     # packed weights
     "bits": (1, 64), "group_size": (1, 1 << 20),
     # a model from nothing
@@ -52,7 +52,11 @@ def check_bounds(values: Mapping[str, Any], options: bool = False) -> None:
             continue
         where = f"--{name.replace('_', '-')}" if options else name
         if isinstance(value, float) and not math.isfinite(value):
-            expected = f"a number from {low:,} to {high:,}"
+            expected = f"a number from {_written(low)} to {_written(high)}"
         else:
-            expected = f"at least {low:,}" if value < low else f"at most {high:,}"
+            expected = f"at least {_written(low)}" if value < low else f"at most {_written(high)}"
         raise MespRefError(f"{where}: found {shown(value)}, expected {expected}")
+
+
+def _written(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"

@@ -180,6 +180,8 @@ def _saved(args: argparse.Namespace) -> dict[str, Any]:
                 f"--out: found {args.out} beside --resume {args.resume}, expected one of the two"
             )
         args.out = args.resume
+    if args.overwrite:
+        raise MespRefError("--overwrite: found beside --resume, expected one of the two")
     args.resume = True
     directory = RunDirectory.place(args.out, resume=True)
     args.out = str(directory)

@@ -179,7 +179,9 @@ def test_every_example_runs_as_written(line, reader, capsys, request):
         if before != "--out" and not (writes and [word] == last):
             provide(word, reader, request)
     if "--resume" in argv:
-        assert main([word for word in argv if word != "--resume"]) == 0
+        Path("begun.txt").write_text(words(900), encoding="utf-8")
+        begin = ["--data", "begun.txt", "--steps", "2", "--seq-len", "16", "--out", argv[-1]]
+        assert main(["finetune", *begin]) == 0
     if "--help" in argv:
         with pytest.raises(SystemExit) as stop:
             main(argv)
@@ -604,19 +606,19 @@ MISTAKES = {
     "text as JSONL": (GOOD + "--format jsonl", None, "notes.txt: line 1: not JSON"),
     "blank": (DATA + "blank.txt", None, "blank.txt: empty"),
     "no val data": (GOOD + "--val-data missing.txt", None, "missing.txt: not found"),
-    "batch": (GOOD + "--batch-size 0", None, "batch_size: found 0"),
-    "sequence": (GOOD + "--seq-len 1", None, "seq_len: found 1"),
+    "batch": (GOOD + "--batch-size 0", None, "--batch-size: found 0"),
+    "sequence": (GOOD + "--seq-len 1", None, "--seq-len: found 1"),
     "alpha": (GOOD + "--alpha nan", None, "alpha: found nan"),
     "no target": (GOOD + "--targets ,", None, "targets"),
     "momentum": (GOOD + "--momentum 0.9", None, "momentum: found 0.9 with adamw"),
     "clip": (GOOD + "--clip -1", None, "clip: found -1.0"),
-    "save every": (GOOD + "--save-every 0", None, "save_every: found 0"),
+    "save every": (GOOD + "--save-every 0", None, "--save-every: found 0"),
     "finetune seed": (GOOD + "--seed -1", None, "seed: found -1"),
     "nobody's adapter": (GOOD + "--adapter model", None, "adapter_config.json: not found"),
     "abbreviated": (GOOD + "--step 3", None, "unrecognized arguments: --step 3"),
     "out below a file": (GOOD.replace("--out run", "--out notes.txt/run"), None, "notes.txt"),
-    "new tokens": (SAY + "--max-new-tokens 0", None, "max_new_tokens: found 0"),
-    "top-k": (SAY + "--top-k 0", None, "top_k: found 0"),
+    "new tokens": (SAY + "--max-new-tokens 0", None, "--max-new-tokens: found 0"),
+    "top-k": (SAY + "--top-k 0", None, "--top-k: found 0"),
     "no prompt": ("generate --model model", None, "--prompt --prompt-file is required"),
     "eval sequence": ("eval --model model --data notes.txt --seq-len 1", None, "--seq-len: found"),
     "merge nothing": ("merge --model model --out merged", None, "required: --adapter"),
