@@ -52,16 +52,25 @@ def add(commands: Any) -> None:
     add_json(parser)
 
 
+def _standard_input() -> str:
+    """All of it, as UTF-8 in any locale."""
+    binary = getattr(sys.stdin, "buffer", None)
+    try:
+        return sys.stdin.read() if binary is None else binary.read().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise MespRefError("--prompt -: standard input: not UTF-8 text") from None
+
+
 def _prompt(args: argparse.Namespace, directory: Path) -> str:
     """The prompt as the model reads it."""
     if args.prompt_file is not None:
         try:
-            text = Path(args.prompt_file).read_text(encoding="utf-8")
+            text = Path(args.prompt_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise MespRefError(f"{args.prompt_file}: --prompt-file: {reason}") from None
     else:
-        text = sys.stdin.read() if args.prompt == "-" else args.prompt
+        text = _standard_input() if args.prompt == "-" else args.prompt
     if args.system is not None and not args.chat:
         raise MespRefError("--system: found without --chat, expected both")
     if not args.chat:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -12,7 +13,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.train.rows import PACKINGS
 
-_MAY_BE_EMPTY = ("prompt", "system", "text")
+_TEXTS = ("prompt", "system", "text")
 DTYPES = ("float32", "float64")
 
 
@@ -28,12 +29,22 @@ class Parser(argparse.ArgumentParser):
         args = super().parse_args(*given, **settings)
         check_bounds(vars(args), options=True)
         for name, value in vars(args).items():
-            if value == "" and name not in _MAY_BE_EMPTY:
+            if isinstance(value, str) and name in _TEXTS:
+                setattr(args, name, _text(value, f"--{name}"))
+            elif value == "":
                 raise MespRefError(f"--{name.replace('_', '-')}: found nothing, expected a name")
         return args
 
     def error(self, message: str) -> NoReturn:
         raise MespRefError(f"{message}; see {self.prog} --help")
+
+
+def _text(value: str, option: str) -> str:
+    """Words of the command line as UTF-8, whatever encoding the locale has Python take them for."""
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeError:
+        raise MespRefError(f"{option}: found bytes that are no text, expected UTF-8") from None
 
 
 def add_command(commands: Any, name: str, module: Any, summary: str, text: str) -> Parser:
@@ -127,6 +138,7 @@ def open_adapter(path: str | None, model: Model) -> Adapter | None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object, on a line of its own."""
-    json.dump(value, sys.stdout, ensure_ascii=False)
+    """One JSON object, on a line of its own; \\u escapes where the output is not UTF-8."""
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+    json.dump(value, sys.stdout, ensure_ascii=not utf8)
     sys.stdout.write("\n")

@@ -1,5 +1,6 @@
 """The main job: fine-tune a checkpoint with LoRA, from a data file to an adapter directory."""
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -511,7 +512,8 @@ class Run:
         if not self.directory.created:
             return "interrupted before the first step; nothing was written"
         if self._clean:
-            self._save()
+            with contextlib.suppress(KeyboardInterrupt):  # what is told is read from the disk
+                self._save()
         return (
             f"interrupted at step {self.trainer.step}; {self._saved()} are in "
             f"{self.directory.path}: repeat the command with --resume to go on"

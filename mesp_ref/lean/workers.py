@@ -52,6 +52,14 @@ def blas_threads() -> int:
     return max(found, default=1)
 
 
+def _take_control() -> None:
+    """Let this thread set OpenBLAS's threads: newer threadpoolctl lets only the last one that did."""
+    for library in _blas().lib_controllers:
+        clear = getattr(library, "clear_controlling_thread", None)
+        if clear is not None:
+            clear(force=True)
+
+
 class _OneThread:
     """BLAS held to one thread while anybody is in the `with`.
 
@@ -67,6 +75,7 @@ class _OneThread:
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
+                _take_control()
                 self._limit = _blas().limit(limits=1, user_api="blas")
             self._inside += 1
 
@@ -78,8 +87,10 @@ class _OneThread:
 
     def _give_back(self) -> None:
         if self._limit is not None:
+            _take_control()
             self._limit.restore_original_limits()
             self._limit = None
+            _take_control()  # and leave it to whoever comes next
 
     def forked(self) -> None:
         """In the child of a fork only one thread lives on: nobody else is inside, or ever leaves."""
