@@ -208,7 +208,7 @@ def _describe(summary: Event) -> str:
     if summary["prompt"] is not None:
         lines += [f"prompt   {summary['prompt']!r}"]
         lines += [f"before   {before['sample']!r}", f"after    {after['sample']!r}"]
-    if after["loss"] is not None:
+    if None not in (before["loss"], after["loss"]):
         change = "held-out loss {:.4f} -> {:.4f}".format(before["loss"], after["loss"])
         if None not in (before["perplexity"], after["perplexity"]):
             change += f", perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}"

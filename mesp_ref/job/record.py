@@ -24,7 +24,12 @@ def saved_options(directory: Path) -> dict[str, Any]:
         )
     found = read_object(inside(directory, "run.json"), "the options of a run").get("options")
     options = _typed(FinetuneOptions, found, f"{file}: options")
-    return options | {"train": _typed(TrainConfig, options["train"], f"{file}: options: train")}
+    train = _typed(TrainConfig, options["train"], f"{file}: options: train")
+    try:
+        FinetuneOptions(**options | {"train": TrainConfig(**train)})
+    except MespRefError as error:
+        raise MespRefError(f"{file}: options: {error}") from None
+    return options | {"train": train}
 
 
 def _typed(kind: type, found: Any, where: str) -> dict[str, Any]:
