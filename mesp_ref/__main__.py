@@ -11,6 +11,8 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+_THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
 
 def main() -> NoReturn:
     """Run the command line of this process and end with its exit code."""
@@ -46,6 +48,10 @@ def _prepare() -> None:
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it
             signal.signal(number, _stop)
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+    # Several BLAS threads wait for each other by spinning: beside other work each waits for one that
+    # does not run. Read when NumPy is loaded.
+    if not any(os.environ.get(name) for name in _THREADS):
+        os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

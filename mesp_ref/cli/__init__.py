@@ -37,6 +37,8 @@ gradients in little memory (MeSP); try the adapter; evaluate it; fold it into th
 
 _EPILOG = """\
 each command explains itself: mesp-ref finetune --help
+BLAS has one thread, which is never slow beside other work, unless OPENBLAS_NUM_THREADS says otherwise;
+finetune --workers N uses N idle cores.
 
 examples:
   mesp-ref finetune
@@ -72,7 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 1 for a check that failed, 2 for a mistake,
     130 for Ctrl-C, 128 and its number for another signal."""
     try:
-        args = build_parser().parse_args(argv)
+        parser = build_parser()
+        if not (sys.argv[1:] if argv is None else argv):
+            parser.print_help()
+            return 0
+        args = parser.parse_args(argv)
         code: int = args.run(args)
         sys.stdout.flush()
         return code

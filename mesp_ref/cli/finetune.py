@@ -83,8 +83,8 @@ def _add_training(group: Any) -> None:
         "accumulate": "batches per step; the gradient is that of one large batch (default: 4)",
         "warmup": "steps until the full learning rate (default: 5%% of the steps; 0 if constant)",
         "perturbations": "of MeZO per batch, two forwards each; the estimate is their mean (default: 1)",
-        "workers": "threads that share each block, one BLAS thread each; their number decides the "
-        "last bits (default: 1)",
+        "workers": "threads that share each block, one BLAS thread each, for as many idle cores; their "
+        "number decides the last bits (default: 1)",
         "seed": "decides the adapter's start, the data's order and MeZO's noise (default: 0)",
     }
     numbers = {

@@ -3,16 +3,21 @@
 import argparse
 import json
 import os
+import re
 import sys
 from typing import Any, NoReturn
 
 from mesp_ref.bounds import check_bounds
+from mesp_ref.cli.meant import meant_command, meant_option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.train.rows import PACKINGS
 
+_NO_SUCH_COMMAND = (
+    r"^argument (?:COMMAND|ACTION|KIND): invalid choice: '(.*?)' \(choose from (.*)\)"
+)
 _TEXTS = ("prompt", "system", "text")
 DTYPES = ("float32", "float64")
 
@@ -26,7 +31,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, *given: Any, **settings: Any) -> Any:
         """As argparse does; every number held against its bounds, and no path without a name."""
-        args = super().parse_args(*given, **settings)
+        args, unknown = self.parse_known_args(*given, **settings)
+        if unknown:
+            parser = getattr(args, "parser", self)
+            meant = meant_option(unknown[0], parser.format_help())
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
         check_bounds(vars(args), options=True)
         for name, value in vars(args).items():
             if isinstance(value, str) and name in _TEXTS:
@@ -36,6 +45,9 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message: str) -> NoReturn:
+        choice = re.search(_NO_SUCH_COMMAND, message)
+        if choice:
+            message += meant_command(choice[1], re.findall(r"[\w-]+", choice[2]))
         raise MespRefError(f"{message}; see {self.prog} --help")
 
 
@@ -53,7 +65,7 @@ def add_command(commands: Any, name: str, module: Any, summary: str, text: str) 
     parser: Parser = commands.add_parser(
         name, help=summary, description=description.strip(), epilog="examples:\n" + examples
     )
-    parser.set_defaults(run=module)
+    parser.set_defaults(run=module, parser=parser)
     return parser
 
 

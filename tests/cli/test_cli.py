@@ -498,9 +498,22 @@ CHECK = "gradcheck --model model --data notes.txt --seq-len 16 "
 SAY = "generate --model model --prompt Hi "
 
 MISTAKES = {
-    "no command": ("", None, "required: COMMAND"),
-    "unknown command": ("train", None, "invalid choice: 'train'"),
-    "unknown option": (GOOD + "--epochs 3", None, "unrecognized arguments: --epochs 3"),
+    "unknown command": ("train", None, "did you mean finetune?; see mesp-ref --help"),
+    "misspelt command": ("fintune", None, "did you mean finetune?"),
+    "unknown option": (
+        GOOD + "--epochs 3",
+        None,
+        "arguments: --epochs 3; did you mean --steps (an",
+    ),
+    "rate": (GOOD + "--learning-rate 3", None, "did you mean --lr?; see mesp-ref finetune --help"),
+    "batch": (GOOD + "--batch=3", None, "did you mean --batch-size?"),
+    "misspelt option": (
+        SAY + "--temprature 3",
+        None,
+        "did you mean --temperature?; see mesp-ref gen",
+    ),
+    "no such thing": (SAY + "--epochs 3", None, "arguments: --epochs 3; see mesp-ref generate"),
+    "no action": ("golden chek", None, "did you mean check?"),
     "not a number": (GOOD + "--steps many", None, "--steps: invalid int value: 'many'"),
     "no model": (FINETUNE + "missing", None, "missing: not found, expected"),
     "model type": (FINETUNE + "{model}", {"model_type": "llama"}, "model_type: found 'llama'"),
@@ -606,7 +619,7 @@ MISTAKES = {
     "text as JSONL": (GOOD + "--format jsonl", None, "notes.txt: line 1: not JSON"),
     "blank": (DATA + "blank.txt", None, "blank.txt: empty"),
     "no val data": (GOOD + "--val-data missing.txt", None, "missing.txt: not found"),
-    "batch": (GOOD + "--batch-size 0", None, "--batch-size: found 0"),
+    "batch size": (GOOD + "--batch-size 0", None, "--batch-size: found 0"),
     "sequence": (GOOD + "--seq-len 1", None, "--seq-len: found 1"),
     "alpha": (GOOD + "--alpha nan", None, "alpha: found nan"),
     "no target": (GOOD + "--targets ,", None, "targets"),
@@ -698,6 +711,11 @@ def test_resume_of_another_run_is_one_line_and_changes_nothing(here, finetune, c
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert f"mesp-ref: error: run: {found}" in shown.err
     assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == before
+
+
+def test_without_arguments_it_shows_its_help(capsys):
+    assert main([]) == 0
+    assert "examples:" in capsys.readouterr().out
 
 
 def test_the_module_is_the_command(here):

@@ -1,4 +1,4 @@
-"""What surrounds a run cannot end it: streams, logs, locales, matplotlib, signals, a home that is none."""
+"""What surrounds a run cannot end it: streams, logs, locales, matplotlib, signals, no home."""
 
 import json
 import os
