@@ -1,6 +1,7 @@
 """mesp-ref eval: loss, perplexity and token accuracy of a model on a data file."""
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from mesp_ref.cli.options import (
@@ -8,13 +9,13 @@ from mesp_ref.cli.options import (
     add_data,
     add_json,
     add_model,
-    open_adapter,
     print_json,
 )
-from mesp_ref.files.models import load_model
+from mesp_ref.cli.trained import open_trained, warn_of_length
 from mesp_ref.job.defaults import data_file
 from mesp_ref.job.directory import finite
 from mesp_ref.train.opening import open_stream
+from mesp_ref.train.rows import Row
 from mesp_ref.train.trainer import evaluate, perplexity
 
 _HELP = """\
@@ -43,13 +44,21 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    model = load_model(args.model, dtype=args.dtype)
-    adapter = open_adapter(args.adapter, model)
+    model, adapter = open_trained(args)
     with data_file(args.data, count=200, seed=1) as data:
         stream = open_stream(
             model, data, seq_len=args.seq_len, form=args.form, packing=args.packing
         )
-        value, tokens, accuracy = evaluate(model, adapter, stream.once(args.rows), args.batch_size)
+        longest = 0
+
+        def rows() -> Iterator[Row]:
+            nonlocal longest
+            for row in stream.once(args.rows):
+                longest = max(longest, len(row.ids))
+                yield row
+
+        value, tokens, accuracy = evaluate(model, adapter, rows(), args.batch_size)
+    warn_of_length(model, longest)
     if args.json:
         found = {"loss": finite(value), "perplexity": finite(perplexity(value))}
         print_json(found | {"accuracy": accuracy, "tokens": tokens})

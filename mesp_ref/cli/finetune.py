@@ -1,6 +1,8 @@
 """mesp-ref finetune: train a LoRA adapter."""
 
 import argparse
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +204,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+# How the templates of Qwen and Llama 3 mark turns; others are shown as they are.
+_TURN = re.compile(
+    r"(?:<\|im_start\|>|<\|start_header_id\|>)(\w+)(?:<\|end_header_id\|>\n)?\n"
+    r"(.*?)(?:<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|$)", re.DOTALL
+)  # fmt: skip
+
+
+def _turns(prompt: str) -> str:
+    """A sample's prompt: who says what, a line each, or the text that is continued."""
+    turns = [(role, said) for role, said in _TURN.findall(prompt) if said]
+    if not turns:
+        return f"prompt   {prompt!r}"
+    return "\n".join(f"{role:<8} {said!r}" for role, said in turns)
+
+
 def _describe(summary: Event) -> str:
     before, after = summary["before"], summary["after"]
     lines = []
     if summary["prompt"] is not None:
-        lines += [f"prompt   {summary['prompt']!r}"]
+        lines += [_turns(summary["prompt"])]
         lines += [f"before   {before['sample']!r}", f"after    {after['sample']!r}"]
     if None not in (before["loss"], after["loss"]):
         change = "held-out loss {:.4f} -> {:.4f}".format(before["loss"], after["loss"])
@@ -228,4 +245,7 @@ def _describe(summary: Event) -> str:
         f"loss curve in {summary['curve'] or 'no file'}"
     )
     lines += [f"warning  {text}" for text in summary["warnings"]]
+    chat = " --chat" * summary["chat"]
+    out = shlex.quote(summary["out"])
+    lines.append(f'try it:  mesp-ref generate --adapter {out}{chat} --prompt "..."')
     return "\n".join(lines)

@@ -6,16 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tokenizers.decoders import DecodeStream
+
 from mesp_ref.cli.options import (
     add_command,
     add_json,
     add_model,
-    open_adapter,
     print_json,
 )
+from mesp_ref.cli.trained import open_trained, warn_of_length
 from mesp_ref.engine.generate import generate
 from mesp_ref.errors import MespRefError
-from mesp_ref.files.models import load_model
 from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.train.chat import load_chat_template
 
@@ -26,6 +27,7 @@ to standard output, without the prompt. Greedy unless a --temperature is given.
 examples:
   mesp-ref generate --prompt "Once upon a time"
   mesp-ref generate --chat --prompt "Tell me a story about Ivy." --temperature 0.8 --top-p 0.9 --json
+  mesp-ref generate --adapter runs/001 --chat --prompt "What was Mila doing?"
   mesp-ref generate --model Qwen2.5-0.5B --adapter runs/notes/adapter --prompt "I" --max-new-tokens 5
 """
 
@@ -88,13 +90,14 @@ def _prompt(args: argparse.Namespace, directory: Path) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    model = load_model(args.model, dtype=args.dtype)
+    model, adapter = open_trained(args)
     assert model.path is not None
-    adapter, tokenizer = open_adapter(args.adapter, model), load_tokenizer(model.path)
+    tokenizer = load_tokenizer(model.path)
     prompt = _prompt(args, model.path)
     ids = tokenizer.encode(prompt, add_special_tokens=not args.chat).ids
     if not ids:
         raise MespRefError("--prompt: found no text, expected some to continue")
+    written = _Written(tokenizer, quiet=args.json)
     begin = time.perf_counter()
     [new] = generate(
         model,
@@ -105,11 +108,35 @@ def run(args: argparse.Namespace) -> int:
         top_k=args.top_k,
         top_p=args.top_p,
         seed=args.seed,
+        on_token=written,
     )
     seconds = time.perf_counter() - begin
     text = tokenizer.decode(new, skip_special_tokens=True)
     if args.json:
         print_json({"prompt": prompt, "text": text, "token_ids": new, "seconds": seconds})
     else:
-        print(text)
+        written.end(text)
+    warn_of_length(model, len(ids) + len(new))
     return 0
+
+
+class _Written:
+    """Text on standard output as its tokens come, whole characters at a time."""
+
+    def __init__(self, tokenizer: Any, quiet: bool):
+        self._stream, self._tokenizer = DecodeStream(skip_special_tokens=True), tokenizer
+        self._quiet, self._text = quiet, ""
+
+    def __call__(self, prompt: int, token: int) -> None:
+        if not self._quiet:
+            self._say(self._stream.step(self._tokenizer, token) or "")
+
+    def end(self, text: str) -> None:
+        """What `text`, the whole of it, has beyond that; on a line of its own where they differ."""
+        same = text.startswith(self._text)
+        self._say(text[len(self._text) :] + "\n" if same else f"\n{text}\n")
+
+    def _say(self, piece: str) -> None:
+        self._text += piece
+        sys.stdout.write(piece)
+        sys.stdout.flush()

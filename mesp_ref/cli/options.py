@@ -72,7 +72,7 @@ def add_command(commands: Any, name: str, module: Any, summary: str, text: str) 
 def add_model(parser: Any) -> None:
     """--model, --adapter and --dtype."""
     add_model_only(parser)
-    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter directory")
+    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter directory, or a run's")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: float32)"
     )
@@ -82,8 +82,8 @@ def add_model_only(parser: Any) -> None:
     """--model."""
     parser.add_argument(
         "--model", metavar="DIR",
-        help="Hugging Face checkpoint directory (Qwen2); default: the small story model that comes "
-        "with this package",
+        help="Hugging Face checkpoint directory (Qwen2); default: the one an --adapter was trained on, "
+        "or the small story model that comes with this package",
     )  # fmt: skip
 
 

@@ -182,7 +182,7 @@ class Run:
         self.model = load_model(options.model, dtype=options.dtype)
         files = _open_files(options, self.model, data)
         encoder = open_encoder(self.model, {k for f in files for k in f.kinds}, now)
-        self.tokenizer = encoder.tokenizer
+        self.tokenizer, self.chat = encoder.tokenizer, encoder.template is not None
         self.stream, self.heldout = _open_streams(options, files, encoder)
         adapter = _open_adapter(options, self.model)
         adapter.base_model_name_or_path = options.model or str(self.model.path)
@@ -613,5 +613,6 @@ class Run:
             "peak_memory_mib": totals.peak_mib,
             "warnings": list(self.report.warnings),
             "prompt": sample and sample["prompt"],
+            "chat": self.chat,
             **sides,
         }

@@ -333,6 +333,42 @@ def test_generate_continues_and_answers(here, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["token_ids"] == want
 
 
+def test_generate_writes_as_it_goes_and_finds_its_base(here, finetune, capsys, monkeypatch):
+    """Pieces as they come, whole characters, together what --json says; from a run or its adapter."""
+    assert finetune() == 0
+    summary = capsys.readouterr().out
+    assert summary.splitlines()[-1] == 'try it:  mesp-ref generate --adapter run --prompt "..."'
+    line = ["generate", "--prompt", "Who? é", "--max-new-tokens", "40", "--temperature", "2"]
+    assert main([*line, "--model", "model", "--adapter", "run/adapter", "--json"]) == 0
+    want = json.loads(capsys.readouterr().out)["text"]
+    assert len(want) > 10
+    for adapter in ("run", "run/adapter"):
+        pieces, write = [], sys.stdout.write
+        monkeypatch.setattr(sys.stdout, "write", lambda text: pieces.append(text) or write(text))  # noqa: B023
+        assert main([*line, "--adapter", adapter]) == 0
+        monkeypatch.undo()
+        monkeypatch.chdir(here)
+        assert "".join(pieces).replace("\n", "") == want.replace("\n", "")
+        assert len([piece for piece in pieces if piece]) > 5
+    shutil.copytree("run/adapter", "alone")
+    config = json.loads(Path("alone/adapter_config.json").read_text())
+    gone = config | {"base_model_name_or_path": "somebody/else"}
+    Path("alone/adapter_config.json").write_text(json.dumps(gone))
+    assert main([*line, "--adapter", "alone"]) == 2
+    assert "was trained on 'somebody/else', which is no directory" in capsys.readouterr().err
+
+
+def test_samples_are_shown_as_turns():
+    from mesp_ref.cli.finetune import _turns
+
+    chatml = "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nWho\nis?<|im_end|>\n"
+    chatml += "<|im_start|>assistant\n"
+    assert _turns(chatml) == "system   'Be.'\nuser     'Who\\nis?'"
+    llama = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
+    assert _turns(llama) == "user     'Who?'"
+    assert _turns("Once") == "prompt   'Once'"
+
+
 def test_merge_gives_a_model_that_needs_no_adapter(here, capsys):
     assert main(["merge", "--model", "model", "--adapter", "adapter", "--out", "merged"]) == 0
     ids = np.arange(3, 20)[None]
@@ -512,6 +548,7 @@ MISTAKES = {
         None,
         "did you mean --temperature?; see mesp-ref gen",
     ),
+    "no row": ("gradcheck --tensors 1 --seq-len 24", None, "rows: found none"),
     "no such thing": (SAY + "--epochs 3", None, "arguments: --epochs 3; see mesp-ref generate"),
     "no action": ("golden chek", None, "did you mean check?"),
     "not a number": (GOOD + "--steps many", None, "--steps: invalid int value: 'many'"),
