@@ -149,6 +149,8 @@ def provide(word, model, request):
     adapter = mr.init_lora(model.config, rank=2, seed=1, b_std=0.1)
     if word.endswith("adapter"):
         mr.save_adapter(adapter, word)
+    elif word == "runs/001":
+        mr.save_adapter(adapter, "runs/001/adapter")
     elif word == "notes-mlx":
         save_mlx_adapter(adapter, word)
     elif word.endswith(".gguf"):
