@@ -144,6 +144,7 @@ def _resume(folder: Path) -> list[bytes]:
     trainer = Trainer(mr.random_model(CONFIG), adapter, Rows(), config)  # type: ignore[arg-type]
     zeros = {name: np.zeros_like(w) for name, w in trainer.params.items()}
     trainer.optimizer.step(trainer.params, zeros, 0.0)
+    trainer.step = 1
     arrays, facts = trainer.state()
     facts |= {
         "identity": {"lr": 1.0, "method": "mesp", "checkpoints": "ram", "steps": 9},
