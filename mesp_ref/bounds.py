@@ -1,7 +1,8 @@
 """How small and how large each numeric option may be, on the command line and in Python alike.
 
 A number beyond them is a slip of the keyboard: it would take memory that no machine has, or never
-end. One name means one thing in all commands, so each stands here once.
+end. One name means one thing in all commands, so each stands here once. What a person hands over
+as a result, `golden compare --loss`, is judged, not bounded.
 """
 
 import math
@@ -29,7 +30,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, _TOKENS), "temperature": (0, _LARGE), "top_k": (1, 10**8),
     "top_p": (0, 1),
     # checks
-    "directions": (0, 4096), "entries": (0, 4096), "tensors": (0, 10**6), "loss": (-_LARGE, _LARGE),
+    "directions": (0, 4096), "entries": (0, 4096), "tensors": (0, 10**6),
     # packed weights
     "bits": (1, 64), "group_size": (1, 1 << 20),
     # a model from nothing

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         for name, value in vars(args).items():
             if isinstance(value, str) and name in _TEXTS:
                 setattr(args, name, _text(value, f"--{name}"))
-            elif value == "":
+            elif value == "" and name != "memory_limit":  # which says what a size looks like
                 raise MespRefError(f"--{name.replace('_', '-')}: found nothing, expected a name")
         return args
 

@@ -358,7 +358,9 @@ def test_generate_writes_as_it_goes_and_finds_its_base(here, finetune, capsys, m
         assert main([*line, "--adapter", adapter]) == 0
         monkeypatch.undo()
         monkeypatch.chdir(here)
-        assert "".join(pieces).replace("\n", "") == want.replace("\n", "")
+        # what a terminal would obey is shown as Python would escape it; line ends and tabs stay
+        codes = {i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), 127)} | {13: "\\r"}
+        assert "".join(pieces) == want.translate(codes) + "\n"
         assert len([piece for piece in pieces if piece]) > 5
     shutil.copytree("run/adapter", "alone")
     config = json.loads(Path("alone/adapter_config.json").read_text())
@@ -373,10 +375,10 @@ def test_samples_are_shown_as_turns():
 
     chatml = "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nWho\nis?<|im_end|>\n"
     chatml += "<|im_start|>assistant\n"
-    assert _turns(chatml) == "system   'Be.'\nuser     'Who\\nis?'"
+    assert _turns(chatml) == ["system   'Be.'", "user     'Who\\nis?'"]
     llama = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
-    assert _turns(llama) == "user     'Who?'"
-    assert _turns("Once") == "prompt   'Once'"
+    assert _turns(llama) == ["user     'Who?'"]
+    assert _turns("Once") == ["prompt   'Once'"]
 
 
 def test_merge_gives_a_model_that_needs_no_adapter(here, capsys):
