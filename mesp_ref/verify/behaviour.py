@@ -83,6 +83,7 @@ class Behaviour:
             a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
             keep = np.isfinite(b)
             size = max(float(np.abs(b[keep]).max(initial=0)), (sizes or {}).get(leaf, 0.0))
+            size = max(size, max(float(np.abs(dy).max(initial=0)) for dy in self.dys))
             unit = eps(self.pair.point[leaf].dtype)
             gate = slack * (4096 * unit * size + self.floors.get(leaf, 0.0))
             error = np.where(keep, np.abs(a - b), 0)

@@ -48,7 +48,12 @@ def shorter(pair: Pair) -> Pair | None:
 
 
 def taller(pair: Pair) -> Pair | None:
-    """The pair with an axis of length 1 in front, where its forward gives the same numbers then."""
+    """The pair with an axis of length 1 in front, where its forward gives the same numbers then.
+
+    None where the forward also returns indices: they mean places among the axes that were given.
+    """
+    if not all(is_float(np.asarray(y)) for _, y in leaves(pair.made)):
+        return None
     ranks = [p.ndim for p in pair.point if isinstance(p, np.ndarray)]
     rows = tall(pair)
     groups: list[Any] = [

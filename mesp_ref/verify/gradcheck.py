@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.errors import MespRefError
-from mesp_ref.verify import behaviour, dtypes, elsewhere
+from mesp_ref.verify import behaviour, elsewhere, narrower
 from mesp_ref.verify.conventions import Convention
 from mesp_ref.verify.judge import Judge
 from mesp_ref.verify.pair import Arrays, Pair, inner, is_float, make_pair
@@ -25,6 +25,8 @@ _ADVICE = (
     "Not judged: rounding, or the error of the truth, is more than a thousandth of this gradient. "
     "Inputs nearer to 1, larger gradients or float64 would be judged."
 )
+_RANKS = "Meant for as many axes as these only? Then say so: ranks=False."
+_TALLER = "an axis in front, which the forward takes and the backward silently gets wrong"
 ENTRIES = 300  # of each argument that are looked at one by one, fewer where calls are dear
 
 
@@ -77,7 +79,10 @@ class GradcheckResult:
         lines += [f"  {n}: {a} of {b} entries one by one, all along random directions"
                   for n, (a, b) in few.items()]  # fmt: skip
         lines += [f"  note: {remark}" for remark in self.remarks]
-        return "\n".join([*lines, *([_ADVICE] if self.inconclusive else []), _SCOPE])
+        if self.inconclusive:
+            taller = all(_TALLER in f.oracle for f in self.failures)
+            lines.append(_RANKS if taller else _ADVICE)
+        return "\n".join([*lines, _SCOPE])
 
 
 def gradcheck(
@@ -91,7 +96,8 @@ def gradcheck(
     rtol: float | None = None,
     conventions: Mapping[str, Convention] | None = None,
     surrogate: Callable[..., Any] | None = None,
-    float32: bool = True,
+    ranks: bool = True,
+    dtypes: Sequence[str] = ("float32",),
 ) -> GradcheckResult:
     """Is `backward` the vector-Jacobian product of `forward` at `args`?
 
@@ -105,8 +111,10 @@ def gradcheck(
     differentiable  positions with a gradient; default: every argument that holds a floating array
     rtol            of max Σ|dy·∂y/∂x|; default 1e-10 in float64, 1e-5 in float32, 4 units below
     conventions     by argument, what is meant instead of the derivative (see conventions.py)
+    ranks           False: the pair is meant for arrays of as many axes as these
     surrogate       the function whose gradient is meant: a straight-through estimator's
-    float32         False: do not hold the pair to returning float32 for float32
+    dtypes          what a float64 pair is held to besides: "float32" in gives float32 out; in
+                    "float16" and "bfloat16" tame inputs give no grossly wrong gradient; () nothing
 
     Truth is complex step where the forward allows it, confirmed by Richardson's differences along
     a random direction of every argument; otherwise those differences, whose own error is part of
@@ -127,7 +135,7 @@ def gradcheck(
         warnings.simplefilter("ignore")
         pair = make_pair(forward, backward, args, names, differentiable)
         model = replace(pair, forward=surrogate) if surrogate else pair
-        result = _Check(pair, model, _by_leaf(pair, conventions or {}), seed, rtol, float32).run()
+        result = _Check(pair, model, _by_leaf(pair, conventions or {}), seed, rtol, tuple(dtypes), ranks).run()
     if result.inconclusive:
         _discard("gradcheck: inconclusive")
     return result
@@ -178,7 +186,8 @@ class _Check:
     conventions: dict[int, Convention]
     seed: int
     rtol: float | None
-    float32: bool
+    dtypes: tuple[str, ...]
+    ranks: bool
     remarks: list[str] = field(default_factory=list)
 
     def run(self) -> GradcheckResult:
@@ -243,14 +252,20 @@ class _Check:
         findings += self._second_point()
         findings += self._other_shapes()
         findings.append(elsewhere.same_again(self.pair, dys, grads))
-        if self.float32 and all(p.dtype == np.float64 for p in self._floats()):
-            found, remark = dtypes.promotions(self.pair, dys)
-            findings += [*found, *dtypes.half(self.pair, dys, grads)]
-            self.remarks += [remark] if remark else []
+        if all(p.dtype == np.float64 for p in self.pair.point if is_float(p)):
+            findings += self._narrower(dys)
         return findings
 
-    def _floats(self) -> list[Any]:
-        return [p for p in self.pair.point if is_float(p)]
+    def _narrower(self, dys: Arrays) -> list[Finding]:
+        findings: list[Finding] = []
+        for dtype in self.dtypes:
+            if dtype == "float32":
+                found, remark = narrower.promotions(self.pair, dys)
+                findings += found
+                self.remarks += [remark] if remark else []
+            else:
+                findings += narrower.half(self.pair, dys, dtype)
+        return findings
 
     def _second_point(self) -> list[Finding]:
         for changed in elsewhere.second_points(self.pair):
@@ -267,11 +282,13 @@ class _Check:
     def _other_shapes(self) -> Iterator[Finding]:
         for what, found in (
             ("one row fewer", elsewhere.shorter(self.pair)),
-            ("an axis in front", elsewhere.taller(self.pair)),
+            (_TALLER, elsewhere.taller(self.pair) if self.ranks else None),
         ):
             if found is not None and elsewhere.usable(found, self._cotangents(found)) is not None:
                 model = replace(found, forward=self.model.forward)
-                yield from self._judged(found, model, what)
+                for finding in self._judged(found, model, what):
+                    # What was promised for two axes need not hold for three.
+                    yield replace(finding, judged=what != _TALLER, failed=what != _TALLER)
 
     def _judged(self, pair: Pair, model: Pair, what: str) -> Iterator[Finding]:
         """Values at another point, by directions and a few entries; only what is wrong is told."""

@@ -1,7 +1,6 @@
 """The true gradient of a function nobody knows: complex step where it is right, else differences."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +9,7 @@ from mesp_ref.verify.pair import Array, Arrays, Pair, eps
 from mesp_ref.verify.slopes import Slope, diverges, extrapolated
 
 STEP = 2.0**-200  # of the complex step: its square is below every rounding error
+_SECOND = 2.0**-380  # what lies below comes from the square of the step
 Direction = dict[int, Array]
 _FAILED = (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, MemoryError,
            NotImplementedError, RuntimeError, TypeError, ValueError)  # fmt: skip
@@ -39,28 +39,20 @@ class Truth:
             terms = self._terms(v)
             mag = sum(float(np.abs(t).sum()) for t in terms)
             value = float(sum(t.sum() for t in terms))
-            return Slope(value, 4 * self.unit * mag, mag)
-        centre = self._phi(v)
-
-        def difference(h: float) -> float:
-            return (centre(h) - centre(-h)) / (2 * h)
-
-        value, error = extrapolated(difference, 16, self._reach(v), self.unit * self.size)
-        return Slope(value, 4 * error, abs(value))
+            return Slope(value, 4 * self.unit * mag + _SECOND, mag)
+        probe = _Probe(self, v)
+        value, error = extrapolated(probe.central, 2, self._reach(v), probe.rounding)
+        return Slope(value, 10 * error, abs(value))
 
     def one_sided(self, v: Direction) -> tuple[Slope, Slope]:
         """Slopes towards +v and, as a slope along +v, from −v; not known where the function ends."""
-        phi = replace(self, name="richardson")._phi(v)
-        here, found = phi(0.0), []
+        found = []
         for side in (1, -1):
-
-            def quotient(h: float, side: int = side) -> float:
-                return side * (phi(side * h) - here) / h
-
-            value, error = extrapolated(quotient, 4, self._reach(v), self.unit * self.size)
-            if diverges(quotient, self._reach(v)):
+            probe, reach = _Probe(self, v, side), self._reach(v)
+            value, error = extrapolated(probe.one_sided, 1, reach, probe.rounding)
+            if error > 1e-3 * abs(value) and diverges(probe.one_sided, reach):
                 value, error = np.inf, np.inf
-            found.append(Slope(value, 4 * error, abs(value)))
+            found.append(Slope(value, 10 * error, abs(value)))
         return found[0], found[1]
 
     def is_constant(self, leaf: int) -> bool:
@@ -76,16 +68,13 @@ class Truth:
                 float(np.abs(_product(dy, a - b)).sum())
                 for dy, a, b in zip(self.dys, moved, here, strict=True)
             )
-            if not change <= 64 * self.unit * self.size:
+            if not change <= min(64 * self.unit, 1e-5) * self.size:
                 return False
         return True
 
     def scale(self, leaf: int) -> Array:
-        """A natural step for every entry: its own size, at least a thousandth of the others'."""
-        size = np.abs(np.where(np.isfinite(self.pair.point[leaf]), self.pair.point[leaf], 0))
-        size = np.asarray(size, np.float64)
-        typical = float(np.sqrt((size * size).mean())) if size.size else 0.0
-        return np.maximum(size, 2.0**-10 * typical if typical else 1.0)
+        """A natural step for every entry."""
+        return _scale(self.pair.point[leaf])
 
     def extended(self) -> "Truth | None":
         """The same in the longest floating type, or None where that gives nothing more."""
@@ -93,19 +82,6 @@ class Truth:
             return None
         dys = tuple(dy.astype(np.longdouble) for dy in self.dys)
         return replace(self, pair=self.pair.cast(np.longdouble), dys=dys, unit=eps(np.longdouble))
-
-    def _phi(self, v: Direction) -> Callable[[float], float]:
-        """h ↦ ⟨dy, forward(x + h·v)⟩; NaN where the forward raises."""
-
-        def value(h: float) -> float:
-            moved = {i: _moved(self.pair.point[i], h, step) for i, step in v.items()}
-            try:
-                outputs = self.pair.at(moved).floating()
-                return float(sum(_product(d, y).sum() for d, y in zip(self.dys, outputs, strict=True)))
-            except _FAILED:
-                return float("nan")
-
-        return value
 
     def _reach(self, v: Direction) -> float:
         """The h at which the first entry moves by its own scale."""
@@ -120,6 +96,58 @@ class Truth:
             point[i] = point[i] + 1j * (STEP * step)
         outputs = self.pair.at(point).floating()
         return [_product(d, y.imag / STEP) for d, y in zip(self.dys, outputs, strict=True)]
+
+
+class _Probe:
+    """Differences of ⟨dy, forward⟩ along a direction, and how far rounding may err them.
+
+    Outputs that a step leaves alone cancel bit by bit and count for nothing.
+    """
+
+    def __init__(self, truth: Truth, v: Direction, side: int = 1):
+        self.truth, self.v, self.side = truth, v, side
+        self.moved = 0.0  # ⟨|dy|, |y|⟩ over the outputs that moved, at most
+        self.here = self._outputs(0.0)
+
+    def central(self, h: float) -> float:
+        """(φ(h) − φ(−h))/2h; NaN where the forward raises."""
+        return self._change(self._outputs(h), self._outputs(-h)) / (2 * h)
+
+    def one_sided(self, h: float) -> float:
+        """(φ(±h) − φ(0))/±h"""
+        return self._change(self._outputs(self.side * h), self.here) / (self.side * h)
+
+    def rounding(self) -> float:
+        """Of a difference."""
+        return self.truth.unit * self.moved
+
+    def _outputs(self, h: float) -> Arrays | None:
+        point = self.truth.pair.point
+        moved = {i: _moved(point[i], h, step) for i, step in self.v.items()}
+        try:
+            return self.truth.pair.at(moved).floating()
+        except _FAILED:
+            return None
+
+    def _change(self, up: Arrays | None, down: Arrays | None) -> float:
+        if up is None or down is None:
+            return float("nan")
+        change = size = 0.0
+        try:
+            for dy, a, b in zip(self.truth.dys, up, down, strict=True):
+                change += float(_product(dy, a - b).sum())
+                size += float(np.abs(_product(dy, np.where(a == b, 0, a))).sum())
+        except ValueError:  # another shape over there
+            return float("nan")
+        self.moved = max(self.moved, size) if np.isfinite(size) else self.moved
+        return change
+
+
+def _scale(x: Array) -> Array:
+    """The size of every entry, at least a thousandth of the others'; 1 where all are 0."""
+    size = np.asarray(np.abs(np.where(np.isfinite(x), x, 0)), np.float64)
+    typical = float(np.sqrt((size * size).mean())) if size.size else 0.0
+    return np.maximum(size, 2.0**-10 * typical if typical else 1.0)
 
 
 def _moved(x: Array, h: float, step: Array) -> Array:
@@ -159,15 +187,29 @@ def _working(pair: Pair) -> tuple[Pair, float, str]:
         outputs = ()
     if not outputs or any(y.dtype != np.float64 for y in outputs):
         return pair, own, f"in {lowest}, because the forward takes nothing else"
+    return double, *_resolution(double, own)
+
+
+def _resolution(double: Pair, own: float) -> tuple[float, str]:
+    """Does a forward that is given float64 compute in a narrower type? Its numbers tell.
+
+    Asked a little off the point, where no result is a round number by chance.
+    """
+    rng = np.random.default_rng(0)
+    nearby = {
+        i: double.point[i] + 2.0**-12 * _scale(double.point[i]) * rng.random(double.point[i].shape)
+        for i in double.places
+    }
+    try:
+        outputs = double.at(nearby).floating()
+    except _FAILED:  # the point has no neighbours
+        return eps(np.float64), ""
     values = np.concatenate([np.ravel(y[np.isfinite(y)]) for y in outputs])
     values = values[values != np.round(values)]
-    inputs = np.concatenate([np.ravel(double.point[i]) for i in pair.places])
     for dtype in (np.float16, np.float32):
         if len(values) and own < eps(dtype) and np.array_equal(values.astype(dtype), values):
-            if np.array_equal(inputs.astype(dtype), inputs):
-                continue  # so simple that its results are exact
-            return double, eps(dtype), f"in steps that {np.dtype(dtype)} resolves: it computes there"
-    return double, eps(np.float64), ""
+            return eps(dtype), f"in steps that {np.dtype(dtype)} resolves: it computes there"
+    return eps(np.float64), ""
 
 
 def _refused(truth: Truth) -> str:

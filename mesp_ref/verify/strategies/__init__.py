@@ -44,5 +44,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _OF_MODELS:
-        return getattr(importlib.import_module("mesp_ref.verify.strategies.models"), name)
+        return getattr(importlib.import_module("mesp_ref.verify.strategies.of_models"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.verify.behaviour import Grads, finding
-from mesp_ref.verify.pair import Array, Arrays, Pair
+from mesp_ref.errors import MespRefError
+from mesp_ref.verify.behaviour import finding
+from mesp_ref.verify.pair import Array, Arrays, Pair, eps
 from mesp_ref.verify.result import Finding
 
 TAME = 1 / 8, 8.0  # magnitudes between which float16 can be asked at all
@@ -38,6 +39,20 @@ def promotions(pair: Pair, dys: Arrays) -> tuple[list[Finding], str]:
     return findings, ""
 
 
+def named(name: str) -> Any:
+    """The dtype of a name.
+
+    Raises MespRefError for one that is not a narrow floating type.
+    """
+    if name == "float16":
+        return np.dtype(np.float16)
+    if name != "bfloat16":
+        raise MespRefError(f"dtypes: found {name!r}, expected float32, float16 or bfloat16")
+    import ml_dtypes  # only where it is asked for
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
 def tame(values: Array) -> bool:
     """Zeros aside, nothing that a half precision number cannot hold comfortably."""
     size = np.abs(np.asarray(values, np.float64))
@@ -45,21 +60,22 @@ def tame(values: Array) -> bool:
     return bool(size.size) and TAME[0] <= size.max() <= TAME[1]
 
 
-def half(pair: Pair, dys: Arrays, grads: Grads) -> Iterator[Finding]:
-    """In float16 from tame inputs the gradient must not be grossly off where the forward is not.
+def half(pair: Pair, dys: Arrays, name: str) -> Iterator[Finding]:
+    """In float16 or bfloat16 from tame inputs the gradient must not be grossly off where the forward is not.
 
-    Asked only where both stay finite and the forward keeps float16: sizes that overflow a count, an
+    Asked only where both stay finite and the forward keeps the type: sizes that overflow a count, an
     eps that is nothing, a mask in the wrong type show here.
     """
     if not all(tame(pair.point[i]) for i in pair.places):
         return
     # The same rounded numbers in both, so that a kink cannot lie between them.
-    low = pair.cast(np.float16)
+    dtype = named(name)
+    low = pair.cast(dtype)
     high = low.cast(np.float64)
-    cotangents = tuple(np.asarray(dy, np.float16) for dy in dys)
+    cotangents = tuple(np.asarray(dy, dtype) for dy in dys)
     try:
         narrow, wide = low.floating(), high.floating()
-        if any(y.dtype != np.float16 for y in narrow):
+        if any(y.dtype != dtype for y in narrow):
             return
         found = low.gradients(cotangents)
         exact = high.gradients(tuple(dy.astype(np.float64) for dy in cotangents))
@@ -68,16 +84,16 @@ def half(pair: Pair, dys: Arrays, grads: Grads) -> Iterator[Finding]:
     if not all(_close(a, b) for a, b in zip(narrow, wide, strict=True)):
         return
     for leaf in pair.places:
-        failed = _gross(found.get(leaf), exact.get(leaf), _lost(high, leaf))
+        failed = _gross(found.get(leaf), exact.get(leaf), _lost(high, leaf) * eps(dtype))
         if failed is not None:
             error, got, expected, at = failed
-            meaning = "Right in float64, grossly wrong in float16, where the forward is well."
-            yield Finding("float16", "your op", pair.names[leaf], error, GROSS * abs(expected),
+            meaning = f"Right in float64, grossly wrong in {name}, where the forward is well."
+            yield Finding(name, "your op", pair.names[leaf], error, GROSS * abs(expected),
                           meaning, at, got, expected, failed=True)  # fmt: skip
 
 
 def _lost(pair: Pair, leaf: int) -> float:
-    """What float16 may cost a gradient: 2¹³ times what float32 costs it here and close by."""
+    """What a type may cost a gradient, over its unit: as much as float32 costs it here and close by."""
     rng, worst = np.random.default_rng(0), 0.0
     for factor in (1.0, 0.9642857, 1.0357143):
         there = pair.at({i: pair.point[i] * factor for i in pair.places})
@@ -89,7 +105,7 @@ def _lost(pair: Pair, leaf: int) -> float:
             return np.inf
         error = np.abs(np.asarray(narrow, np.float64) - np.asarray(wide, np.float64))
         worst = max(worst, float(error.max(initial=0)))
-    return 2.0**13 * worst
+    return worst / eps(np.float32)
 
 
 def _close(a: Array, b: Array) -> bool:
@@ -101,11 +117,11 @@ def _close(a: Array, b: Array) -> bool:
 
 def _gross(got: Any, exact: Any, lost: float) -> tuple[float, float, float, tuple[int, ...]] | None:
     """Error, value, truth and index of the worst entry where it is off by half the gradient's size."""
-    if got is None or exact is None or np.asarray(got).dtype != np.float16:
+    if got is None or exact is None or eps(np.asarray(got).dtype) < eps(np.float16):
         return None
     a, b = np.asarray(got, np.float64), np.asarray(exact, np.float64)
     size = float(np.abs(b).max(initial=0)) if np.isfinite(b).all() else 0.0
-    if not np.isfinite(a).all() or size < 64 * 2.0**-24:  # subnormal in float16
+    if not np.isfinite(a).all() or size < 2.0**-18:  # far below the normal numbers of float16
         return None
     error = np.abs(a - b)
     at = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
