@@ -12,6 +12,7 @@ from mesp_ref.verify.result import Finding, misfit
 from mesp_ref.verify.tree import leaves
 
 Grads = dict[int, Any]
+LARGE = 4096  # entries in all, from which on layouts are tried together
 
 
 def finding(check: str, ok: bool, meaning: str, argument: str = "all", **more: Any) -> Finding:
@@ -142,16 +143,18 @@ class Behaviour:
         yield from self.compared("one output alone", shaped, self.grads, meaning, 16)
 
     def layouts(self) -> Iterator[Finding]:
-        """Arrays in other memory give the same gradients: of the inputs, and of dy."""
+        """Arrays in other memory give the same gradients: of the inputs, of dy; of both if large."""
+        large = sum(p.size for p in self.pair.point if isinstance(p, np.ndarray)) > LARGE
         for what, laid in LAYOUTS.items():
             point = {i: laid(p) for i, p in enumerate(self.pair.point) if isinstance(p, np.ndarray)}
-            moved = self.pair.at(point)
-            arguments = moved.laid_out()
+            arguments, dys = self.pair.at(point).laid_out(), tuple(laid(dy) for dy in self.dys)
+            if large:
+                yield from self._laid(f"{what} inputs and dy", dys, arguments, self.grads)
+                continue
             yield from self._laid(f"{what} inputs", self.dys, arguments, self.grads)
-            dys = tuple(laid(dy) for dy in self.dys)
             yield from self._laid(f"{what} dy", dys, self.pair.arguments(), self.grads)
         if len(self.dys) == 1:
-            for view, dense in expanded(self.dys[0]):
+            for view, dense in list(expanded(self.dys[0]))[: 1 if large else None]:
                 wanted = self.pair.gradients((dense,))
                 yield from self._laid("expanded dy", (view,), self.pair.arguments(), wanted)
 

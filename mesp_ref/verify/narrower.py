@@ -15,28 +15,26 @@ GROSS = 0.5  # of the gradient's size: an error that no rounding of tame numbers
 
 
 def promotions(pair: Pair, dys: Arrays) -> tuple[list[Finding], str]:
-    """float32 in, float32 out: of the backward, a finding; of the forward, a remark."""
+    """float32 in, float32 out? One finding per gradient, and "kept", "promoted" or "refused"."""
     low = pair.cast(np.float32)
     try:
         outputs = low.floating()
     except Exception:  # float64-only: its users know
-        return [], ""
-    wide = [y.dtype for y in outputs if y.dtype != np.float32]
-    if wide:
-        return [], f"given float32 the forward returns {wide[0]}: the backward was not held to float32"
+        return [], "refused"
+    if any(y.dtype != np.float32 for y in outputs):
+        return [], "promoted"
     cotangents = tuple(np.asarray(dy, np.float32) for dy in dys)
     try:
         grads = low.gradients(cotangents)
-    except Exception as error:  # a backward that the forward's dtype is too much for
+    except Exception as error:  # what the forward takes, the backward should
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        return [finding("float32 stays float32", False, what)], ""
-    findings = []
+        return [finding("float32 stays float32", False, what)], "refused"
+    found = []
     for leaf, grad in grads.items():
         dtype = low.point[leaf].dtype if grad is None else np.asarray(grad).dtype
-        findings.append(
-            finding("float32 stays float32", dtype == np.float32, f"Gradient is {dtype}.", pair.names[leaf])
-        )
-    return findings, ""
+        kept, meaning = dtype == np.float32, f"Gradient is {dtype}."
+        found.append(finding("float32 stays float32", kept, meaning, pair.names[leaf]))
+    return found, "kept" if all(f.passed for f in found) else "promoted"
 
 
 def named(name: str) -> Any:

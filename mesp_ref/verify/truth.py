@@ -45,14 +45,17 @@ class Truth:
         return Slope(value, 10 * error, abs(value))
 
     def one_sided(self, v: Direction) -> tuple[Slope, Slope]:
-        """Slopes towards +v and, as a slope along +v, from −v; not known where the function ends."""
+        """Slopes towards +v and, as a slope along +v, from −v; not known where the function ends.
+
+        Their mag is the slope to a point far off, a measure of what counts as nothing here.
+        """
         found = []
         for side in (1, -1):
             probe, reach = _Probe(self, v, side), self._reach(v)
             value, error = extrapolated(probe.one_sided, 1, reach, probe.rounding)
             if error > 1e-3 * abs(value) and diverges(probe.one_sided, reach):
                 value, error = np.inf, np.inf
-            found.append(Slope(value, 10 * error, abs(value)))
+            found.append(Slope(value, 10 * error, abs(probe.one_sided(reach / 4))))
         return found[0], found[1]
 
     def is_constant(self, leaf: int) -> bool:
@@ -106,7 +109,7 @@ class _Probe:
 
     def __init__(self, truth: Truth, v: Direction, side: int = 1):
         self.truth, self.v, self.side = truth, v, side
-        self.moved = 0.0  # ⟨|dy|, |y|⟩ over the outputs that moved, at most
+        self.moved = 0.0  # ⟨|dy|, |y|⟩ over the outputs that moved at the largest step
         self.here = self._outputs(0.0)
 
     def central(self, h: float) -> float:
@@ -136,10 +139,11 @@ class _Probe:
         try:
             for dy, a, b in zip(self.truth.dys, up, down, strict=True):
                 change += float(_product(dy, a - b).sum())
-                size += float(np.abs(_product(dy, np.where(a == b, 0, a))).sum())
+                if not self.moved:
+                    size += float(np.abs(_product(dy, np.where(a == b, 0, a))).sum())
         except ValueError:  # another shape over there
             return float("nan")
-        self.moved = max(self.moved, size) if np.isfinite(size) else self.moved
+        self.moved = max(self.moved, size) if np.isfinite(size) else 0.0
         return change
 
 
@@ -151,12 +155,13 @@ def _scale(x: Array) -> Array:
 
 
 def _moved(x: Array, h: float, step: Array) -> Array:
-    return np.where(np.isfinite(x), x + (h * step).astype(x.dtype), x)
+    return x + (h * step).astype(x.dtype)  # a step is 0 where x is not finite
 
 
 def _product(dy: Array, y: Array) -> Array:
     """dy·y, 0 wherever dy is, an infinite y not excepted."""
-    return dy * np.where(dy == 0, 0, y)
+    product = dy * y
+    return product if np.isfinite(product.sum()) else dy * np.where(dy == 0, 0, y)
 
 
 def choose(pair: Pair, dys: Arrays, rng: np.random.Generator) -> Truth:
