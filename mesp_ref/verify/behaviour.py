@@ -39,8 +39,8 @@ def forward_is_pure(pair: Pair) -> Iterator[Finding]:
                           "The forward wrote into its argument.", name)  # fmt: skip
     again = pair.outputs()
     same = len(first) == len(again) and all(map(_alike, first, again))
-    yield finding("the forward is repeatable", same,
-                  "The forward is not repeatable: two calls with the same inputs differ.", "y")  # fmt: skip
+    meaning = "The forward is not repeatable: two calls with the same inputs differ."
+    yield finding("the forward is repeatable", same, meaning, "y")
 
 
 def _alike(a: Array, b: Array) -> bool:
@@ -76,7 +76,10 @@ class Behaviour:
                  sizes: dict[int, float] | None = None) -> Iterator[Finding]:  # fmt: skip
         """Gradients that must agree up to rounding; where the expected is not finite, nothing is."""
         for leaf, name in ((i, self.pair.names[i]) for i in self.pair.places):
-            a, b = _dense(got.get(leaf), self.pair, leaf), _dense(expected.get(leaf), self.pair, leaf)
+            a, b = (
+                _dense(got.get(leaf), self.pair, leaf),
+                _dense(expected.get(leaf), self.pair, leaf),
+            )
             wrong = misfit(a, self.pair.point[leaf], finite=False)
             if wrong is not None:
                 yield finding(check, False, f"{wrong}.", name)
@@ -106,7 +109,9 @@ class Behaviour:
                 yield finding("inputs unchanged", False, "The backward wrote into its input.", name)
         if not all(unchanged(self.dys, list(dys))):
             yield finding("inputs unchanged", False, "The backward wrote into the cotangent.", "dy")
-        yield from self.compared("repeatable", again, self.grads, "Two calls with the same inputs differ.")
+        yield from self.compared(
+            "repeatable", again, self.grads, "Two calls with the same inputs differ."
+        )
 
     def linear(self, rng: np.random.Generator) -> Iterator[Finding]:
         """backward(2·dy₁ − dy₂) = 2·backward(dy₁) − backward(dy₂), and backward(0) = 0"""
@@ -121,7 +126,7 @@ class Behaviour:
             a, b = (np.asarray(_dense(g.get(leaf), self.pair, leaf), np.float64)
                     for g in (self.grads, two))  # fmt: skip
             expected[leaf] = 2 * a - b
-            sizes[leaf] = max((float(np.abs(g[np.isfinite(g)]).max(initial=0)) for g in (a, b)))
+            sizes[leaf] = max(float(np.abs(g[np.isfinite(g)]).max(initial=0)) for g in (a, b))
         meaning = "A vector-Jacobian product is linear in dy; expected 2·g(dy₁) − g(dy₂)."
         yield from self.compared("linear in dy", both, expected, meaning, 16, sizes)
         none = self.pair.gradients(tuple(np.zeros_like(dy) for dy in self.dys))
@@ -133,7 +138,7 @@ class Behaviour:
         """Of several outputs only one is used: the others' cotangents are zero."""
         if len(self.dys) < 2:
             return
-        total: dict[int, Any] = {i: 0.0 for i in self.pair.places}
+        total: dict[int, Any] = dict.fromkeys(self.pair.places, 0.0)
         for k in range(len(self.dys)):
             alone = tuple(dy if j == k else np.zeros_like(dy) for j, dy in enumerate(self.dys))
             for leaf, grad in self.pair.gradients(alone).items():

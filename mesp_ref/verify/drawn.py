@@ -36,7 +36,9 @@ def arguments(*axes: str, tiles: Sequence[int] = TILES) -> st.SearchStrategy[tup
     @st.composite
     def drawn(draw: st.DrawFn) -> tuple[Any, ...]:
         lengths = dict(zip(names, draw(shapes(len(names), tiles=tiles)), strict=True))
-        found = [tuple(int(a) if a.isdigit() else lengths[a] for a in each.split()) for each in axes]
+        found = [
+            tuple(int(a) if a.isdigit() else lengths[a] for a in each.split()) for each in axes
+        ]
         return tuple(draw(values(shape)) for shape in found)
 
     return drawn()

@@ -15,12 +15,14 @@ from mesp_ref.verify.tree import leaves
 def second_points(pair: Pair) -> Iterator[dict[int, Array]]:
     """Points in reach of any domain: the arrays turned round and 15/16 as large, then only smaller.
 
-    Turning keeps every value, and a symmetric positive definite matrix one; sorted vectors stay sorted.
+    Turning keeps every value, and a symmetric positive definite matrix one; sorted vectors stay
+    sorted, whole numbers whole.
     """
     turned, smaller = {}, {}
     for i in pair.places:
         x = pair.point[i]
-        smaller[i] = (x * 0.9375).astype(x.dtype)
+        whole = bool((x == np.round(x)).all())
+        smaller[i] = x if whole else (x * 0.9375).astype(x.dtype)
         ordered = x.ndim == 1 and x.size > 1 and len(set(np.sign(np.diff(x)).tolist())) == 1
         flip = tuple(slice(None, None, -1) for _ in x.shape)
         turned[i] = smaller[i] if ordered else smaller[i][flip].copy()
@@ -62,7 +64,9 @@ def taller(pair: Pair) -> Pair | None:
     ]
     for chosen in groups:
         lifted = {
-            i: p[None].copy() for i, p in enumerate(pair.point) if isinstance(p, np.ndarray) and chosen(p)
+            i: p[None].copy()
+            for i, p in enumerate(pair.point)
+            if isinstance(p, np.ndarray) and chosen(p)
         }
         found = _remade(pair, lifted, lambda y: (1, *y.shape))
         if found is not None and _same_numbers(found.made, pair.made):

@@ -140,7 +140,9 @@ def gradcheck(
         warnings.simplefilter("ignore")
         pair = make_pair(forward, backward, args, names, differentiable)
         model = replace(pair, forward=surrogate) if surrogate else pair
-        result = _Check(pair, model, _by_leaf(pair, conventions or {}), seed, rtol, tuple(dtypes), ranks).run()
+        result = _Check(
+            pair, model, _by_leaf(pair, conventions or {}), seed, rtol, tuple(dtypes), ranks
+        ).run()
     if result.inconclusive:
         _discard("gradcheck: inconclusive")
     return result
@@ -179,9 +181,6 @@ def _discard(event: str) -> None:
         hypothesis.reject()
 
 
-
-
-
 @dataclass
 class _Check:
     """One run of gradcheck; `model` is the pair whose forward the truth comes from."""
@@ -215,7 +214,9 @@ class _Check:
             return self._result([behaviour.finding("the backward runs", False, what), *impure], {})
         return self._result(findings, judge.looked)
 
-    def _result(self, findings: list[Finding], looked: dict[int, tuple[int, int]]) -> GradcheckResult:
+    def _result(
+        self, findings: list[Finding], looked: dict[int, tuple[int, int]]
+    ) -> GradcheckResult:
         seen = {self.pair.names[i]: counts for i, counts in looked.items()}
         found = tuple(findings)
         return GradcheckResult(
@@ -267,7 +268,9 @@ class _Check:
     def _narrower(self, dys: Arrays) -> list[Finding]:
         found, self.float32 = narrower.promotions(self.pair, dys)
         if "float32" not in self.dtypes:
-            self.remarks += [f"in float32: {f.argument}: {f.meaning}" for f in found if not f.passed]
+            self.remarks += [
+                f"in float32: {f.argument}: {f.meaning}" for f in found if not f.passed
+            ]
             found = []
         for dtype in self.dtypes:
             if dtype != "float32":

@@ -63,7 +63,9 @@ class Judge:
         if not LeafJudge(said, leaf).finding().passed:
             return found
         name = self.pair.names[leaf]
-        hint = f" Right along symmetric directions: if so meant, conventions={{{name!r}: symmetric}}."
+        hint = (
+            f" Right along symmetric directions: if so meant, conventions={{{name!r}: symmetric}}."
+        )
         return replace(found, judged=False, failed=False, meaning=found.meaning + hint)
 
     @cached_property
@@ -155,12 +157,14 @@ class LeafJudge:
                 expected = 0.0
             else:
                 sides = self.judge.truth.one_sided({self.leaf: self.unit(index)})
-                known = [s.value for s in sides if s.error <= 1e-3 * max(abs(s.value), s.mag)]
+                known = [s.value for s in sides if s.is_finite]
                 if not known:
                     continue
                 expected = known[0]
             meaning = f"found NaN or infinity, where the forward's slope is finite. {self._where()}"
-            return self._made("fail", math.inf, 0.0, meaning, index, float(self.got[index]), expected)
+            return self._made(
+                "fail", math.inf, 0.0, meaning, index, float(self.got[index]), expected
+            )
         return None
 
     def _where(self) -> str:
@@ -180,7 +184,9 @@ class LeafJudge:
         self.units = [self.slope(self.unit(at)) for at in self.at]
         self.full = [(v, self.slope(v)) for v in self._directions()]
         slopes = [*self.units, *(s for _, s in self.full)]
-        norms = [1.0] * len(self.units) + [float(np.sqrt((v * v).sum())) or 1.0 for v, _ in self.full]
+        norms = [1.0] * len(self.units) + [
+            float(np.sqrt((v * v).sum())) or 1.0 for v, _ in self.full
+        ]
         known = [(s, n) for s, n in zip(slopes, norms, strict=True) if np.isfinite(s.value)]
         self.size = max((abs(s.value) / n for s, n in known), default=0.0)
         self.mag = max([s.mag for s in self.units if np.isfinite(s.mag)] + [self.size])
@@ -200,10 +206,12 @@ class LeafJudge:
         usable = self.fit.astype(np.float64)
         for _ in range(2):
             yield self.convention.directions(random_direction(truth, self.leaf, rng) * usable)
-        values, back, counts = np.unique(self.x, return_inverse=True, return_counts=True)
+        _, back, counts = np.unique(self.x, return_inverse=True, return_counts=True)
         lone = (counts[back.reshape(self.x.shape)] == 1) & (self.x != 0)
         if not lone.all() and lone.any():
-            yield self.convention.directions(random_direction(truth, self.leaf, rng) * usable * lone)
+            yield self.convention.directions(
+                random_direction(truth, self.leaf, rng) * usable * lone
+            )
         if not lone.all() and self.x.size > 1:
             yield self.convention.directions(usable)
 
@@ -249,7 +257,9 @@ class LeafJudge:
         if ruling.verdict == "ok":
             return None
         name = self.judge.truth.name
-        meaning = f"Expected is the derivative by {name} of ⟨dy, forward⟩; {self._where()}{ruling.why}"
+        meaning = (
+            f"Expected is the derivative by {name} of ⟨dy, forward⟩; {self._where()}{ruling.why}"
+        )
         error = abs(self.along(v) - ruling.expected)
         return self._made(ruling.verdict, error, min(self._gate(truth, 1), self.cap), meaning, at,
                           self.along(v), ruling.expected)  # fmt: skip
@@ -380,7 +390,7 @@ class LeafJudge:
         zero = self.error <= 2.0**-370 and self.size <= 2.0**-380
         zero = zero or self.judge.truth.is_constant(self.leaf)
         gate = 16 * self.floor + self.relative * self.mag + (0 if zero else self.error)
-        worst = (0.0, 0.0, 0.0, ())
+        worst: tuple[float, float, float, tuple[int, ...]] = (0.0, 0.0, 0.0, ())
         for at, truth in zip(self.at, self.units, strict=True):
             got, expected = self.along(self.unit(at)), 0.0 if zero else truth.value
             if not math.isfinite(expected):

@@ -59,9 +59,9 @@ def tame(values: Array) -> bool:
 
 
 def half(pair: Pair, dys: Arrays, name: str) -> Iterator[Finding]:
-    """In float16 or bfloat16 from tame inputs the gradient must not be grossly off where the forward is not.
+    """In float16 or bfloat16 the gradient must not be grossly off where the forward is not.
 
-    Asked only where both stay finite and the forward keeps the type: sizes that overflow a count, an
+    Asked only of tame inputs, where both stay finite and the forward keeps the type: sizes that overflow a count, an
     eps that is nothing, a mask in the wrong type show here.
     """
     if not all(tame(pair.point[i]) for i in pair.places):
@@ -110,7 +110,9 @@ def _close(a: Array, b: Array) -> bool:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     finite = np.isfinite(b)
     size = float(np.abs(b[finite]).max(initial=0))
-    return bool(np.isfinite(a[finite]).all() and np.abs(a - b)[finite].max(initial=0) <= 0.02 * size)
+    return bool(
+        np.isfinite(a[finite]).all() and np.abs(a - b)[finite].max(initial=0) <= 0.02 * size
+    )
 
 
 def _gross(got: Any, exact: Any, lost: float) -> tuple[float, float, float, tuple[int, ...]] | None:

@@ -5,12 +5,15 @@ live on a millionth of it and for those whose domain ends nearby. A step at whic
 raises or is not finite is left out.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-RATIO = 3.7  # of two steps; no power of two, or the steps of a rounded function would line up with it
+RATIO = (
+    3.7  # of two steps; no power of two, or the steps of a rounded function would line up with it
+)
 LEVELS = 16
 COLUMNS = 4
 LEAST = 5  # levels before the search may end
@@ -27,6 +30,11 @@ class Slope(NamedTuple):
     def known(self) -> bool:
         """Is it a number, and worth at least three digits?"""
         return bool(np.isfinite(self.value)) and self.error <= 1e-3 * abs(self.value)
+
+    @property
+    def is_finite(self) -> bool:
+        """Does it settle, be it at 0? Measured by mag where the value is nothing."""
+        return bool(np.isfinite(self.value)) and self.error <= 1e-3 * max(abs(self.value), self.mag)
 
 
 def _best(rows: list[list[float]], roundings: list[float]) -> tuple[float, float]:
@@ -101,5 +109,5 @@ def diverges(difference: Callable[[float], float], scale: float) -> bool:
     By at least a twentieth at every step, and by less than rounding does.
     """
     sizes = [abs(difference(scale / RATIO**level)) for level in range(6, LEVELS + 8)]
-    ratios = [b / a if a else 0.0 for a, b in zip(sizes, sizes[1:], strict=False)]
+    ratios = [b / a if a else 0.0 for a, b in itertools.pairwise(sizes)]
     return all(1.05 < ratio < 0.97 * RATIO for ratio in ratios)

@@ -49,8 +49,8 @@ def matched(like: Any, value: Any) -> list[Any]:
         return [leaf for key in like for leaf in matched(like[key], value[key])]
     if isinstance(like, list | tuple):
         if not isinstance(value, list | tuple) or len(value) != len(like):
-            raise ValueError(f"gradient of {len(like)} arrays in a {type(like).__name__}: not as many")
-        return [
-            leaf for a, b in zip(like, value, strict=True) for leaf in matched(a, b)
-        ]
+            raise ValueError(
+                f"gradient of {len(like)} arrays in a {type(like).__name__}: not as many"
+            )
+        return [leaf for a, b in zip(like, value, strict=True) for leaf in matched(a, b)]
     return [value]

@@ -14,6 +14,7 @@ from mesp_ref.ops.registry import Args, OpSpec, Sizes
 from mesp_ref.verify.samples import sample_model
 from mesp_ref.verify.strategies.arrays import LARGE, ORDINARY, TINY, generators, labels, seeds
 
+
 def sizes(largest: int = 4) -> st.SearchStrategy[Sizes]:
     """Axis lengths from 1: one head, one token, one channel, odd and even, with and without cache."""
     one = st.integers(1, largest)
