@@ -61,8 +61,8 @@ def tame(values: Array) -> bool:
 def half(pair: Pair, dys: Arrays, name: str) -> Iterator[Finding]:
     """In float16 or bfloat16 the gradient must not be grossly off where the forward is not.
 
-    Asked only of tame inputs, where both stay finite and the forward keeps the type: sizes that overflow a count, an
-    eps that is nothing, a mask in the wrong type show here.
+    Asked only of tame inputs, where both stay finite and the forward keeps the type: sizes that
+    overflow a count, an eps that is nothing, a mask in the wrong type show here.
     """
     if not all(tame(pair.point[i]) for i in pair.places):
         return
@@ -121,7 +121,7 @@ def _gross(got: Any, exact: Any, lost: float) -> tuple[float, float, float, tupl
         return None
     a, b = np.asarray(got, np.float64), np.asarray(exact, np.float64)
     size = float(np.abs(b).max(initial=0)) if np.isfinite(b).all() else 0.0
-    if not np.isfinite(a).all() or size < 2.0**-18:  # far below the normal numbers of float16
+    if not np.isfinite(a).all() or size < 2.0**-20:  # far below the normal numbers of float16
         return None
     error = np.abs(a - b)
     at = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
