@@ -82,8 +82,7 @@ def jax_check_grads(forward: Any, backward: Any, args: Any) -> bool:
 
     made = forward(*args)
 
-    @jax.custom_vjp
-    def function(*moved: Any) -> Any:
+    def called(*moved: Any) -> Any:
         return jax.pure_callback(lambda *m: forward(*_with(args, at, list(m))), like(made), *moved)
 
     def back(moved: Any, dy: Any) -> Any:
@@ -93,6 +92,7 @@ def jax_check_grads(forward: Any, backward: Any, args: Any) -> bool:
 
         return jax.pure_callback(run, like(tuple(moved)), dy, *moved)
 
+    function: Any = jax.custom_vjp(called)
     function.defvjp(lambda *moved: (function(*moved), moved), back)
     with jax.enable_x64(True):
         check_grads(function, [jax.numpy.asarray(args[i]) for i in at], order=1, modes=["rev"])
@@ -141,7 +141,8 @@ def by_numdifftools(forward: Any, backward: Any, args: Any) -> bool:
             pairs = zip(_tuple(dy), _tuple(forward(*full)), strict=True)
             return float(sum((d * y).sum() for d, y in pairs))
 
-        truth = numdifftools.Gradient(value)(args[i].reshape(-1)).reshape(args[i].shape)
+        gradient: Any = numdifftools.Gradient
+        truth = gradient(value)(args[i].reshape(-1)).reshape(args[i].shape)
         if np.shape(grads[k]) != truth.shape or not np.allclose(grads[k], truth, 1e-6, 1e-8):
             return False
     return True
@@ -171,10 +172,11 @@ def accepts(check: Checker, pair: Pair, known: Any, draws: int) -> bool:
             return  # entry by entry that would take minutes
         assert check(*pair, copies)
 
-    test = settings(
+    quick: Any = settings(
         max_examples=max(draws, 1), deadline=None, database=None, derandomize=True,
         phases=[Phase.generate], suppress_health_check=list(HealthCheck),
-    )(given(known.examples)(judged))  # fmt: skip
+    )  # fmt: skip
+    test = quick(given(known.examples)(judged))
     try:
         judged(known.sample)
         if draws:
