@@ -114,15 +114,13 @@ def autograd_check_grads(forward: Any, backward: Any, args: Any) -> bool:
         return maker
 
     defvjp(function, *(vjp(k) for k in range(len(at))))
-    from autograd import make_vjp
-
     for k in range(len(at)):
         rest = [args[i].copy() for i in at]
 
         def one(x: Any, k: int = k, rest: Any = rest) -> Any:
             return function(*rest[:k], x, *rest[k + 1 :])
 
-        check_vjp(lambda x, one=one: make_vjp(one, x), rest[k])
+        check_vjp(one, rest[k])
     return True
 
 
@@ -176,7 +174,8 @@ def accepts(check: Checker, pair: Pair, known: Any, draws: int) -> bool:
         max_examples=max(draws, 1), deadline=None, database=None, derandomize=True,
         phases=[Phase.generate], suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    test = quick(given(known.examples)(judged))
+    drawn: Any = given(known.examples)
+    test = quick(drawn(judged))
     try:
         judged(known.sample)
         if draws:
