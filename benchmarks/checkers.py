@@ -218,7 +218,8 @@ def main() -> None:
     spec.loader.exec_module(module)
     warnings.simplefilter("ignore")
     with np.errstate(all="ignore"):
-        print("\n".join(rows(list(module.KNOWN), options.draws)))
+        for row in rows(list(module.KNOWN), options.draws):
+            print(row, flush=True)
 
 
 if __name__ == "__main__":
