@@ -69,8 +69,8 @@ class TrainConfig:
     accumulate: int = option(4, "batches per step; the gradient is that of one large batch")
     seq_len: int = option(256, "tokens per sequence", metavar="T")
     clip: float = option(
-        1.0, "bound on the gradient's norm (default: {default}). With 0 and --accumulate 1 each block is "
-        "updated at once and only one block's gradients are ever in memory",
+        1.0, "bound on the gradient's norm (default: {default}). With 0 and --accumulate 1 each block "
+        "is updated at once, and only one block's gradients are ever in memory",
     )  # fmt: skip
     weight_decay: float = option(0.0, "decoupled for adamw")
     momentum: float = option(0.0, "for sgd")
@@ -84,7 +84,8 @@ class TrainConfig:
     )  # fmt: skip
     checkpoints: str = option(
         "ram", "where block inputs wait for the backward (default: {default}); disk: in TMPDIR, which "
-        "should be no tmpfs; offload: results of projections, too, faster while they fit into the page cache",
+        "should be no tmpfs; offload: results of projections, too, faster while they fit into the page "
+        "cache",
         choices=KINDS,
     )  # fmt: skip
     seed: int = option(0, "decides the adapter's start, the data's order and MeZO's noise")
