@@ -1,29 +1,34 @@
-"""Automatic mutants: every arithmetic step of every backward, changed one at a time."""
+"""Automatic mutants: every step of every function a gradient passes through, changed one at a time."""
 
 import ast
 import copy
-import inspect
+import importlib
 import re
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any, NamedTuple
 
-from mesp_ref import lean as tiled
-from mesp_ref import ops
-from mesp_ref.engine import block, methods
+import numpy as np
+
 from mesp_ref.registry import OPS
 from mesp_ref.verify.bugs import compiled, source
 from mesp_ref.verify.planted import original, planted
-from mesp_ref.verify.suite import killed, model_cases
+from mesp_ref.verify.reached import reached
+from mesp_ref.verify.steps import CASES, Case, Step, step
+from mesp_ref.verify.suite import ORACLES, killed, model_cases, op_cases
 
 _SWAPS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
 }  # fmt: skip
 _NEUTRAL = {ast.Add: 0, ast.Sub: 0, ast.Mult: 1, ast.Div: 1}
-_COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+_OPPOSITES: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Is: ast.IsNot, ast.Eq: ast.NotEq, ast.In: ast.NotIn, ast.Lt: ast.GtE, ast.Gt: ast.LtE,
 }  # fmt: skip
+_OPPOSITES |= {opposite: comparison for comparison, opposite in _OPPOSITES.items()}
+_OTHER_END = {"max": "min", "min": "max", "maximum": "minimum", "minimum": "maximum"}
+_COMMUTE = {*_OTHER_END, "add", "multiply", "result_type", "swapaxes"}
 
-_JUDGES = ("adjoint", "complex step", "properties")  # the fastest first
+_MEZO = Case({"method": "mezo"})
 
 Change = Callable[[Any], None]
 
@@ -59,23 +64,42 @@ def _changes(node: ast.AST) -> Iterator[Change]:
             pass
         case ast.Constant(value=int() | float() as number):
             yield _set("value", number + 1)
-        case ast.Compare(ops=[op]) if type(op) in _COMPARISONS:
-            yield _set("ops", [_COMPARISONS[type(op)]()])
+        case ast.Compare(ops=[op]) if type(op) in _OPPOSITES:
+            yield _set("ops", [_OPPOSITES[type(op)]()])
+        case ast.BoolOp(op=op):
+            yield _set("op", ast.Or() if isinstance(op, ast.And) else ast.And())
         case ast.IfExp():
             yield _set("test", ast.Constant(True))
             yield _set("test", ast.Constant(False))
+        case ast.If(test=ast.Name() | ast.Attribute() | ast.Call() as test):
+            yield _set("test", ast.UnaryOp(ast.Not(), test))
         case ast.Return(value=ast.Tuple(elts=[first, second, *rest])):
             yield _set("value", ast.Tuple([second, first, *rest], ast.Load()))
+        case ast.Assign(targets=[ast.Subscript()]):
+            yield _set("value", ast.Constant(0))
         case ast.Expr(value=ast.Call()):
             yield _set("value", ast.Constant(None))
+        case ast.Name(id=name) if name in _OTHER_END:
+            yield _set("id", _OTHER_END[name])
+        case ast.Attribute(attr=name) if name in _OTHER_END:
+            yield _set("attr", _OTHER_END[name])
+        case ast.Call(args=[first, second, *rest]) if _ordered(node):
+            yield _set("args", [second, first, *rest])
+
+
+def _ordered(call: ast.Call) -> bool:
+    """Do the first two arguments of a call mean different things?"""
+    name = ast.unparse(call.func).split(".")[-1]
+    same = name in _COMMUTE or any(isinstance(arg, ast.Starred) for arg in call.args[:2])
+    return not same
 
 
 def _nodes(tree: ast.AST) -> list[ast.AST]:
-    """What can be mutated: not assertions (types only) nor subscripts of shapes and slices."""
+    """What can be mutated: not assertions, annotations and defaults, nor the text of errors."""
     found, queue = [], [tree]
     while queue:
         node = queue.pop(0)
-        if not isinstance(node, ast.Assert | ast.Slice | ast.arguments):
+        if not isinstance(node, ast.Assert | ast.arguments | ast.Raise):
             found.append(node)
             if not isinstance(node, ast.UnaryOp):  # −1 is one number: its sign is what changes
                 queue += ast.iter_child_nodes(node)
@@ -98,28 +122,42 @@ def mutants(path: str) -> Iterator[Mutant]:
             change(target)
             ast.fix_missing_locations(changed)
             before, after = ast.unparse(node), ast.unparse(target)
+            if before == after:
+                continue
             what = f"{before} -> {after} in: {lines[id(node)]}"
             yield Mutant(path, what, ast.unparse(changed))
 
 
-def backwards() -> dict[str, tuple[str, ...]]:
-    """Path of every backward -> the subjects it is checked on: those of the registry's rows, and
-    every other function named …_bwd or …_bwd_params."""
-    found: dict[str, tuple[str, ...]] = {}
-    for module in (ops, tiled, block, methods):
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            if name.endswith(("_bwd", "_bwd_params")):
-                found.setdefault(_path(function), ("model",))
-    rows: dict[str, list[str]] = {}
-    for row in OPS.values():
-        for backward in filter(None, (row.backward, row.backward_params)):
-            rows.setdefault(_path(backward), []).append(row.name)
-    return found | {path: tuple(names) for path, names in rows.items()}
+def reachable() -> dict[str, tuple[str, ...]]:
+    """Path of every function that a gradient passes through -> the subjects that call it: rows of
+    the registry first, then steps, then "model" and "mezo"."""
+    found: dict[str, list[str]] = {}
+    for name, row in OPS.items():
+        homes = {importlib.import_module(f.__module__) for f in row.functions}
+        for path in reached(partial(_gradients, name), *homes):
+            found.setdefault(path, []).append(name)
+    for path, names in _reached_by_steps():
+        found.setdefault(path, []).extend(names)
+    return {path: tuple(names) for path, names in found.items()}
 
 
-def _path(function: Callable[..., Any]) -> str:
-    """Where a function stands: see planted.original."""
-    return f"{function.__module__.removeprefix('mesp_ref.')}:{function.__qualname__}"
+def _gradients(name: str) -> None:
+    """Forward and backward of every case of a row, and what its properties ask."""
+    ORACLES["properties"](name)
+    for subject in op_cases(name):
+        subject.backward(subject.cotangents(np.random.default_rng(0)), subject.args)
+
+
+@cache
+def _reached_by_steps() -> list[tuple[str, list[str]]]:
+    """The functions that steps call, and which steps."""
+    found: dict[str, list[str]] = {}
+    runs: dict[str, Callable[[], object]] = {name: step(name).run for name in CASES}
+    runs |= {"model": partial(ORACLES["adjoint"], "model"), "mezo": Step(_MEZO).run}
+    for name, run in runs.items():
+        for path in reached(run):
+            found.setdefault(path, []).append(name)
+    return list(found.items())
 
 
 # Mutants that no check can reject because they compute the same: a reason by what is changed.
@@ -139,9 +177,27 @@ def equivalent(mutant: Mutant) -> str | None:
     return None
 
 
-def survives(mutant: Mutant) -> bool:
-    """Is a mutant accepted by the adjoint test, by complex step and by every property?"""
-    model_cases(False)  # measured on the right code
-    subjects = backwards()[mutant.path]
+def judges(subjects: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Oracle and subject for those that call a function: the fastest first, the strongest last."""
+    rows, steps = ([s for s in subjects if s in known] for known in (OPS, CASES))
+    yield from (("adjoint", name) for name in (*rows, *steps))
+    general = [*rows, *(["model"] if "model" in subjects else ["mezo"])]
+    yield from (("properties", name) for name in general)
+    yield from (("precision", name) for name in general)
+
+
+def prepare() -> None:
+    """Make the subjects of whole steps: their magnitudes are measured on the right code."""
+    for tiny in (True, False):
+        model_cases(tiny)
+    for name in CASES:
+        step(name)
+
+
+def survives(mutant: Mutant, subjects: tuple[str, ...] | None = None) -> bool:
+    """Do all oracles accept a mutant, on every subject that calls its function?"""
+    prepare()
+    if subjects is None:
+        subjects = reachable()[mutant.path]
     with planted({mutant.path: mutant.function}):
-        return not any(killed(oracle, subject) for oracle in _JUDGES for subject in subjects)
+        return not any(killed(oracle, subject) for oracle, subject in judges(subjects))

@@ -9,11 +9,11 @@ import numpy as np
 from mesp_ref.api import loss_and_grads
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
-from mesp_ref.verify.automatic import Mutant, backwards, equivalent, mutants, survives
+from mesp_ref.verify.automatic import Mutant, equivalent, mutants, prepare, reachable, survives
 from mesp_ref.verify.bugs import BUGS, Bug
 from mesp_ref.verify.planted import planted
 from mesp_ref.verify.samples import sample_adapter, sample_model, small_config
-from mesp_ref.verify.suite import ORACLES, killed, model_cases
+from mesp_ref.verify.suite import ORACLES, killed
 
 
 class Fate(NamedTuple):
@@ -51,8 +51,7 @@ def _step(model: Model, adapter: Adapter, ids: np.ndarray, lr: float) -> float:
 
 def fate(bug: Bug) -> Fate:
     """Plant a bug and ask every oracle."""
-    for tiny in (True, False):
-        model_cases(tiny)  # measured on the right code
+    prepare()
     with planted(bug.functions()):
         killers = tuple(
             name for name in ORACLES if any(killed(name, subject) for subject in bug.subjects)
@@ -104,12 +103,12 @@ class Automatic(NamedTuple):
 
 
 def run_automatic() -> Automatic:
-    """Every mutant of every backward."""
+    """Every mutant of every function that a gradient passes through."""
     excused, alive, total = [], [], 0
-    for path in backwards():
+    for path, subjects in reachable().items():
         for mutant in mutants(path):
             total += 1
-            if survives(mutant):
+            if survives(mutant, subjects):
                 reason = equivalent(mutant)
                 if reason is None:
                     alive.append(mutant)

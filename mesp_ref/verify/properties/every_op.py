@@ -1,4 +1,4 @@
-"""What holds for every backward because it is linear in the cotangent."""
+"""What holds for every op: a backward is linear in the cotangent, and nothing overflows."""
 
 from collections.abc import Iterator
 
@@ -38,4 +38,21 @@ def additivity(name: str) -> Check:
 
     check.__doc__ = "vjp(dy₁ + dy₂) = vjp(dy₁) + vjp(dy₂)."
     check.__name__ = f"{name}_additivity"
+    return check
+
+
+@of_every_op
+def saturation(name: str) -> Check:
+    """The check of one op."""
+
+    def check(rng: np.random.Generator) -> Iterator[Finding]:
+        spec, args, dy = drawn(name, rng)
+        args |= {argument: 1e4 * args[argument] for argument in spec.activations}
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            y, grads = spec.forward(**args)[0], spec.vjp(dy, args)
+        for what, array in {"y": y, **grads}.items():
+            yield exactly(name, what, np.isfinite(array), True)
+
+    check.__doc__ = "Activations of 10⁴, of which exp would overflow, give finite gradients."
+    check.__name__ = f"{name}_saturation"
     return check

@@ -44,6 +44,17 @@ def dlogits_rows(rng: np.random.Generator) -> Iterator[Finding]:
 
 
 @holds("cross_entropy")
+def loss_shift(rng: np.random.Generator) -> Iterator[Finding]:
+    """A constant added to a row of logits changes nothing, even one of which exp overflows."""
+    spec, args, _ = drawn("cross_entropy", rng)
+    moved = args | {"logits": args["logits"] + 2000 * rng.standard_normal((len(args["logits"]), 1))}
+    loss, same = (spec.forward(**given)[0] for given in (args, moved))
+    yield agree("cross_entropy", "loss", same, loss, 4000.0)
+    g, g_same = (spec.vjp(_ONE, given)["logits"] for given in (args, moved))
+    yield agree("cross_entropy", "dlogits", g_same, g, 4000.0)
+
+
+@holds("cross_entropy")
 def loss_of_copies(rng: np.random.Generator) -> Iterator[Finding]:
     """A batch and its copy have the loss of the batch and half its gradient; log V when uniform."""
     spec, args, _ = drawn("cross_entropy", rng)
@@ -87,6 +98,23 @@ def _head(name: str) -> None:
     parts.__name__ = f"{name}_is_linear_then_cross_entropy"
     parts.__doc__ = "Loss, dx and dw are those of a linear layer followed by cross entropy."
     holds(name)(parts)
+
+    def shifted(rng: np.random.Generator) -> Iterator[Finding]:
+        spec, args, _ = drawn(name, rng)
+        moved = args | {"w": args["w"] + 2000 * rng.standard_normal(args["w"].shape[1])}
+        size = (np.abs(args["x"]) @ np.abs(moved["w"]).T).max()
+        loss, same = (spec.forward(**given)[0] for given in (args, moved))
+        yield agree(name, "loss", same, loss, size)
+        g, g_same = (spec.vjp(_ONE, given) for given in (args, moved))
+        for what in "xw":
+            largest = np.abs(g[what]).max() if what == "w" else np.abs(moved["w"]).max()
+            yield agree(name, f"d{what}", g_same[what], g[what], size * largest)
+
+    shifted.__name__ = f"{name}_shift"
+    shifted.__doc__ = (
+        "One vector added to all rows of W changes no gradient, even where exp of z overflows."
+    )
+    holds(name)(shifted)
 
 
 for _name in ("lm_loss", "tiled_lm_loss"):
