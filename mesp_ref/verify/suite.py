@@ -15,7 +15,7 @@ from mesp_ref.verify.properties import check_properties
 from mesp_ref.verify.result import Finding
 from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, small_config
 from mesp_ref.verify.steps import GATE as MODEL_GATE
-from mesp_ref.verify.steps import measured, step
+from mesp_ref.verify.steps import joint, measured, step
 from mesp_ref.verify.subject import Subject, op_subject
 from mesp_ref.verify.whole_model import model_subject
 
@@ -46,12 +46,14 @@ def op_cases(name: str) -> list[Subject]:
 
 @cache
 def model_cases(tiny: bool) -> tuple[Subject, ...]:
-    """Tied by mesp, untied by mesp, tied by mesp_tiled; made once, before anything is planted."""
+    """Tied by mesp, with s = alpha/√R where it is tiny; untied by mesp; tied by mesp_tiled. Made once,
+    before anything is planted."""
     rng, subjects = np.random.default_rng(2), []
     sizes = {"num_hidden_layers": 1, "hidden_size": 4, "intermediate_size": 3, "head_dim": 4}
     for tied, method in ((True, "mesp"), (False, "mesp"), (True, "mesp_tiled")):
         config = small_config(tied, **sizes if tiny else {})
-        model, adapter = sample_model(rng, config), sample_adapter(rng, config)
+        model = sample_model(rng, config)
+        adapter = sample_adapter(rng, config, use_rslora=tiny and tied)
         batch = sample_batch(rng, config, (1, 5) if tiny else (2, 6))
         subjects.append(measured(model_subject(model, adapter, *batch, method=method)))
     return tuple(subjects)
@@ -60,7 +62,7 @@ def model_cases(tiny: bool) -> tuple[Subject, ...]:
 def _precision(name: str) -> list[Finding]:
     rng = np.random.default_rng(3)
     if name == "model":
-        return [f for s in model_cases(True)[:1] for f in precision_directions(s, rng, joint=True)]
+        return [f for s in model_cases(True)[:2] for f in precision_directions(s, rng, joint=True)]
     if name not in OPS:
         return []
     spec = OPS[name]
@@ -72,26 +74,36 @@ def _complex_step(name: str) -> list[Finding]:
     if name in OPS:
         return [f for s in op_cases(name) for f in oracles.complex_step(s, rng, entries=60)]
     return [
-        f for s in whole_steps(name)
+        f for s in along(name)
         for f in oracles.complex_step(s, rng, relative=MODEL_GATE, entries=3)
     ]  # fmt: skip
 
 
 def whole_steps(name: str) -> tuple[Subject, ...]:
-    """What "model" stands for, or the step of that name; nothing for what is neither."""
+    """What "model" stands for; or the step of that name, nothing for what is neither."""
     if name == "model":
         return model_cases(False)
     return (step(name).subject,) if name in steps.CASES else ()
 
 
-def _over(check: Callable[..., list[Finding]], **options: float) -> Oracle:
+def along(name: str) -> tuple[Subject, ...]:
+    """The same, but a step in all arguments at once: there are many steps."""
+    found, rng = whole_steps(name), np.random.default_rng(8)
+    return found if name == "model" else tuple(joint(subject, rng) for subject in found)
+
+
+def _over(
+    check: Callable[..., list[Finding]],
+    cases: Callable[[str], tuple[Subject, ...]] = along,
+    **options: float,
+) -> Oracle:
     """An oracle over the cases of a subject."""
 
     def run(name: str) -> list[Finding]:
         rng = np.random.default_rng(5)
         if name in OPS:
             return [f for s in op_cases(name) for f in check(s, rng)]
-        return [f for s in whole_steps(name) for f in check(s, rng, **options)]
+        return [f for s in cases(name) for f in check(s, rng, **options)]
 
     return run
 
@@ -100,10 +112,8 @@ _adjoint = _over(oracles.adjoint, relative=MODEL_GATE)
 
 
 def _adjoint_of(name: str) -> list[Finding]:
-    """Of a step in all arguments at once, and its value with it."""
-    if name in steps.CASES:
-        return steps.adjoint(name, np.random.default_rng(5))
-    return _adjoint(name)
+    """Of a step with its value."""
+    return _adjoint(name) + ([steps.value(name)] if name in steps.CASES else [])
 
 
 def _properties(name: str) -> list[Finding]:
@@ -114,7 +124,7 @@ ORACLES: dict[str, Oracle] = {
     "precision": _precision,
     "complex step": _complex_step,
     "adjoint": _adjoint_of,
-    "hessian": _over(oracles.hessian_symmetry),
+    "hessian": _over(oracles.hessian_symmetry, whole_steps),
     "richardson": _over(oracles.richardson),
     "properties": _properties,
 }

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mesp_ref.ops import IGNORED
+from mesp_ref.lean.shards import shared_lm_loss
+from mesp_ref.lean.workers import Workers
+from mesp_ref.ops import IGNORED, Array
 from mesp_ref.registry import OPS
 from mesp_ref.verify.properties.claim import agree, drawn, exactly, holds
 from mesp_ref.verify.result import Finding
@@ -115,6 +117,35 @@ def _head(name: str) -> None:
         "One vector added to all rows of W changes no gradient, even where exp of z overflows."
     )
     holds(name)(shifted)
+
+
+@holds("lm_loss")
+def parts_far_apart(rng: np.random.Generator) -> Iterator[Finding]:
+    """Parts of the vocabulary whose logits differ by thousands: one takes all, nothing overflows."""
+    spec, args, _ = drawn("lm_loss", rng)
+    for order in (1, -1):
+        level = np.linspace(0, 2000, len(args["w"]))[::order]  # of the logits of each token
+        x = np.concatenate([args["x"], np.ones((*args["x"].shape[:-1], 1))], axis=-1)
+        yield from _by_parts(x, np.column_stack([args["w"], level]), args["labels"], 2000.0)
+
+
+@holds("lm_loss")
+def parts_of_rows(rng: np.random.Generator) -> Iterator[Finding]:
+    """Enough rows for several workers: the loss is their weighted mean; dx where it is wanted."""
+    _, args, _ = drawn("lm_loss", rng, t=701)
+    yield from _by_parts(args["x"], args["w"], args["labels"], 1.0)
+
+
+def _by_parts(x: Array, w: Array, labels: Array, size: float) -> Iterator[Finding]:
+    loss, res = OPS["lm_loss"].forward(x, w, labels)
+    for parts in (2, 3):
+        got, found = shared_lm_loss(Workers(parts), x, w, labels)
+        yield agree("lm_loss", f"loss of {parts} parts", got, loss, 8 * loss)
+        yield exactly("lm_loss", "dx is kept", found.dx is not None, True)
+        yield agree("lm_loss", f"dx of {parts} parts", found.dx, res.dx, 2 * size)
+        got, found = shared_lm_loss(Workers(parts), x, w, labels, drop=frozenset({"dx"}))
+        yield agree("lm_loss", f"loss of {parts} parts alone", got, loss, 8 * loss)
+        yield exactly("lm_loss", "dx is dropped", found.dx is None, True)
 
 
 for _name in ("lm_loss", "tiled_lm_loss"):
