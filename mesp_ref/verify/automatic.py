@@ -3,7 +3,6 @@
 import ast
 import copy
 import importlib
-import re
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 
 from mesp_ref.registry import OPS
 from mesp_ref.verify.bugs import compiled, source
+from mesp_ref.verify.equivalents import reasons
 from mesp_ref.verify.planted import original, planted
 from mesp_ref.verify.reached import reached
 from mesp_ref.verify.steps import CASES, Case, Step, step
@@ -26,6 +26,7 @@ _OPPOSITES: dict[type[ast.cmpop], type[ast.cmpop]] = {
 }  # fmt: skip
 _OPPOSITES |= {opposite: comparison for comparison, opposite in _OPPOSITES.items()}
 _OTHER_END = {"max": "min", "min": "max", "maximum": "minimum", "minimum": "maximum"}
+_SMALL, _PARTS = (ast.Constant, ast.Name, ast.Attribute), (ast.expr, ast.keyword, ast.Slice)
 _COMMUTE = {*_OTHER_END, "add", "multiply", "result_type", "swapaxes"}
 
 _MEZO = Case({"method": "mezo"})
@@ -111,17 +112,33 @@ def _statements(tree: ast.AST) -> list[ast.stmt]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
 
 
+def _shown(nodes: list[ast.AST]) -> list[int]:
+    """For each node the place of the one that is shown of it: of a number or a name what it is in."""
+    above = {id(child): place for place, n in enumerate(nodes) for child in ast.iter_child_nodes(n)}
+    found = []
+    for place, node in enumerate(nodes):
+        parent = above.get(id(node), place)
+        inside = isinstance(node, _SMALL) and isinstance(nodes[parent], _PARTS)
+        found.append(parent if inside else place)
+    return found
+
+
+def _text(node: ast.AST) -> str:
+    return f"if {ast.unparse(node.test)}" if isinstance(node, ast.If) else ast.unparse(node)
+
+
 def mutants(path: str) -> Iterator[Mutant]:
     """Every mutant of the function at `path`."""
     tree = ast.parse(source(original(path)))
     lines = {id(n): ast.unparse(s).splitlines()[0] for s in _statements(tree) for n in ast.walk(s)}
-    for place, node in enumerate(_nodes(tree)):
+    nodes = _nodes(tree)
+    for (place, node), shown in zip(enumerate(nodes), _shown(nodes), strict=True):
         for change in _changes(node):
             changed = copy.deepcopy(tree)
-            target = _nodes(changed)[place]
-            change(target)
+            others = _nodes(changed)
+            change(others[place])
             ast.fix_missing_locations(changed)
-            before, after = ast.unparse(node), ast.unparse(target)
+            before, after = _text(nodes[shown]), _text(others[shown])
             if before == after:
                 continue
             what = f"{before} -> {after} in: {lines[id(node)]}"
@@ -166,21 +183,9 @@ def _reached_by_steps() -> list[tuple[str, list[str]]]:
     return list(found.items())
 
 
-# Mutants that no check can reject because they compute the same: a reason by what is changed.
-_REBUILT = "computes again what was kept: the same value, only slower"
-_WIDTH = "another tile width: the same sums in another order"
-_EQUIVALENT: tuple[tuple[str, str], ...] = (
-    (r".* if (?P<test>\w+\.\w+) is None else .* -> .* if True else .* in: .*", _REBUILT),
-    (r"\d+ -> \d+ in: (width = fit\(|tile = tile or ).*", _WIDTH),
-)
-
-
 def equivalent(mutant: Mutant) -> str | None:
     """Why a mutant cannot be rejected, or None when it should be."""
-    for pattern, reason in _EQUIVALENT:
-        if re.fullmatch(pattern, mutant.change, re.DOTALL):
-            return reason
-    return None
+    return next((row.reason for row in reasons(mutant.path, mutant.change)), None)
 
 
 def judges(subjects: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -140,4 +140,6 @@ def value(name: str) -> Finding:
     (expected,) = subject.forward(subject.args)
     loss, _ = step(name).run()
     meaning = "Expected is the loss by the plain forward."
-    return scalar("value", name, "(the value)", loss, expected, GATE * abs(expected), meaning)
+    return scalar(
+        "value", name, "(the value)", loss, expected, GATE * abs(float(expected)), meaning
+    )

@@ -122,7 +122,7 @@ def _head(name: str) -> None:
 @holds("lm_loss")
 def parts_far_apart(rng: np.random.Generator) -> Iterator[Finding]:
     """Parts of the vocabulary whose logits differ by thousands: one takes all, nothing overflows."""
-    spec, args, _ = drawn("lm_loss", rng)
+    _, args, _ = drawn("lm_loss", rng)
     for order in (1, -1):
         level = np.linspace(0, 2000, len(args["w"]))[::order]  # of the logits of each token
         x = np.concatenate([args["x"], np.ones((*args["x"].shape[:-1], 1))], axis=-1)
