@@ -15,6 +15,7 @@ from mesp_ref.verify.equivalents import reasons
 from mesp_ref.verify.planted import original, planted
 from mesp_ref.verify.reached import reached
 from mesp_ref.verify.steps import CASES, Case, Step, step
+from mesp_ref.verify.subject import Subject
 from mesp_ref.verify.suite import ORACLES, killed, model_cases, op_cases
 
 _SWAPS: dict[type[ast.operator], type[ast.operator]] = {
@@ -39,11 +40,11 @@ class Mutant(NamedTuple):
 
     path: str
     change: str  # what stood there, what stands there now, and the line it is in
-    text: str  # the whole function
+    tree: ast.Module  # the whole function
 
     @property
     def function(self) -> Callable[..., Any]:
-        return compiled(self.path, self.text)
+        return compiled(self.path, ast.unparse(self.tree))
 
 
 def _set(field: str, value: Any) -> Change:
@@ -142,7 +143,7 @@ def mutants(path: str) -> Iterator[Mutant]:
             if before == after:
                 continue
             what = f"{before} -> {after} in: {lines[id(node)]}"
-            yield Mutant(path, what, ast.unparse(changed))
+            yield Mutant(path, what, changed)
 
 
 def reachable() -> dict[str, tuple[str, ...]]:
@@ -151,17 +152,17 @@ def reachable() -> dict[str, tuple[str, ...]]:
     found: dict[str, list[str]] = {}
     for name, row in OPS.items():
         homes = {importlib.import_module(f.__module__) for f in row.functions}
-        for path in reached(partial(_gradients, name), *homes):
+        calls = reached(partial(_gradients, op_cases(name)), *homes)
+        for path in dict.fromkeys([*calls, *reached(partial(ORACLES["properties"], name))]):
             found.setdefault(path, []).append(name)
     for path, names in _reached_by_steps():
         found.setdefault(path, []).extend(names)
     return {path: tuple(names) for path, names in found.items()}
 
 
-def _gradients(name: str) -> None:
-    """Forward and backward of every case of a row, and what its properties ask."""
-    ORACLES["properties"](name)
-    for subject in op_cases(name):
+def _gradients(cases: list[Subject]) -> None:
+    """Forward and backward of every case."""
+    for subject in cases:
         subject.backward(subject.cotangents(np.random.default_rng(0)), subject.args)
 
 
@@ -205,10 +206,8 @@ def prepare() -> None:
         step(name)
 
 
-def survives(mutant: Mutant, subjects: tuple[str, ...] | None = None) -> bool:
-    """Do all oracles accept a mutant, on every subject that calls its function?"""
+def survives(mutant: Mutant, subjects: tuple[str, ...]) -> bool:
+    """Do all oracles accept a mutant, on every one of the subjects that call its function?"""
     prepare()
-    if subjects is None:
-        subjects = reachable()[mutant.path]
     with planted({mutant.path: mutant.function}):
         return not any(killed(oracle, subject) for oracle, subject in judges(subjects))

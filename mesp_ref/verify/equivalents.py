@@ -74,10 +74,11 @@ EQUIVALENTS = tuple(
         (r"lean\.workers:hire", r"(count - 1 -> count (\+ 1|- 0)|wait\(futures\) -> None) in: .*",
          _PLACE),
         (r"lean\.workers:hire", r"limits=1 -> limits=2 in: .*", "BLAS with two threads: the same sums"),
-        (r"lean\.activations:DiskCheckpoints\._reserve", r"\(.*, 0\) -> \(.*, 1\) in: start, offset = .*",
+        (r"lean\.activations:DiskCheckpoints\._reserve", r".*, 0\) -> .*, 1\) in: start, offset = .*",
          "each array one byte further in the file: only slower to read"),
         # Numbers
-        (r"ops\.rope:rope_tables", r"np\.empty\(0.* -> np\.empty\(1.* in: real = .*", "only its dtype is asked for"),
+        (r"ops\.rope:rope_tables", r"np\.empty\(0.* -> np\.empty\(1.* in: real = .*",
+         "only its dtype is asked for"),
         (r"ops\.rmsnorm:_inverse_rms_of_far", r".* -> (3\.0 \*\* .*|.* // 9) in: unit = .*",
          "another unit, in which the squares of such rows are finite, too: it cancels"),
         (r"ops\.rmsnorm:_inverse_rms_of_far", r"-1 -> \+1 in: return .*", _LAST),
