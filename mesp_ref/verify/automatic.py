@@ -1,8 +1,8 @@
 """Automatic mutants: every step of every function a gradient passes through, changed one at a time."""
 
 import ast
-import copy
 import importlib
+import pickle
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -132,10 +132,10 @@ def mutants(path: str) -> Iterator[Mutant]:
     """Every mutant of the function at `path`."""
     tree = ast.parse(source(original(path)))
     lines = {id(n): ast.unparse(s).splitlines()[0] for s in _statements(tree) for n in ast.walk(s)}
-    nodes = _nodes(tree)
+    nodes, whole = _nodes(tree), pickle.dumps(tree)
     for (place, node), shown in zip(enumerate(nodes), _shown(nodes), strict=True):
         for change in _changes(node):
-            changed = copy.deepcopy(tree)
+            changed = pickle.loads(whole)  # ten times as fast as a deep copy
             others = _nodes(changed)
             change(others[place])
             ast.fix_missing_locations(changed)

@@ -70,6 +70,25 @@ def loss_of_copies(rng: np.random.Generator) -> Iterator[Finding]:
     yield agree("cross_entropy", "uniform logits", spec.forward(**flat)[0], size, 8 * size)
 
 
+def _shift(name: str) -> None:
+    def shifted(rng: np.random.Generator) -> Iterator[Finding]:
+        spec, args, _ = drawn(name, rng)
+        moved = args | {"w": args["w"] + 2000 * rng.standard_normal(args["w"].shape[1])}
+        size = (np.abs(args["x"]) @ np.abs(moved["w"]).T).max()
+        loss, same = (spec.forward(**given)[0] for given in (args, moved))
+        yield agree(name, "loss", same, loss, size)
+        g, g_same = (spec.vjp(_ONE, given) for given in (args, moved))
+        for what in "xw":
+            largest = np.abs(g[what]).max() if what == "w" else np.abs(moved["w"]).max()
+            yield agree(name, f"d{what}", g_same[what], g[what], size * largest)
+
+    shifted.__name__ = f"{name}_shift"
+    shifted.__doc__ = (
+        "One vector added to all rows of W changes no gradient, even where exp of z overflows."
+    )
+    holds(name)(shifted)
+
+
 def _head(name: str) -> None:
     def check(rng: np.random.Generator) -> Iterator[Finding]:
         spec, args, dloss = drawn(name, rng)
@@ -100,23 +119,6 @@ def _head(name: str) -> None:
     parts.__name__ = f"{name}_is_linear_then_cross_entropy"
     parts.__doc__ = "Loss, dx and dw are those of a linear layer followed by cross entropy."
     holds(name)(parts)
-
-    def shifted(rng: np.random.Generator) -> Iterator[Finding]:
-        spec, args, _ = drawn(name, rng)
-        moved = args | {"w": args["w"] + 2000 * rng.standard_normal(args["w"].shape[1])}
-        size = (np.abs(args["x"]) @ np.abs(moved["w"]).T).max()
-        loss, same = (spec.forward(**given)[0] for given in (args, moved))
-        yield agree(name, "loss", same, loss, size)
-        g, g_same = (spec.vjp(_ONE, given) for given in (args, moved))
-        for what in "xw":
-            largest = np.abs(g[what]).max() if what == "w" else np.abs(moved["w"]).max()
-            yield agree(name, f"d{what}", g_same[what], g[what], size * largest)
-
-    shifted.__name__ = f"{name}_shift"
-    shifted.__doc__ = (
-        "One vector added to all rows of W changes no gradient, even where exp of z overflows."
-    )
-    holds(name)(shifted)
 
 
 @holds("lm_loss")
@@ -150,3 +152,4 @@ def _by_parts(x: Array, w: Array, labels: Array, size: float) -> Iterator[Findin
 
 for _name in ("lm_loss", "tiled_lm_loss"):
     _head(_name)
+    _shift(_name)
