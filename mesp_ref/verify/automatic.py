@@ -131,7 +131,9 @@ def _text(node: ast.AST) -> str:
 def mutants(path: str) -> Iterator[Mutant]:
     """Every mutant of the function at `path`."""
     tree = ast.parse(source(original(path)))
-    lines = {id(n): ast.unparse(s).splitlines()[0] for s in _statements(tree) for n in ast.walk(s)}
+    lines: dict[int, str] = {}
+    for statement in _statements(tree):
+        lines |= dict.fromkeys(map(id, ast.walk(statement)), ast.unparse(statement).splitlines()[0])
     nodes, whole = _nodes(tree), pickle.dumps(tree)
     for (place, node), shown in zip(enumerate(nodes), _shown(nodes), strict=True):
         for change in _changes(node):

@@ -95,8 +95,9 @@ def _row(cells: Iterable[str]) -> str:
 
 
 class Automatic(NamedTuple):
-    """The automatic mutants: how many there are, who lives for a reason, who lives without."""
+    """The automatic mutants: of how many functions, how many, who lives for a reason, who without."""
 
+    functions: int
     total: int
     excused: list[tuple[Mutant, str]]
     alive: list[Mutant]
@@ -104,8 +105,8 @@ class Automatic(NamedTuple):
 
 def run_automatic() -> Automatic:
     """Every mutant of every function that a gradient passes through."""
-    excused, alive, total = [], [], 0
-    for path, subjects in reachable().items():
+    excused, alive, total, found = [], [], 0, reachable()
+    for path, subjects in found.items():
         for mutant in mutants(path):
             total += 1
             if survives(mutant, subjects):
@@ -114,17 +115,17 @@ def run_automatic() -> Automatic:
                     alive.append(mutant)
                 else:
                     excused.append((mutant, reason))
-    return Automatic(total, excused, alive)
+    return Automatic(len(found), total, excused, alive)
 
 
 def _report(found: Automatic) -> str:
     killed = found.total - len(found.excused) - len(found.alive)
     lines = [
-        f"automatic mutants: {found.total}, killed {killed}, the same function {len(found.excused)}, "
-        f"alive {len(found.alive)}"
+        f"automatic mutants: {found.total}, of {found.functions} functions; killed {killed}, "
+        f"the same function {len(found.excused)}, alive {len(found.alive)}"
     ]
-    lines += [f"- {m.path}: {m.change}: {reason}" for m, reason in found.excused]
-    lines += [f"- ALIVE {m.path}: {m.change}" for m in found.alive]
+    lines += [f"- `{m.path}`: `{m.change}`: {reason}" for m, reason in found.excused]
+    lines += [f"- ALIVE `{m.path}`: `{m.change}`" for m in found.alive]
     return "\n".join(lines)
 
 
@@ -132,7 +133,7 @@ def main(automatic: bool = True) -> int:
     """Print the kill table and the automatic mutants; 1 when one survives, otherwise 0."""
     fates = [fate(bug) for bug in BUGS.values()]
     print(table(fates))
-    found = run_automatic() if automatic else Automatic(0, [], [])
+    found = run_automatic() if automatic else Automatic(0, 0, [], [])
     if automatic:
         print("\n" + _report(found))
     return int(any(not item.killers for item in fates) or bool(found.alive))

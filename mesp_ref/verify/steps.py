@@ -42,6 +42,7 @@ _TILES = {"vocab_size": 1003, "intermediate_size": 1301, "hidden_size": 3, "num_
 _ONE_TILE = {**_TILES, "vocab_size": 601, "intermediate_size": 501}  # and not a full one
 _HEADS = {**_TILES, "num_attention_heads": 6, "num_key_value_heads": 3}  # not to be halved
 _UNTIED: Args = {"tie_word_embeddings": False}
+_NARROW = _UNTIED | {"intermediate_size": 200}  # no group of 128 columns for each of three workers
 _ROWS: Args = {  # 256 for each of two workers
     "shape": (3, 190), "ignored": False, "config": {"hidden_size": 3, "num_hidden_layers": 1},
 }  # fmt: skip
@@ -59,8 +60,10 @@ CASES: dict[str, Case] = {
     "mesp_tiled/offload": _case("mesp_tiled", "offload"),
     "mesp_tiled/some_projections": _case("mesp_tiled", targets=("gate_proj", "v_proj")),
     "mesp_tiled/no_adapter": _case("mesp_tiled", targets=None),
-    "mesp_tiled/three_workers": _case("mesp_tiled", workers=3, config=_UNTIED),
-    "mesp_tiled/two_workers": _case("mesp_tiled", "offload", 2, shape=(3, 5)),
+    "mesp_tiled/three_workers": _case("mesp_tiled", workers=3, config=_NARROW),
+    "mesp_tiled/two_workers": _case(
+        "mesp_tiled", "offload", 2, shape=(3, 5), config={"intermediate_size": 2}
+    ),
     "tiles/one": _case("mesp_tiled", config=_ONE_TILE, shape=(1, 40)),
     "tiles/several": _case("mesp_tiled", config=_TILES, shape=(1, 70)),
     "tiles/two_workers": _case("mesp_tiled", "disk", 2, config=_HEADS, shape=(1, 70)),
