@@ -86,7 +86,7 @@ def test_mutants_are_of_every_function_that_a_gradient_passes_through() -> None:
     assert not [path for path in found if path.startswith(("engine.inputs", "engine.generate"))]
 
 
-SAMPLE, LIVE = 60, 8  # of some 1500 mutants, of some 120 with a reason; all: `mesp-ref mutants`
+SAMPLE, LIVE = 60, 6  # of some 1500 mutants, and of 70 with a reason; all: `mesp-ref mutants`
 
 
 def test_a_sample_of_automatic_mutants_is_killed(
