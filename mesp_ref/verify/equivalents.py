@@ -21,7 +21,6 @@ _CUTS = "other cuts of the same rows or columns: the same sums in another order"
 _ROWS_OR_NOT = "rows for columns, or columns for rows, of workers: the same sums in another order"
 _PLACE = "other threads do the same work, and results come in the order of the items"
 _NAMES = "all parts have gradients of the same names and dtype: which one is asked is all one"
-_NEVER = "a forward always leaves residuals, so what stands behind `or` is never used"
 _LAST = "a matrix has two axes: its last is its second"
 
 EQUIVALENTS = tuple(
@@ -37,8 +36,6 @@ EQUIVALENTS = tuple(
         (r"lean\.mlp:mlp", r"kept if keep else None -> kept if True else None in: .*",
          "an empty list for None: nothing was kept"),
         (r"lean\.halves_tiled:attention_half", r"kept or None -> kept and None in: .*", _REBUILT),
-        (r"lean\.shards:_by_rows_bwd", r"res or .* -> res and .* in: .*", _REBUILT),
-        (r"lean\.shards:_by_(cuts|rows)_bwd", r"\[None\] \* len.* -> .*", _NEVER),
         # Tiles
         (r"lean\.attention:attention(_bwd)?",
          r"(query_tile\(.*|[qk]\.shape\[\d\]) -> .* in: tile = tile or .*", _WIDTH),
@@ -50,7 +47,7 @@ EQUIVALENTS = tuple(
          _SCRATCH),
         (r"ops\._vocabulary_tiles:one_pass",
          r"(\(2, 0, 0\) -> \(2, (0, 1|1, 0)\)|.* if True .*) in: mix, product = .*", _KEPT),
-        (r"lean\._mlp_tiles:backward_tiles", r"2 \* size -> 3 \* size in: scratch, spare = .*",
+        (r"lean\._mlp_tiles:backward_tiles", r"2 \* size -> 3 \* size in: spare = .*",
          _SCRATCH),
         # Parts and workers
         (r"lean\.shards:ranges", r"round\(.*\) \* unit -> round\(.*\) \* 1 in: .*", _CUTS),
@@ -68,7 +65,6 @@ EQUIVALENTS = tuple(
          "all parts of the rows drop dx, or none does"),
         (r"lean\.workers:hire", r"(count - 1 -> count (\+ 1|- 0)|wait\(futures\) -> None) in: .*",
          _PLACE),
-        (r"lean\.workers:hire", r"limits=1 -> limits=2 in: .*", "BLAS with two threads: the same sums"),
         (r"lean\.activations:DiskCheckpoints\._reserve", r".*, 0\) -> .*, 1\) in: start, offset = .*",
          "each array one byte further in the file: only slower to read"),
         # Numbers
