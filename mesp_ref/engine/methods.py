@@ -39,6 +39,7 @@ class Step(NamedTuple):
     parameters: Mapping[int, Gradients] = MappingProxyType({})  # mezo: what it perturbs, by block
     seeds: tuple[int, ...] = (0,)  # mezo: one for each perturbation
     eps: float = 1e-3  # mezo
+    probe: Any = None  # mezo: in place of its forwards, (step) -> the two losses of each seed
     tap: Tap = untapped
 
 

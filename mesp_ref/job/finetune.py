@@ -31,6 +31,7 @@ from mesp_ref.memory import Choice, Schedule
 from mesp_ref.ops import IGNORED
 from mesp_ref.train.data import DataFile, open_data, split_pages
 from mesp_ref.train.opening import open_encoder
+from mesp_ref.train.ranks import ALONE, Ranks
 from mesp_ref.train.rows import Encoder, Row, RowStream
 from mesp_ref.train.trainer import (
     NonFinite,
@@ -147,11 +148,14 @@ def _open_streams(
     return stream, list(held_stream.once(options.eval_rows))
 
 
-def finetune(options: FinetuneOptions, report: Report = lambda event: None) -> Event:
+def finetune(
+    options: FinetuneOptions, report: Report = lambda event: None, ranks: Ranks = ALONE
+) -> Event:
     """Fine-tune; returns the summary that is also written to summary.json.
 
     Everything is checked before the first file is written. `report` receives events as they happen:
-    ready, eval, sample, step, saved.
+    ready, eval, sample, step, saved. `ranks` train together; this process alone reads the options,
+    writes and reports.
 
     Raises MespRefError for whatever is wrong with the options, files, data, or the loss;
     Interrupted after Ctrl-C, when state and adapter are saved.
@@ -159,7 +163,9 @@ def finetune(options: FinetuneOptions, report: Report = lambda event: None) -> E
     with data_file(options.data) as data:
         directory = RunDirectory(options.out, overwrite=options.overwrite, resume=options.resume)
         try:
-            return Run(options, data, report, directory).execute()
+            run = Run(options, data, report, directory, ranks)
+            ranks.meet(run)
+            return run.execute()
         finally:
             directory.release()
 
@@ -168,7 +174,12 @@ class Run:
     """A fine-tuning run on a data file that is ready to go: all inputs opened and checked."""
 
     def __init__(
-        self, options: FinetuneOptions, data: Path, report: Report, directory: RunDirectory
+        self,
+        options: FinetuneOptions,
+        data: Path,
+        report: Report,
+        directory: RunDirectory,
+        ranks: Ranks = ALONE,
     ):
         self.options, self.report, self.directory = options, report, directory
         saved = self.directory.saved() if options.resume else None
@@ -192,7 +203,7 @@ class Run:
             )  # fmt: skip
             self.options = options = dataclasses.replace(options, train=train)
         self.identity = self._identity(adapter, files)
-        self.trainer = Trainer(self.model, adapter, self.stream, options.train)
+        self.trainer = Trainer(self.model, adapter, self.stream, options.train, ranks=ranks)
         self.adapter, self.resumed, self.best = adapter, saved is not None, Best()
         self.prompt = self._affordable(self._prompt_ids(encoder))
         if saved:
@@ -389,7 +400,9 @@ class Run:
             self.report({"event": "evaluating", "rows": done, "of": len(self.heldout)})
 
         size = self.options.train.batch_size
-        value, tokens, accuracy = evaluate(self.model, self.adapter, self.heldout, size, progress)
+        value, tokens, accuracy = evaluate(
+            self.model, self.adapter, self.heldout, size, progress, self.trainer.ranks
+        )
         if not math.isfinite(value):
             what = f"step {step}: held-out loss: found {value}, expected a finite number; "
             if step == 0:
