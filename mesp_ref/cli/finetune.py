@@ -1,6 +1,7 @@
 """mesp-ref finetune: train a LoRA adapter."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from mesp_ref.api import METHODS
@@ -17,7 +18,7 @@ from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import EVAL_EVERY, RECIPE
 from mesp_ref.job.directory import Event
-from mesp_ref.job.finetune import FinetuneOptions, finetune
+from mesp_ref.job.finetune import FinetuneOptions, Report, finetune
 from mesp_ref.lean.activations import KINDS
 from mesp_ref.train.optim import SCHEDULES
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
@@ -58,6 +59,7 @@ def add(commands: Any) -> None:
     group.add_argument("--rslora", action="store_true", help="scale alpha/sqrt(R) instead")
     _add_training(parser.add_argument_group("training", _recipe()))
     _add_output(parser.add_argument_group("evaluation and output"))
+    _add_ranks(parser.add_argument_group("several processes"))
 
 
 def _recipe() -> str:
@@ -154,6 +156,18 @@ def _add_output(group: Any) -> None:
     add_json(group)
 
 
+def _add_ranks(group: Any) -> None:
+    group.add_argument(
+        "--mpi", action="store_true",
+        help="train together with the other processes of mpiexec -n N: each takes --accumulate batches "
+        "of a step; the adapter is, byte for byte, that of one process with N times as many",
+    )  # fmt: skip
+    group.add_argument(
+        "--mpi-patience", type=float, default=600, metavar="SECONDS",
+        help="how long the others wait for a process that does not get on (default: 600)",
+    )  # fmt: skip
+
+
 def _add_samples(group: Any) -> None:
     """--prompt and --no-sample."""
     group.add_argument(
@@ -185,10 +199,18 @@ def _options(args: argparse.Namespace) -> FinetuneOptions:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.mpi:
+        from mesp_ref.spread.start import over_mpi
+
+        return over_mpi(vars(args), args.mpi_patience, lambda job: _train(args, job))
+    return _train(args, finetune)
+
+
+def _train(args: argparse.Namespace, job: Callable[[FinetuneOptions, Report], Event]) -> int:
     options = _options(args)
     progress = Progress(args.quiet)
     try:
-        summary = finetune(options, progress)
+        summary = job(options, progress)
     finally:
         progress.close()
     if args.json:
