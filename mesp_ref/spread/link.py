@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mesp_ref.errors import MespRefError, escaped
@@ -94,9 +93,7 @@ class Link:
     def _beat(self) -> None:
         while not self._left.wait(_BEAT):
             with contextlib.suppress(OSError):
-                self._send(
-                    at=self.at, moves=self.moves, waits=self.waits, saved=self.saved
-                )
+                self._send(at=self.at, moves=self.moves, waits=self.waits, saved=self.saved)
 
     def _listen(self) -> None:
         """Wait for the end, or for silence: then rank 0's machine is not there any more."""

@@ -166,4 +166,3 @@ def reporting(ranks: SpreadRanks, report: Report) -> Report:
         report(event)
 
     return told
-

@@ -56,11 +56,12 @@ def difference(first: Facts, own: Facts, inexact: bool) -> str | None:
 
     inexact   another environment is allowed: its last bits differ
     """
-    for name in first.arguments.keys() | own.arguments.keys():
+    for name in sorted(first.arguments.keys() | own.arguments.keys()):
         here, there = own.arguments.get(name), first.arguments.get(name)
         if here != there:
-            return f"--{name.replace('_', '-')}: found {shown(here)}, expected {shown(there)} as on rank 0"
-    for name in first.identity.keys() & own.identity.keys():
+            option = f"--{name.replace('_', '-')}"
+            return f"{option}: found {shown(here)}, expected {shown(there)} as on rank 0"
+    for name in (name for name in first.identity if name in own.identity):
         here, there = own.identity[name], first.identity[name]
         if here != there and name in _CONTENT:
             return f"{name}: found another file or content than on rank 0, expected the same"

@@ -15,7 +15,9 @@ from mesp_ref.spread.ranks import Follower, SpreadRanks, reporting
 from mesp_ref.spread.world import World, host_name, load_mpi
 
 Job = Callable[[FinetuneOptions, Report], Event]
-_STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_STOPS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 def over_mpi(arguments: dict[str, Any], patience: float, command: Callable[[Job], int]) -> int:
@@ -67,9 +69,7 @@ def _lead(ranks: SpreadRanks, options: FinetuneOptions, report: Report) -> Event
     """The job on rank 0."""
     train = options.train
     train = dataclasses.replace(train, accumulate=train.accumulate * ranks.size)
-    return finetune(
-        dataclasses.replace(options, train=train), reporting(ranks, report), ranks
-    )
+    return finetune(dataclasses.replace(options, train=train), reporting(ranks, report), ranks)
 
 
 def _follow(ranks: SpreadRanks) -> int:
@@ -101,4 +101,3 @@ def _part(ranks: SpreadRanks) -> None:
 def _say(error: BaseException) -> None:
     text = str(error) if isinstance(error, MespRefError) else f"{type(error).__name__}: {error}"
     print(f"mesp-ref: error: rank 0: {escaped(text)}", file=sys.stderr, flush=True)
-

@@ -10,6 +10,7 @@ A line is JSON. From a rank: {"token", "rank", "host", "pid"} first; then {"at",
 {"error"} when it fails; {"left"} when it ends well. To a rank: {"alive"} once a second, {"end"}.
 """
 
+import contextlib
 import json
 import selectors
 import socket
@@ -37,10 +38,8 @@ class Peer:
 
     def send(self, **line: Any) -> None:
         """Best effort: who does not read is found out by its silence."""
-        try:
+        with contextlib.suppress(OSError):
             self.connection.send(json.dumps(line).encode() + b"\n")
-        except OSError:
-            pass
 
     def lines(self) -> list[dict[str, Any]] | None:
         """What has come since the last call; None at the end of the connection."""
