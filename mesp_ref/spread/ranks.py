@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import data_file
 from mesp_ref.job.directory import Event, RunDirectory
@@ -15,7 +17,7 @@ from mesp_ref.job.finetune import FinetuneOptions, Report, Run
 from mesp_ref.spread.link import Link
 from mesp_ref.spread.same import difference, own_facts
 from mesp_ref.spread.tally import SpreadTally
-from mesp_ref.spread.world import World
+from mesp_ref.spread.world import World, load_mpi
 from mesp_ref.train.ranks import OwnTally, Ranks, Tally
 from mesp_ref.train.rows import Row
 from mesp_ref.train.trainer import NonFinite, score_batch
@@ -69,6 +71,12 @@ class SpreadRanks(Ranks):
         if problems:
             raise MespRefError(problems[0])
         self.hand_out(run)
+
+    def part(self) -> None:
+        """Leave well: all ranks are here."""
+        self.main.assemble()
+        self.link.leave()
+        load_mpi().Finalize()
 
     def hand_out(self, run: Run) -> None:
         """Rank 0's parameters, optimiser, step and place in the data, for all."""
@@ -143,12 +151,17 @@ class Follower:
     def _score(self, first: int) -> None:
         """This rank's batch of the next `size` batches of held-out rows."""
         assert self.run is not None
-        run, ranks = self.run, self.ranks
-        ranks.link.at = f"evaluation, batch {first}"
-        size = run.options.train.batch_size
-        rows: list[Row] = run.heldout[(first + ranks.rank) * size :][:size]
-        own = score_batch(run.model, run.adapter, rows) if rows else None
-        ranks.main.gathered(own)
+        self.ranks.link.at = f"evaluation, batch {first}"
+        size = self.run.options.train.batch_size
+        score_share(self.run.model, self.run.adapter, self.run.heldout, size, first, self.ranks)
+
+
+def score_share(
+    model: Model, adapter: Adapter, rows: list[Row], size: int, first: int, ranks: SpreadRanks
+) -> None:
+    """This rank's batch of those from number `first` on, for rank 0."""
+    own = rows[(first + ranks.rank) * size :][:size]
+    ranks.main.gathered(score_batch(model, adapter, own) if own else None)
 
 
 def reporting(ranks: SpreadRanks, report: Report) -> Report:

@@ -29,7 +29,7 @@ def over_mpi(arguments: dict[str, Any], patience: float, command: Callable[[Job]
     --accumulate counts the batches of each rank: N ranks train as one process with N times as many.
     Raises on rank 0 what the command raises; MespRefError where mpi4py or MPI is missing.
     """
-    ranks, watch = _join(load_mpi(), arguments, patience)
+    ranks, watch = join(arguments, patience)
     if ranks.rank:
         return _follow(ranks)
     code = 2
@@ -47,14 +47,14 @@ def over_mpi(arguments: dict[str, Any], patience: float, command: Callable[[Job]
         if ranks.torn:
             ranks.link.end()
         ranks.call("end", code)
-        _part(ranks)
+        ranks.part()
         watch.wait()
     return code
 
 
-def _join(mpi: Any, arguments: dict[str, Any], patience: float) -> tuple[SpreadRanks, Any]:
-    """This process as a rank, watched."""
-    world = mpi.COMM_WORLD
+def join(arguments: dict[str, Any], patience: float) -> tuple[SpreadRanks, Any]:
+    """This process as a rank, and on rank 0 the watch.  Raises MespRefError where there is no MPI."""
+    world = load_mpi().COMM_WORLD
     rank, watch, address = world.Get_rank(), None, None
     if rank == 0:
         address, watch = start_watch(world.Get_size(), patience)
@@ -87,15 +87,8 @@ def _follow(ranks: SpreadRanks) -> int:
     except BaseException as error:
         traceback.print_exc()
         ranks.link.fail(f"{type(error).__name__}: {error}")
-    _part(ranks)
+    ranks.part()
     return code
-
-
-def _part(ranks: SpreadRanks) -> None:
-    """Leave well: all ranks are here."""
-    ranks.main.assemble()
-    ranks.link.leave()
-    load_mpi().Finalize()
 
 
 def _say(error: BaseException) -> None:
