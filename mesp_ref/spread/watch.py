@@ -74,6 +74,16 @@ class Watch:
         """Serve; 0 when all left well, 2 when the run was ended."""
         listener.setblocking(False)
         self.selector.register(listener, selectors.EVENT_READ)
+        try:
+            self._serve(listener)
+        finally:
+            for key in list(self.selector.get_map().values()):
+                if isinstance(key.fileobj, socket.socket):
+                    key.fileobj.close()
+            self.selector.close()
+        return 2 if self.ended else 0
+
+    def _serve(self, listener: socket.socket) -> None:
         beat = 0.0
         while not self._done():
             # In the order in which they became ready: the first to be lost was lost first.
@@ -88,7 +98,6 @@ class Watch:
                 for peer in self.peers.values():
                     peer.send(alive=True)
             self._judge(now)
-        return 2 if self.ended else 0
 
     def _done(self) -> bool:
         if self.ended is not None:
