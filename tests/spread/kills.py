@@ -17,14 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-from helpers import byte_level_tokenizer, words, write_model
 from ranks_at_hand import ENVIRONMENT, ranks
 
-from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.files.checkpoint import save_checkpoint
+from mesp_ref.verify.samples import sample_model, small_config
 
 LIMIT = 20.0  # seconds within which a killed run must have ended
 _NAMED = re.compile(r"^mesp-ref: error: rank (\d+) on \S+ \(process (\d+)\): lost at", re.MULTILINE)
@@ -32,18 +30,15 @@ _NAMED = re.compile(r"^mesp-ref: error: rank (\d+) on \S+ \(process (\d+)\): los
 
 def prepare(place: Path) -> list[str]:
     """A model and data; the options of a run on them."""
-    tokenizer = byte_level_tokenizer()
-    config = Qwen2Config(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=48, intermediate_size=64,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
-        max_position_embeddings=512,
-    )  # fmt: skip
-    model = write_model(place / "model", config, tokenizer)
-    data = place / "text.txt"
-    data.write_text(words(900, seed=1), encoding="utf-8")
+    rng = np.random.default_rng(3)
+    config = small_config(vocab_size=99, hidden_size=48, intermediate_size=64)
+    save_checkpoint(config, dict(sample_model(rng, config).weights), place / "model")
+    lines = [json.dumps({"tokens": rng.integers(0, 99, 90).tolist()}) for _ in range(60)]
+    (place / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return [
-        "-m", "mesp_ref", "finetune", "--model", str(model), "--data", str(data), "--seq-len", "32",
-        "--schedule", "constant", "--eval-rows", "2", "--sample-tokens", "0", "--save-every", "3", "--quiet",
+        "-m", "mesp_ref", "finetune", "--model", str(place / "model"),
+        "--data", str(place / "data.jsonl"), "--seq-len", "32", "--schedule", "constant", "--eval-rows", "2", "--sample-tokens", "0",
+        "--save-every", "3", "--quiet",
     ]  # fmt: skip
 
 
