@@ -29,7 +29,7 @@ def start_watch(size: int, patience: float) -> tuple[Address, subprocess.Popen[b
     """Start the watch, in a session of its own: the launcher is not to end it with the ranks."""
     token = secrets.token_hex(16)
     process = subprocess.Popen(
-        [sys.executable, "-I", watch.__file__, str(size), str(patience)],
+        [sys.executable, "-I", watch.__file__, str(size), str(patience), str(_launcher())],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     assert process.stdin is not None
@@ -39,6 +39,17 @@ def start_watch(size: int, patience: float) -> tuple[Address, subprocess.Popen[b
     port = int(process.stdout.readline())
     process.stdout.close()
     return Address(_addresses(), port, token), process
+
+
+def _launcher() -> int:
+    """The process number of the mpiexec that started this rank; 0 where it is not on this machine."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            if process.name().startswith(("mpiexec", "mpirun", "prterun")):
+                return int(process.pid)
+    return 0
 
 
 def _addresses() -> tuple[str, ...]:

@@ -12,7 +12,10 @@ A line is JSON. From a rank: {"token", "rank", "host", "pid"} first; then {"at",
 
 import contextlib
 import json
+import os
+import select
 import selectors
+import signal
 import socket
 import sys
 import time
@@ -20,7 +23,7 @@ from typing import Any
 
 SILENCE = 15.0  # seconds without a word after which a rank is given up
 MEETING = 120.0  # seconds within which all ranks must have come
-FAREWELL = 5.0  # seconds that the others have to end
+FAREWELL = 5.0  # seconds that the others have to end, and then the launcher
 _LONGEST = 1 << 16  # bytes of a line
 
 
@@ -188,6 +191,22 @@ class Watch:
             peer.send(end=True)
 
 
+class Launcher:
+    """mpiexec, which waits without end for a machine that is cut off. Linux; elsewhere left alone."""
+
+    def __init__(self, process: int):
+        self.handle = -1
+        if process and hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):
+                self.handle = os.pidfd_open(process)  # no later process of this number is meant
+
+    def end(self) -> None:
+        """Give it time to end by itself, then end it."""
+        if self.handle >= 0 and not select.select([self.handle], [], [], FAREWELL)[0]:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+
+
 def listening() -> socket.socket:
     """A socket on a free port of all interfaces."""
     if socket.has_dualstack_ipv6():
@@ -195,12 +214,15 @@ def listening() -> socket.socket:
     return socket.create_server(("", 0))
 
 
-def main(size: str, patience: str) -> int:
+def main(size: str, patience: str, process: str) -> int:
     """Read the token, tell the port, watch."""
-    listener = listening()
+    listener, launcher = listening(), Launcher(int(process))
     print(listener.getsockname()[1], flush=True)
     sys.stdout.close()
-    return Watch(int(size), sys.stdin.readline().strip(), float(patience)).run(listener)
+    code = Watch(int(size), sys.stdin.readline().strip(), float(patience)).run(listener)
+    if code:
+        launcher.end()
+    return code
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ def prepare(place: Path) -> list[str]:
     (place / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return [
         "-m", "mesp_ref", "finetune", "--model", str(place / "model"),
-        "--data", str(place / "data.jsonl"), "--seq-len", "32", "--schedule", "constant", "--eval-rows", "2", "--sample-tokens", "0",
-        "--save-every", "3", "--quiet",
+        "--data", str(place / "data.jsonl"), "--seq-len", "32",
+        "--schedule", "constant", "--eval-rows", "2", "--sample-tokens", "0", "--save-every", "3",
+        "--quiet",
     ]  # fmt: skip
 
 
