@@ -1,10 +1,11 @@
 """`--mpi`: the same command on several ranks, of which rank 0 is the job and the others help."""
 
 import dataclasses
+import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mesp_ref.errors import MespRefError, escaped
@@ -55,6 +56,7 @@ def over_mpi(arguments: dict[str, Any], patience: float, command: Callable[[Job]
 def join(arguments: dict[str, Any], patience: float) -> tuple[SpreadRanks, Any]:
     """This process as a rank, and on rank 0 the watch.  Raises MespRefError where there is no MPI."""
     world = load_mpi().COMM_WORLD
+    check_launcher(world.Get_size(), os.environ)
     rank, watch, address = world.Get_rank(), None, None
     if rank == 0:
         address, watch = start_watch(world.Get_size(), patience)
@@ -63,6 +65,17 @@ def join(arguments: dict[str, Any], patience: float) -> tuple[SpreadRanks, Any]:
     # Only the main thread's waits count: the sums wait beside a backward that goes on.
     main, sums = World(world.Dup(), link.waiting), World(world.Dup(), lambda waits: None)
     return SpreadRanks(main, sums, link, arguments), watch
+
+
+def check_launcher(size: int, environment: Mapping[str, str]) -> None:
+    """Raise MespRefError where mpiexec started more ranks than MPI knows: each would run alone."""
+    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        started = environment.get(name, "1")
+        if size == 1 and started != "1":
+            raise MespRefError(
+                f"--mpi: found 1 process in MPI, expected the {started} of {name}: this mpiexec "
+                "belongs to another MPI than the one that mpi4py loaded; use the mpiexec beside it"
+            )
 
 
 def _lead(ranks: SpreadRanks, options: FinetuneOptions, report: Report) -> Event:

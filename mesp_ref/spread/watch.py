@@ -21,9 +21,9 @@ import sys
 import time
 from typing import Any
 
-SILENCE = 15.0  # seconds without a word after which a rank is given up
+SILENCE = 12.0  # seconds without a word after which a rank is given up
 MEETING = 120.0  # seconds within which all ranks must have come
-FAREWELL = 5.0  # seconds that the others have to end, and then the launcher
+FAREWELL = 3.0  # seconds that the others have to end, and then the launcher
 _LONGEST = 1 << 16  # bytes of a line
 
 
@@ -164,13 +164,14 @@ class Watch:
             self._end(f"rank {missing}: did not come within {MEETING:.0f} s of the start")
             return
         there = [peer for _, peer in sorted(self.peers.items()) if not peer.left]
-        for peer in there:
-            if now - peer.heard > SILENCE:
-                self._end(
-                    f"{peer}: not heard of for {SILENCE:.0f} s at {peer.at}: it hangs, or its machine "
-                    "is cut off"
-                )
-                return
+        if any(now - peer.heard > SILENCE for peer in there):
+            silent = [peer for peer in there if now - peer.heard > 0.8 * SILENCE]
+            names = ", ".join(map(str, silent))
+            why = (
+                "it hangs, or its machine is cut off" if len(silent) == 1 else "cut off from rank 0"
+            )
+            self._end(f"{names}: not heard of for {SILENCE:.0f} s at {silent[0].at}: {why}")
+            return
         held_up = any(p.waits and now - p.moved > self.patience for p in there)
         for peer in there:
             if held_up and not peer.waits and now - peer.moved > self.patience:

@@ -157,4 +157,4 @@ def test_a_stopped_rank_is_named(options: list[str], tmp_path: Path) -> None:
         _, text = run.communicate(timeout=60)
     [line] = errors(text)
     assert "error: rank 1 on " in line
-    assert "not heard of for 15 s" in line
+    assert "not heard of for 12 s" in line

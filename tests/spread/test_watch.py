@@ -135,6 +135,21 @@ def test_a_silent_rank_is_named(quick: None, capsys: pytest.CaptureFixture[str])
     )
 
 
+def test_a_machine_that_is_cut_off_hears_of_nobody(
+    quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = Running(3)
+    speaks, _one, _two = (Rank(running.port, i) for i in range(3))
+    begin = time.monotonic()
+    while running.watch.ended is None and time.monotonic() - begin < 10:
+        speaks.say(at="step 3", moves=0, waits=True)
+        time.sleep(0.1)
+    assert running.ends() == 2
+    line = said(capsys)
+    assert "rank 1 on here (process 101), rank 2 on here (process 102): not heard of" in line
+    assert "cut off from rank 0" in line
+
+
 def test_a_rank_that_does_not_move_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """It is heard of, but the others wait for it: longer than they are told to have patience."""
     running = Running(2, patience=1.0)
