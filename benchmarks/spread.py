@@ -14,7 +14,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,12 +202,12 @@ def rank_main(layers: int, tokens: int, times: int) -> None:
         watch.wait()
 
 
-def measured(layers: int, tokens: int, times: int) -> str:
-    """Times on 1 to 4 ranks of this machine, and those of one process with two workers."""
+def measured(layers: int, tokens: int, times: int, sizes: Sequence[int]) -> str:
+    """Times on some numbers of ranks of this machine, and those of one process with two workers."""
     lines = []
     mpiexec = Path(sys.executable).with_name("mpiexec")
     here = [sys.executable, __file__, "--layers", str(layers), "--tokens", str(tokens)]
-    for size in (1, 2, 3, 4):
+    for size in sizes:
         command = [str(mpiexec), "-n", str(size), *here, "--times", str(times), "--rank"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
@@ -238,12 +238,13 @@ def main() -> None:
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     for name, value in (("layers", 24), ("tokens", 64), ("times", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--ranks", type=int, nargs="+", default=(1, 2, 3, 4), metavar="N")
     given = parser.parse_args()
     if given.rank:
         rank_main(given.layers, given.tokens, given.times)
         return
     if given.measure:
-        print(measured(given.layers, given.tokens, given.times), end="\n\n")
+        print(measured(given.layers, given.tokens, given.times, given.ranks), end="\n\n")
     print(
         prediction(
             Work(forward=8.0, backward=16.0, update=0.1, gradient=17.6e6, blocks=24, tokens=256)
