@@ -26,6 +26,7 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
+from mesp_ref.spread.world import World
 from mesp_ref.train.ranks import ALONE, Ranks
 from mesp_ref.train.rows import Cursor, Row
 from mesp_ref.train.trainer import TrainConfig, Trainer
@@ -57,6 +58,14 @@ class Work:
 
 ETHERNET = Network("1 Gbit/s Ethernet", 60e-6, 117e6)
 FAST = Network("25 Gbit/s Ethernet", 15e-6, 2.9e9)
+
+
+def faster_by(factor: float, work: Work) -> Work:
+    """The work on ranks that compute faster, over the same network."""
+    times = {
+        name: getattr(work, name) / factor for name in ("forward", "backward", "update", "row")
+    }
+    return replace(work, **times)
 
 
 def sending(work: Work, network: Network, ranks: int) -> float:
@@ -168,6 +177,22 @@ def trainer_of(layers: int, tokens: int, train: TrainConfig, ranks: Ranks) -> Tr
     return Trainer(model, adapter, Same(tokens), train, ranks=ranks)
 
 
+def network_here(world: World, times: int) -> Network:
+    """Latency and bandwidth of a message to the next rank, when all send at once."""
+
+    def message(size: int) -> float:
+        own, found = np.zeros(size, np.uint8), np.empty(size, np.uint8)
+        to, source = (world.rank + 1) % world.size, (world.rank - 1) % world.size
+        world.assemble()
+        return least(
+            lambda: world.communicator.Sendrecv(own, to, recvbuf=found, source=source), 5 * times
+        )
+
+    size = 1 << 18
+    short, long = message(1), message(size)
+    return Network("here", short, size / max(long - short, 1e-9))
+
+
 def rank_main(layers: int, tokens: int, times: int) -> None:
     """On every rank: a step, its computing alone, its sending alone; rank 0 prints them."""
     from mesp_ref.spread.start import join
@@ -194,7 +219,9 @@ def rank_main(layers: int, tokens: int, times: int) -> None:
     for name, job in (("step", step), ("compute", alone.advance), ("send", send)):
         ranks.main.assemble()
         found[name] = max(ranks.main.gathered(least(job, times)))
-    found["bytes"] = sum(array.nbytes for array in gradients.values())
+    here = network_here(ranks.main, times)
+    work = Work(0, 0, 0, sum(array.nbytes for array in gradients.values()), layers, tokens)
+    found["predicted"] = max(ranks.main.gathered(sending(work, here, ranks.size)))
     if ranks.rank == 0:
         print(json.dumps(found), flush=True)
     ranks.part()
@@ -212,20 +239,20 @@ def measured(layers: int, tokens: int, times: int, sizes: Sequence[int]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         above = found["step"] / max(found["compute"], found["send"]) - 1
-        lines.append(
-            [str(size), *(f"{found[k]:.2f} s" for k in ("step", "compute", "send")), f"{above:+.0%}",
-             f"{size * tokens / found['step']:.0f}"]
-        )  # fmt: skip
+        times_of = [f"{found[k]:.2f} s" for k in ("step", "compute", "send", "predicted")]
+        speed = size * tokens / found["step"]
+        lines.append([str(size), *times_of, f"{above:+.0%}", f"{speed:.0f}"])
     workers = TrainConfig(accumulate=2, seq_len=tokens, workers=2)
     seconds = least(trainer_of(layers, tokens, workers, ALONE).advance, times)
     lines.append(
-        ["1 with 2 workers", f"{seconds:.2f} s", "", "", "", f"{2 * tokens / seconds:.0f}"]
+        ["1 with 2 workers", f"{seconds:.2f} s", "", "", "", "", f"{2 * tokens / seconds:.0f}"]
     )
     heads = [
         "ranks",
         "step",
         "computing alone",
         "sending alone",
+        "by the model",
         "above the slower",
         "tokens a second",
     ]
@@ -245,11 +272,9 @@ def main() -> None:
         return
     if given.measure:
         print(measured(given.layers, given.tokens, given.times, given.ranks), end="\n\n")
-    print(
-        prediction(
-            Work(forward=8.0, backward=16.0, update=0.1, gradient=17.6e6, blocks=24, tokens=256)
-        )
-    )
+    lora = Work(forward=1.3, backward=2.6, update=0.1, gradient=17.6e6, blocks=24, tokens=64)
+    for name, faster in (("this machine's core, 64 tokens a rank", 1), ("ten times as fast", 10)):
+        print(f"{name}\n\n{prediction(faster_by(faster, lora))}\n")
 
 
 if __name__ == "__main__":
