@@ -21,6 +21,8 @@ ELSEWHERE = {
     "pytest": "test_named_tests_exist",
     "bible": "of Debian's package bible-kjv",
     "python benchmarks/": "tests/test_benchmarks.py and test_benchmarks_zeroth_order.py, on tiny shapes",
+    "python tests/spread/kills.py": "tests/spread/test_ranks.py runs it once",
+    "python tests/spread/hosts.py": "needs root and Linux; `make parity` runs the same on loopback",
     "python tests/faults.py": "tests/job/test_faults.py runs it with fewer kills",
     "python tests/readme_tables.py": "tests/test_readme.py compares what it would write",
     "mkdir": "test_the_report_of_the_on_device_backward",
