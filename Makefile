@@ -6,6 +6,7 @@
 # make notebooks-refresh  run them and store their outputs
 # make test-lowest  the tests on the lowest versions that pyproject.toml allows
 # make spread  train on two ranks over MPI
+# make audit   known holes in lowest and installed versions   make sbom   sbom.json, CycloneDX
 # make fuzz    a million hostile files for the readers (Linux, half an hour)
 # make benchmarks  regenerate docs/benchmarks, an hour on a quiet machine
 #
@@ -25,11 +26,12 @@ NOTES  = $(VENV)/.installed-notebooks
 BENCH  = $(VENV)/.installed-benchmarks
 FUZZ   = $(VENV)/.installed-fuzz
 SPREAD = $(VENV)/.installed-spread
+SBOM   = $(VENV)/.installed-sbom
 
-.PHONY: help test test-lowest fuzz demo spread lint types parity notebooks jupyter notebooks-refresh benchmarks format ci clean
+.PHONY: help test test-lowest audit sbom fuzz demo spread lint types parity notebooks jupyter notebooks-refresh benchmarks format ci clean
 
 help:
-	@sed -n '1,13s/^# \{0,1\}//p' Makefile
+	@sed -n '1,14s/^# \{0,1\}//p' Makefile
 
 # One process a core, each with one BLAS thread: threads that spin beside other work are several times slower.
 PYTEST = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(1)/python -m pytest -n auto
@@ -44,6 +46,16 @@ test-lowest: pyproject.toml
 	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[test]'
 	$(call PYTEST,.venv-lowest/bin)
+
+audit: $(TEST)
+	$(BIN)/python tests/audit.py
+
+# What `pip install mesp-ref` brings, without the tools of this file; validated as it is written.
+sbom: $(SBOM)
+	$(PYTHON) -m venv --clear --without-pip .venv-sbom
+	$(BIN)/python -m pip --python .venv-sbom/bin/python install --quiet .
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --spec-version 1.6 \
+	  --output-reproducible --output-format JSON --output-file sbom.json .venv-sbom/bin/python
 
 fuzz: $(FUZZ)
 	$(BIN)/python tests/fuzz/run.py
@@ -98,7 +110,7 @@ ci:
 	bash .ci/run
 
 clean:
-	rm -rf $(VENV) .venv-ci .venv-lowest crashes build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ci .venv-lowest .venv-sbom sbom.json crashes build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # `make -j` would otherwise let two pips work on one environment.
 .NOTPARALLEL:
@@ -113,7 +125,7 @@ $(CORE): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ) $(SPREAD): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ) $(SBOM) $(SPREAD): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
@@ -124,3 +136,4 @@ $(SPREAD): EXTRAS = spread
 $(NOTES):  EXTRAS = notebooks
 $(BENCH):  EXTRAS = benchmarks,parity,mlx
 $(FUZZ):   EXTRAS = test,fuzz
+$(SBOM):   EXTRAS = sbom

@@ -30,11 +30,12 @@ from common import (
 )
 
 import mesp_ref as mr
-from mesp_ref.api import METHODS, OnGradients, Step, mesp, new_step
+from mesp_ref.api import METHODS, OnGradients, Step, new_step
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import MESP
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.inputs import check_batch
+from mesp_ref.engine.methods import mesp
 from mesp_ref.engine.model import Model
 from mesp_ref.files.models import cache_directory
 from mesp_ref.files.output import write_aside
@@ -112,12 +113,13 @@ def measure_peak(config: Qwen2Config, tokens: int, rank: int, variant: str) -> P
     weights = {name: np.zeros(shape, np.float32) for name, shape in shapes}
     adapter = mr.init_lora(config, rank, b_std=0.02)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, tokens))
-    owned = [*weights.values(), *adapter.weights.values(), ids]
+    owned = [*adapter.weights.values(), ids]
     model, predicted = Model(config, weights), predict(config, tokens, rank, variant)
 
     def found() -> Peak:
         gc.collect()
-        ledger = measure(lambda: run(model, adapter, ids, variant, lambda *_: None), owned)
+        step = partial(run, model, adapter, ids, variant, lambda *_: None)
+        ledger = measure(step, owned, weights)
         return _peak(ledger, predicted)
 
     once = found()

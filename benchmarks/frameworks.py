@@ -32,7 +32,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.peft import save_adapter
 from mesp_ref.files.quantize import quantize_checkpoint
-from mesp_ref.memory import Shapes, at
+from mesp_ref.memory import Shapes, at, cost
 
 SHAPE, RANK = "qwen2.5-0.5b", 8
 DENSE = ("torch", "torch checkpointed", "store_all", "mebp", "mesp", "mesp_tiled ram")
@@ -180,7 +180,7 @@ def file_of(system: str, seq: int) -> int:
     """Bytes of the temporary file of one step."""
     method, _, checkpoints = system.partition(",")[0].partition(" ")
     shapes = at(Shapes(common.SHAPES[SHAPE], tokens=seq, rank=RANK), checkpoints or "ram")
-    return shapes.file(method) if is_ours(system) else 0
+    return cost(method, shapes).file if is_ours(system) else 0
 
 
 def is_exact(system: str) -> bool:

@@ -4,33 +4,24 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mesp_ref import ops
 from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.block import PLAIN
 from mesp_ref.engine.half import Gradients
 from mesp_ref.engine.init import arrays_in_memory, check_adapter
 from mesp_ref.engine.inputs import apart, check_batch, check_ids, check_positions, finite
-from mesp_ref.engine.methods import OnGradients, Step, mebp, mesp, store_all
-from mesp_ref.engine.mezo import mezo, perturbation_seeds
-from mesp_ref.engine.model import EMBEDDING, Model, hidden_states, layers, shift
+from mesp_ref.engine.methods import OnGradients, Step, store_all
+from mesp_ref.engine.mezo import perturbation_seeds
+from mesp_ref.engine.model import Model, hidden_states, layers, shift
 from mesp_ref.errors import MespRefError
-from mesp_ref.lean import mlp_width
-from mesp_ref.lean.activations import Checkpoints, open_checkpoints
-from mesp_ref.lean.halves_tiled import tiled
-from mesp_ref.lean.mesp_tiled import mesp_tiled
-from mesp_ref.lean.shards import shared, shared_lm_loss
-from mesp_ref.lean.workers import ALONE, Workers, hire
+from mesp_ref.lean.activations import open_checkpoints
+from mesp_ref.lean.steps import METHODS, by_block, new_step
+from mesp_ref.lean.workers import hire
 from mesp_ref.memory import SCHEDULES, Base, Choice, Schedule, Shapes, choose, parse_size
 from mesp_ref.ops import Array
-
-METHODS: dict[str, Callable[[Step], Array]] = {
-    method.__name__: method for method in (store_all, mebp, mesp, mesp_tiled, mezo)
-}
 
 
 def loss_and_grads(
@@ -140,7 +131,7 @@ def check_offload(checkpoints: str | None, method: str) -> None:
 def step_shapes(
     model: Model, adapter: Adapter, batch: int, tokens: int, workers: int = 1
 ) -> Shapes:
-    """What the closed form of memory knows of a step on [batch, tokens] ids."""
+    """What the prediction of memory knows of a step on [batch, tokens] ids."""
     return Shapes(
         model.config, batch, tokens, adapter.rank, adapter.targets,
         itemsize=model.dtype.itemsize, base=Base.of(model.weights, model.head), workers=workers,
@@ -188,32 +179,6 @@ def _room_for_files() -> int:
         return 0
 
 
-def new_step(
-    model: Model,
-    adapter: Adapter | None,
-    ids: Array,
-    labels: Array,
-    emit: OnGradients,
-    *,
-    params: bool,
-    method: str = "store_all",
-    stack: Checkpoints | None = None,
-    workers: Workers = ALONE,
-    positions: Array | None = None,
-) -> Step:
-    """A step of a checked batch [N, T], ready for a method: its halves and its head, shared or not."""
-    labels = apart(labels, positions)
-    if method == "mesp_tiled":
-        keep = stack.keep if stack is not None and stack.offload else None
-        halves = shared(tiled(keep, mlp_width(ids.size, workers.size)), workers, rows=True)
-    else:
-        halves = shared(PLAIN, workers)
-    return Step(
-        model, adapter, ids, labels, layers(model, adapter, 0, ids.shape[1], positions), params, emit,
-        stack, halves, ops.lm_loss if workers.size == 1 else partial(shared_lm_loss, workers),
-    )  # fmt: skip
-
-
 def _parameters(step: Step) -> dict[int, Gradients]:
     """The arrays that mezo perturbs, by the number under which their gradients are handed over."""
     named: Gradients = {}
@@ -222,19 +187,10 @@ def _parameters(step: Step) -> dict[int, Gradients]:
         named |= arrays_in_memory(model.weights, "mezo with trainable='all'")
     if adapter is not None:
         named |= adapter.weights
-    blocks: dict[int, Gradients] = {}
     for name, array in named.items():
         if array.dtype.kind == "c":
             raise MespRefError(f"{name}: found {array.dtype}, expected float32 or float64 for mezo")
-        blocks.setdefault(_number(name, model), {})[name] = array
-    return blocks
-
-
-def _number(name: str, model: Model) -> int:
-    """The block a tensor belongs to: −1 is the embedding, num_hidden_layers the norm and head."""
-    if ".layers." in name:
-        return int(name.split(".layers.")[1].split(".")[0])
-    return -1 if name == EMBEDDING else model.config.num_hidden_layers
+    return by_block(named, model)
 
 
 def trace(model: Model, adapter: Adapter | None, input_ids: Any, labels: Any) -> Gradients:

@@ -19,8 +19,9 @@ from mesp_ref.cli.options import (
 from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.names import shared_name
+from mesp_ref.files.output import check_file
 from mesp_ref.job.defaults import RECIPE, data_file
-from mesp_ref.job.directory import Event
+from mesp_ref.job.metrics import Event
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
 from mesp_ref.verify.compare import CompareOptions, compare, describe_gradient, plot_comparison
 
@@ -74,8 +75,7 @@ def _figure(args: argparse.Namespace) -> Path:
     path = Path(args.out)
     if path.is_dir():
         raise MespRefError(f"{path}: --out: found a directory, expected the name of a PNG file")
-    if path.exists() and not args.overwrite:
-        raise MespRefError(f"{path}: --out: exists; name another file, or add --overwrite")
+    check_file(path, args.overwrite, [args.model, args.data], "--out")
     if not path.absolute().parent.is_dir():
         raise MespRefError(f"{path}: --out: its directory does not exist; create it first")
     return path
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         shared_name(str(Path(model).absolute())) or "a model"
     )  # the figure is for others
     batch = f"batches of {args.batch_size} x {args.seq_len} tokens at most"
-    plot_comparison(figure, found, f"{name}, {args.steps} steps, {batch}")
+    plot_comparison(figure, found, f"{name}, {args.steps} steps, {batch}", args.overwrite)
     if args.json:
         print_json({"model": model, "steps": args.steps, "figure": str(figure), "methods": found})
     else:

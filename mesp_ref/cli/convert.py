@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from mesp_ref.cli.options import add_command, add_json, print_json, say
-from mesp_ref.files.config import config_fields
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.init import check_adapter
+from mesp_ref.errors import MespRefError
+from mesp_ref.files.config import config_fields, read_config
 from mesp_ref.files.from_gguf import convert_gguf
-from mesp_ref.files.mlx import load_mlx_adapter, save_mlx_adapter
-from mesp_ref.files.peft import load_adapter, save_adapter
+from mesp_ref.files.mlx import adapted_blocks, load_mlx_adapter, save_mlx_adapter
+from mesp_ref.files.output import check_directory
+from mesp_ref.files.peft import load_adapter, read_adapter_config, save_adapter
 
 _HELP = """\
 Bring models and adapters from other programs, and adapters to them.
@@ -63,7 +67,13 @@ def add(commands: Any) -> None:
     adapter = add_command(kinds, "adapter", run_adapter, "a LoRA adapter", _ADAPTER_HELP)
     adapter.add_argument("adapter", metavar="DIR", help="adapter directory")
     adapter.add_argument("out", metavar="OUT", help="directory to write to")
+    adapter.add_argument(
+        "--model",
+        metavar="DIR",
+        help="the adapter's model: needed to mlx where it adapts some blocks",
+    )
     adapter.add_argument("--to", choices=("peft", "mlx"), required=True, help="layout to write")
+    adapter.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
     add_json(adapter)
 
 
@@ -79,11 +89,31 @@ def run_gguf(args: argparse.Namespace) -> int:
     return 0
 
 
+def _blocks(args: argparse.Namespace, adapter: Adapter, from_mlx: bool) -> int | None:
+    """How many blocks the model has; None where an adapter of all its blocks needs no answer."""
+    if args.model is not None:
+        config = read_config(args.model)
+        check_adapter(adapter, config, args.adapter)
+        return config.num_hidden_layers
+    layers = None if from_mlx else read_adapter_config(args.adapter).get("layers_to_transform")
+    if layers not in (None, []) or min(adapted_blocks(adapter)) > 0:
+        raise MespRefError(
+            f"{args.adapter}: found matrices of some blocks only ({min(adapted_blocks(adapter))} to "
+            f"{max(adapted_blocks(adapter))}), expected all; mlx-lm adapts the last blocks of a "
+            "model: name the model with --model to see whether these are"
+        )
+    return None
+
+
 def run_adapter(args: argparse.Namespace) -> int:
+    check_directory(args.out, args.overwrite, [args.adapter])
     from_mlx = (Path(args.adapter) / "adapters.safetensors").is_file()
     adapter = load_mlx_adapter(args.adapter) if from_mlx else load_adapter(args.adapter)
-    save = save_mlx_adapter if args.to == "mlx" else save_adapter
-    save(adapter, args.out)
+    if args.to == "mlx":
+        blocks = _blocks(args, adapter, from_mlx)
+        save_mlx_adapter(adapter, args.out, args.overwrite, blocks=blocks)
+    else:
+        save_adapter(adapter, args.out, overwrite=args.overwrite)
     pairs = len(adapter.weights) // 2
     if args.json:
         print_json({"out": args.out, "rank": adapter.rank, "scale": adapter.scale, "pairs": pairs})

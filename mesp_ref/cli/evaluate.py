@@ -1,23 +1,31 @@
 """mesp-ref eval: loss, perplexity and token accuracy of a model on a data file."""
 
 import argparse
-from typing import Any
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, NoReturn
 
 from mesp_ref.cli.options import (
     add_command,
     add_data,
+    add_fields,
     add_json,
     add_model,
-    at_least,
-    open_adapter,
+    add_special_tokens,
     print_json,
     say,
 )
-from mesp_ref.files.models import load_model
+from mesp_ref.cli.trained import open_trained, warn_of_length
+from mesp_ref.engine.model import Model
+from mesp_ref.errors import MespRefError
+from mesp_ref.files.finite import not_finite
 from mesp_ref.job.defaults import data_file
 from mesp_ref.job.directory import finite
 from mesp_ref.train.opening import open_stream
-from mesp_ref.train.trainer import evaluate, perplexity
+from mesp_ref.train.rows import Row
+from mesp_ref.train.trainer import TrainConfig, evaluate, perplexity
 
 _HELP = """\
 Mean loss per token, perplexity, and the share of tokens that are the model's first choice, on a
@@ -35,27 +43,50 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "eval", run, "loss and perplexity on a data file", _HELP)
     add_model(parser)
     add_data(parser)
-    for name, default, text in (
-        ("seq-len", 256, "tokens per sequence (default: 256)"),
-        ("batch-size", 1, "sequences per batch (default: 1)"),
-        ("rows", None, "number of sequences (default: all)"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    add_special_tokens(parser)
+    add_fields(parser, TrainConfig, "seq_len", "batch_size")
+    parser.add_argument("--rows", type=int, metavar="N", help="number of sequences (default: all)")
     add_json(parser)
 
 
+def _refuse(value: float, model: Model) -> NoReturn:
+    """A loss that is no number is a fault of the model or of its numbers' range, not a result."""
+    name = not_finite(model.weights)
+    where, why = f"{model.path}: {name}", "found NaN or infinity, expected finite weights"
+    if name is None:
+        where, why = "--dtype", "the sums overflow in this type; try float64"
+    raise MespRefError(f"{where}: {why} (loss {value})")
+
+
 def run(args: argparse.Namespace) -> int:
-    at_least(args, seq_len=2, batch_size=1, rows=1)
-    model = load_model(args.model, dtype=args.dtype)
-    adapter = open_adapter(args.adapter, model)
+    model, adapter = open_trained(args)
     with data_file(args.data, count=200, seed=1) as data:
         stream = open_stream(
-            model, data, seq_len=args.seq_len, form=args.form, packing=args.packing
+            model,
+            data,
+            seq_len=args.seq_len,
+            form=args.form,
+            packing=args.packing,
+            special_in_text=args.special_tokens_in_text,
         )
-        value, tokens, accuracy = evaluate(model, adapter, stream.once(args.rows), args.batch_size)
+        longest = 0
+
+        def rows() -> Iterator[Row]:
+            nonlocal longest
+            for row in stream.once(args.rows):
+                longest = max(longest, len(row.ids))
+                yield row
+
+        value, tokens, accuracy = evaluate(model, adapter, rows(), args.batch_size)
+    if not math.isfinite(value):
+        _refuse(value, model)
+    warn_of_length(model, longest)
+    turns = stream.encoder.counts
+    if told := turns.told():
+        say(f"chats: {told}", file=sys.stderr)
     if args.json:
         found = {"loss": finite(value), "perplexity": finite(perplexity(value))}
-        print_json(found | {"accuracy": accuracy, "tokens": tokens})
+        print_json(found | {"accuracy": accuracy, "tokens": tokens, "turns": asdict(turns)})
     else:
         say(
             f"loss {value:.4f}, perplexity {perplexity(value):.2f}, "

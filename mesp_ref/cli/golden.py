@@ -7,8 +7,7 @@ from typing import Any
 
 from mesp_ref.cli import golden_sketch
 from mesp_ref.cli.options import Parser, add_command, add_json, print_json, say
-from mesp_ref.errors import MespRefError
-from mesp_ref.files.output import write_aside
+from mesp_ref.files.output import check_file, new_directory, write_aside
 from mesp_ref.golden.check import ROLES, check
 from mesp_ref.golden.suite import DTYPES, SHIPPED, Suite
 
@@ -63,6 +62,7 @@ def add(commands: Any) -> None:
     golden_sketch.add(actions)
     copied = add_command(actions, "export", run_export, "copy the shipped suite", _EXPORT)
     copied.add_argument("out", metavar="OUT", help="new directory")
+    copied.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
 def _add_selection(parser: Parser) -> None:
@@ -86,6 +86,7 @@ def _add_check(actions: Any) -> None:
         "intermediates (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--html", metavar="FILE", help="also write a page with a heat map")
+    parser.add_argument("--overwrite", action="store_true", help="replace the page --html")
     add_json(parser)
 
 
@@ -104,12 +105,14 @@ def run_check(args: argparse.Namespace) -> int:
     from mesp_ref.golden.page import as_html
     from mesp_ref.golden.report import as_json, as_text
 
+    if args.html:
+        check_file(args.html, args.overwrite, [args.actual, args.suite], "--html")
     report = check(
         args.actual, Suite(args.suite), dtype=args.dtype, only=args.only,
         roles=args.roles.split(","),
     )  # fmt: skip
     if args.html:
-        with write_aside(Path(args.html)) as aside:
+        with write_aside(args.html, overwrite=args.overwrite) as aside:
             aside.write_text(as_html(report), encoding="utf-8")
     if args.json:
         print_json(as_json(report))
@@ -138,13 +141,14 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from shutil import copytree
+    from shutil import copyfile
 
     suite = Suite()
     count = suite.verify_all()
-    out = Path(args.out)
-    if out.exists():
-        raise MespRefError(f"{out}: exists; name a new directory")
-    copytree(suite.root, out)
-    say(f"{count} files copied to {out}")
+    with new_directory(args.out, overwrite=args.overwrite, inputs=[suite.root]) as aside:
+        for file in filter(Path.is_file, suite.root.rglob("*")):
+            target = aside / file.relative_to(suite.root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copyfile(file, target)
+    say(f"{count} files copied to {args.out}")
     return 0

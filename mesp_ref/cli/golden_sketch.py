@@ -10,6 +10,7 @@ import numpy as np
 
 from mesp_ref.cli.options import add_command, add_json, print_json, say
 from mesp_ref.errors import MespRefError, named
+from mesp_ref.files.output import check_file
 from mesp_ref.files.strict import read_object
 from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.golden.sketch import check_sketch, load_sketch, make_sketch, save_sketch
@@ -42,6 +43,7 @@ def add(actions: Any) -> None:
     batch.add_argument("--text", help="one sequence, with the model's own tokenizer")
     batch.add_argument("--batch", metavar="FILE", help='JSON {"input_ids": [[…]], "labels": [[…]]}')
     parser.add_argument("--out", required=True, metavar="FILE", help="the sketch")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --out")
     parser = add_command(actions, "compare", run_compare, "compare with a sketch", _COMPARE)
     parser.add_argument("sketch", metavar="SKETCH", help="written by golden sketch")
     parser.add_argument("gradients", metavar="FILE", help="safetensors")
@@ -67,8 +69,9 @@ def _batch(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def run_sketch(args: argparse.Namespace) -> int:
+    check_file(args.out, args.overwrite, [args.model, args.adapter, args.batch], "--out")
     sketch = make_sketch(args.model, args.adapter, *_batch(args))
-    save_sketch(sketch, args.out)
+    save_sketch(sketch, args.out, overwrite=args.overwrite)
     say(f"loss {sketch['loss']:.6f} and {len(sketch['tensors'])} gradients written to {args.out}")
     return 0
 

@@ -4,9 +4,10 @@ import argparse
 import math
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_json, at_least, print_json, say
+from mesp_ref.cli.options import add_command, add_json, print_json, say
 from mesp_ref.engine.adapter import adapter_shapes
 from mesp_ref.engine.init import parse_targets
+from mesp_ref.files.checkpoint import weight_files
 from mesp_ref.files.config import config_fields
 from mesp_ref.files.models import load_model
 
@@ -32,7 +33,6 @@ def add(commands: Any) -> None:
 
 
 def _facts(args: argparse.Namespace) -> dict[str, Any]:
-    at_least(args, rank=1)
     targets = parse_targets(args.targets)
     model = load_model(args.model)
     assert model.path is not None
@@ -41,13 +41,12 @@ def _facts(args: argparse.Namespace) -> dict[str, Any]:
     added = adapter_shapes(model.config, args.rank, targets)
     lora = sum(math.prod(shape) for shape in added.values())
     parameters = sum(math.prod(shape) for shape in shapes.values())
-    files = sorted(model.path.glob("*.safetensors"))
     return {
         "model": str(model.path),
         "config": config,
         "tensors": len(shapes),
         "parameters": parameters,
-        "bytes": sum(file.stat().st_size for file in files),
+        "bytes": sum(file.stat().st_size for file in weight_files(model.path)),
         "lora": {
             "rank": args.rank,
             "targets": list(targets),

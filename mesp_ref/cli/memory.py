@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.api import check_offload, loss_and_grads
-from mesp_ref.cli.options import add_command, add_json, at_least, print_json, say
+from mesp_ref.cli.options import add_command, add_json, print_json, say
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.init import init_lora, parse_targets
@@ -17,6 +17,7 @@ from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.models import SHAPES, load_model, named_shape, random_checkpoint
 from mesp_ref.files.names import shared_name
+from mesp_ref.files.output import check_file
 from mesp_ref.memory import (
     PEAKS,
     PLACES,
@@ -28,6 +29,7 @@ from mesp_ref.memory import (
     Shapes,
     at,
     choose,
+    cost,
     measure,
     megabytes,
     parse_size,
@@ -65,9 +67,13 @@ def add(commands: Any) -> None:
         "--method", choices=tuple(PEAKS), action="append",
         help="repeat for several (default: every method)",
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--seq-len", type=int, default=256, metavar="T", help="default: 256")
-    parser.add_argument("--rank", type=int, default=8, metavar="R", help="default: 8")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seq-len", type=int, default=256, metavar="T", help="default: %(default)s"
+    )
+    parser.add_argument("--rank", type=int, default=8, metavar="R", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="as for finetune")
     parser.add_argument("--targets", default="all", metavar="NAMES", help="as for finetune")
     parser.add_argument(
@@ -84,6 +90,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--plot", metavar="FILE", help="timeline of each method as .png or .html; runs the step"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --plot")
     add_json(parser)
 
 
@@ -128,9 +135,10 @@ def _open(args: argparse.Namespace) -> tuple[Qwen2Config, Base, Model | None]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    at_least(args, batch_size=1, seq_len=2, rank=1, workers=1)
     if args.plot and Path(args.plot).suffix not in (".png", ".html"):
         raise MespRefError(f"--plot: found {args.plot!r}, expected a file ending in .png or .html")
+    if args.plot:
+        check_file(args.plot, args.overwrite, [args.model], "--plot")
     if args.plot and args.workers > 1:
         raise MespRefError(
             "--workers: found beside --plot, expected 1: its ledger is of one thread"
@@ -166,7 +174,7 @@ class _Subject:
 
     def measured(self, method: str) -> dict[str, Any]:
         """The process's memory around a step, and tracemalloc's peak above what stood before."""
-        with PeakResident() as seen:
+        with PeakResident(0.005) as seen:
             self.step(method)
         tracemalloc.start()
         try:
@@ -182,9 +190,8 @@ class _Subject:
         }
 
     def ledger(self, method: str) -> Ledger:
-        arrays = getattr(self.model.weights, "arrays", {})
-        owned = [*arrays.values(), *self.adapter.weights.values(), self.ids]
-        return measure(lambda: self.step(method), owned)
+        owned = [*self.adapter.weights.values(), self.ids]
+        return measure(lambda: self.step(method), owned, self.model.weights)
 
 
 def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dict[str, Any]:
@@ -195,7 +202,7 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
         found = peak(method, shapes)
         parts = {name: size for name, size in found.parts.items() if size}
         facts[method] = {"predicted_peak_bytes": found.total, "op": found.op, "parts": parts}
-        if size := shapes.file(method):
+        if size := cost(method, shapes).file:
             facts[method]["file_bytes"] = size
     if model is not None and (args.measure or args.plot):
         subject = _Subject(model, shapes)
@@ -204,9 +211,8 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
         if args.plot:
             ledgers = {method: subject.ledger(method) for method in methods}
             name = shared_name(str(Path(args.model).absolute()))  # a page is made to be shown
-            plot_timelines(
-                ledgers, args.plot, _title(args, escaped(name or "a model")), shapes.rank
-            )
+            title = _title(args, escaped(name or "a model"))
+            plot_timelines(ledgers, args.plot, title, shapes.rank, args.overwrite)
     return facts
 
 

@@ -46,7 +46,7 @@ def mlp_half_bwd(
     Shapes    dy, n [N, T, C] -> dn [N, T, C]
     """
     if res.z is None:
-        res.z, _ = ops.swiglu(res.gate, res.up, drop=frozenset({"silu"}))
+        res.z = ops.swiglu(res.gate, res.up, drop=frozenset({"silu"}))[0]
     dz, grads = project_bwd("mlp.down_proj", dy, res.take("z"), layer, res.h, params=params)
     layer.show("mlp.swiglu.grad", dz)
     r = ops.SwigluRes(res.take("gate"), res.take("up"), res.take("silu"))

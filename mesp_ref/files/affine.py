@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.fields import read_fields
 from mesp_ref.files.quantized import Quantized
 from mesp_ref.files.safetensors import MappedFile
+from mesp_ref.files.tables import quantization
 from mesp_ref.files.writer import Spec, Writer
 from mesp_ref.ops import Array
 
@@ -68,12 +70,19 @@ class Quantization:
     def __init__(self, config: Mapping[str, Any], source: str):
         self._source, self._given = source, config.get("quantization")
         other = config.get("quantization_config")
-        if self._given is None and isinstance(other, Mapping) and "quant_method" in other:
+        if isinstance(other, Mapping) and "quant_method" in other:
             found = shown(other["quant_method"])
             raise MespRefError(
                 f"{source}: quantization_config: found {found}, expected MLX "
                 "affine (field quantization) or dense weights"
             )
+        if other is not None and other != self._given:
+            raise MespRefError(
+                f"{source}: quantization_config: found {shown(other)}, expected what the field "
+                f"quantization says, {shown(self._given)}"
+            )
+        if self._given is not None:
+            read_fields({"quantization": self._given}, {"quantization": quantization}, source)
 
     def of(self, name: str) -> Affine:
         """How a packed tensor such as model.layers.0.mlp.up_proj.weight is stored.
@@ -81,15 +90,18 @@ class Quantization:
         Raises MespRefError when the field is missing or calls the tensor dense.
         """
         where, given, module = f"{self._source}: quantization", self._given, name[: -len(".weight")]
-        if isinstance(given, Mapping) and module in given:
-            where, given = f"{where}: {module}", given[module]
+        if isinstance(given, Mapping) and given.get(module, True) is not True:
+            own = given[module]  # what a layer leaves out is MLX's default, not the file's
+            usual: dict[str, Any] = {"bits": 4, "group_size": 64}
+            where, given = f"{where}: {module}", usual | own if isinstance(own, dict) else own
         if not isinstance(given, Mapping) or given.get("mode", "affine") != "affine":
             found = given.get("mode") if isinstance(given, Mapping) else given
             raise MespRefError(
                 f"{where}: found {shown(found)}, expected group_size, bits and mode affine for {name}, "
                 "which is packed"
             )
-        return Affine(given.get("bits", 4), given.get("group_size", 64), where)
+        found = {name: given.get(name) for name in ("bits", "group_size")}
+        return Affine(**found, source=where)
 
 
 def part_names(name: str) -> dict[str, str]:

@@ -9,12 +9,14 @@ from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.affine import Affine, layout, put_parts
 from mesp_ref.files.checkpoint import storage_dtype, write_config
+from mesp_ref.files.finite import cast_finite
 from mesp_ref.files.gguf import Gguf, Tensor
 from mesp_ref.files.gguf_repack import REPACKED, repack
 from mesp_ref.files.gguf_tokenizer import write_tokenizer
 from mesp_ref.files.output import new_directory
 from mesp_ref.files.writer import Writer, write_safetensors
 
+_DAMAGED = "the file is damaged, or --dtype too narrow"
 _CHUNK = 1 << 20  # weights dequantised at a time
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -44,14 +46,16 @@ def convert_gguf(
     affine = _affine(tensors, dense_embedding) if packed else {}
     if packed and not affine:
         raise MespRefError(f"{path}: found no matrix in {' or '.join(REPACKED)} to keep packed")
-    with new_directory(out, overwrite=overwrite) as aside:
+    with new_directory(out, overwrite=overwrite, inputs=[path]) as aside:
         write_tokenizer(file, aside)  # first: it may be one that is refused
         specs = layout(config.weight_shapes(), affine, stored, np.dtype(np.float32))
         target, metadata = aside / "model.safetensors", {"format": "mlx" if packed else "pt"}
         with write_safetensors(target, specs, metadata) as writer:
             for name, tensor in tensors.items():
-                _put(writer, name, tensor, name in affine)
+                file.check_unchanged()
+                _put(writer, f"{path}: ", name, tensor, name in affine)
         write_config(config, aside, stored, _quantization(affine))
+        file.check_unchanged()
     return config
 
 
@@ -77,15 +81,18 @@ def _quantization(affine: dict[str, Affine]) -> dict[str, Any]:
     return {"quantization": usual.to_dict() | others}
 
 
-def _put(writer: Writer, name: str, tensor: Tensor, packed: bool) -> None:
-    """Write a tensor, dequantised or repacked, some rows at a time.
+def _put(writer: Writer, where: str, name: str, tensor: Tensor, packed: bool) -> None:
+    """Write a tensor, dequantised or repacked, some rows at a time; nothing that is not finite.
 
     The biases that a llama file lacks need no writing: the file is zero where nothing was put.
     """
-    rows = tensor.shape[0]
+    rows, where = tensor.shape[0], f"{where}{name}"
     step = max(1, _CHUNK * rows // int(np.prod(tensor.shape)))
     for a in range(0, rows, step):
+        with np.errstate(invalid="ignore", over="ignore"):
+            w = tensor.dequantize(a, a + step)
         if packed:
+            cast_finite(w, np.float32, where, _DAMAGED)
             put_parts(writer, name, repack(tensor.data[a : a + step], tensor.kind), a)
         else:
-            writer.put(name, tensor.dequantize(a, a + step), a)
+            writer.put(name, cast_finite(w, writer.dtype(name), where, _DAMAGED), a)

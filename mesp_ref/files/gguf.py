@@ -4,6 +4,8 @@ Two things differ from a Qwen2 checkpoint in a llama file: it has no q/k/v biase
 stores the rows of q and k in the order of interleaved RoPE. Needs the `gguf` package.
 """
 
+import contextlib
+import os
 import re
 import warnings
 from pathlib import Path
@@ -14,11 +16,20 @@ import numpy as np
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.gguf_layout import check_layout
+from mesp_ref.files.safetensors import identity
 from mesp_ref.files.strict import open_regular
 from mesp_ref.ops import Array
 
 ARCHITECTURES = ("llama", "qwen2")
 TYPES = ("F32", "F16", "Q8_0", "Q4_1")
+
+# What is known of the keys under the architecture's name; vocab_size is that of the embedding.
+_KEYS = (
+    "context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size",
+    "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
+    "attention.key_length", "attention.value_length", "rope.freq_base", "rope.dimension_count",
+    "rope.scaling.type",
+)  # fmt: skip
 
 # GGUF name of a module -> Hugging Face name; those of a block stand under model.layers.N.
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -59,8 +70,25 @@ class Gguf:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._reader = _open(self.path)
+        self._reader, self._identity = _open(self.path)
+        parts = self.get("split.count", 1)
+        if parts != 1:
+            raise MespRefError(
+                f"{self.path}: split.count: found {shown(parts)}, expected 1, a whole model in one "
+                "file; join the parts with llama.cpp's llama-gguf-split --merge FIRST OUT"
+            )
         self.architecture = self.expect("general.architecture", *ARCHITECTURES)
+
+    def check_unchanged(self) -> None:
+        """Raise MespRefError when the file is no longer the one that was opened."""
+        now: object = "nothing"
+        with contextlib.suppress(OSError):
+            now = identity(self.path.stat())
+        if now != self._identity:
+            raise MespRefError(
+                f"{self.path}: changed while in use (found inode, size and time {now}, expected "
+                f"{self._identity}); start again"
+            )
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value of the metadata, `default` where the file has none."""
@@ -97,8 +125,10 @@ class Gguf:
     def config(self) -> Qwen2Config:
         """The config of the Qwen2 model that computes what the file describes.
 
-        Raises MespRefError for scaled RoPE, which the engine does not compute.
+        Raises MespRefError for scaled RoPE, which the engine does not compute, and for keys of the
+        architecture that are unknown: experts, soft caps, windows, scales.
         """
+        self._check_keys()
 
         def read(key: str, most: float = 2**31) -> Any:
             value = self[f"{self.architecture}.{key}"]
@@ -109,14 +139,9 @@ class Gguf:
                 )
             return value
 
-        scaling = self.get(f"{self.architecture}.rope.scaling.type", "none")
-        if scaling != "none":
-            raise MespRefError(
-                f"{self.path}: {self.architecture}.rope.scaling.type: found {shown(scaling)}, expected "
-                "'none'; scaled RoPE is not computed"
-            )
         hidden, heads = read("embedding_length"), read("attention.head_count")
         head_dim = self.get(f"{self.architecture}.attention.key_length", hidden // heads)
+        self._check_heads(head_dim)
         theta = self.get(f"{self.architecture}.rope.freq_base", 10_000.0)
         if isinstance(theta, int):
             theta = float(theta)
@@ -137,6 +162,29 @@ class Gguf:
             eos_token_id=self.get("tokenizer.ggml.eos_token_id"),
             source=str(self.path),
         )
+
+    def _check_keys(self) -> None:
+        prefix = f"{self.architecture}."
+        for key in self._reader.fields:
+            if key.startswith(prefix) and key.removeprefix(prefix) not in _KEYS:
+                raise MespRefError(
+                    f"{self.path}: {shown(key)}: found {shown(self.get(key))}, expected no such key "
+                    "(it might change what is computed)"
+                )
+
+    def _check_heads(self, head_dim: int) -> None:
+        """RoPE, unscaled, turns whole heads, and values are as wide as keys."""
+        for key, expected, why in (
+            ("rope.scaling.type", "none", "scaled RoPE is not computed"),
+            ("rope.dimension_count", head_dim, "RoPE turns whole heads here"),
+            ("attention.value_length", head_dim, "values are as wide as keys here"),
+        ):
+            found = self.get(f"{self.architecture}.{key}", expected)
+            if found != expected:
+                raise MespRefError(
+                    f"{self.path}: {self.architecture}.{key}: found {shown(found)}, expected "
+                    f"{expected!r}; {why}"
+                )
 
     def tensors(self, config: Qwen2Config) -> dict[str, Tensor]:
         """Every tensor of the Qwen2 checkpoint that the file has, rows of q and k in Qwen2's order.
@@ -169,8 +217,8 @@ class Gguf:
         return tensors
 
 
-def _open(path: Path) -> Any:
-    """A GGUFReader, or the reason why there is none in one line."""
+def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
+    """A GGUFReader and the file's identity, or the reason why there is none in one line."""
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -180,13 +228,13 @@ def _open(path: Path) -> Any:
     if not path.is_file():
         raise MespRefError(f"{path}: not found, expected a GGUF file")
     with open_regular(path) as file:
-        magic = file.read(4)
+        magic, opened = file.read(4), identity(os.fstat(file.fileno()))
     if magic != b"GGUF":
         raise MespRefError(f"{path}: starts with {magic!r}, expected a GGUF file (b'GGUF')")
     check_layout(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # sizes that overflow are refused by name
-            return GGUFReader(path)
+            return GGUFReader(path), opened
     except Exception as error:  # the package trusts the file
         raise MespRefError(
             f"{path}: not readable as GGUF ({shown(str(error))}); truncated or damaged, fetch it again"

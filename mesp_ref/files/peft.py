@@ -2,36 +2,52 @@
 
 import json
 import re
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.init import check_adapter, check_rank, compute_dtype, parse_targets
 from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.fields import read_fields
+from mesp_ref.files.finite import cast_finite
 from mesp_ref.files.names import shared_name
-from mesp_ref.files.output import write_aside
+from mesp_ref.files.output import await_folder, new_directory, write_aside
 from mesp_ref.files.safetensors import MappedFile
-from mesp_ref.files.strict import inside, read_object
+from mesp_ref.files.strict import inside, parse_json, read_object
+from mesp_ref.files.tables import ADAPTER
+from mesp_ref.files.targets import adapted
+from mesp_ref.files.writer import save_tensors
 from mesp_ref.ops import Array
 
+# The weights carry what scales them: a configuration that says otherwise is not theirs.
+SCALING, _SCALING = "mesp_ref.scaling", ("r", "lora_alpha", "use_rslora")
+_BASE = "base_model_name_or_path"
+_LOOKS, _PAUSE = 50, 0.01  # a save takes some milliseconds
+_MODULE = re.compile(r"(?<=^base_model\.model\.).+(?=\.lora_[AB]\.weight$)")
 _TENSOR = re.compile(r"base_model\.model\.model\.layers\.([0-9]{1,6})\.(.+)\.lora_(A|B)\.weight")
 
 
-def save_adapter(adapter: Adapter, path: str | Path) -> None:
+def save_adapter(adapter: Adapter, path: str | Path, overwrite: bool = False) -> None:
     """Write a PEFT directory: adapter_model.safetensors and adapter_config.json.
 
-    Each file appears whole or not at all. float32 and float64 are stored as they are.
+    A reader finds one adapter at every moment. Where one of the same targets and scale lies, as in
+    a run, the weights are replaced in one step, under a configuration that suits both; anything
+    else there is replaced as a folder, if `overwrite` and if mesp-ref wrote it. float32 and float64
+    are stored as they are.
+
+    Raises MespRefError for a place that holds anything else, and for one that cannot be written.
     """
-    directory = Path(path)
-    tensors = {name: np.ascontiguousarray(array) for name, array in adapter.weights.items()}
+    directory, tensors = Path(path), finite_matrices(adapter)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": shared_name(adapter.base_model_name_or_path),
+        _BASE: shared_name(adapter.base_model_name_or_path),
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,
@@ -49,46 +65,114 @@ def save_adapter(adapter: Adapter, path: str | Path) -> None:
         "alpha_pattern": {},
         "revision": None,
     }
-    with write_aside(directory / "adapter_config.json") as aside:
-        aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    # The weights last: a save of the same run that fails leaves the adapter of the save before.
-    with write_aside(directory / "adapter_model.safetensors") as aside:
-        save_file(tensors, aside, metadata={"format": "pt"})
+    text = (json.dumps(config, indent=2) + "\n").encode()
+    metadata = {"format": "pt", SCALING: json.dumps({name: config[name] for name in _SCALING})}
+    fits = _fits(directory, config)
+    with (
+        nullcontext(directory) if fits else new_directory(directory, overwrite=overwrite) as folder
+    ):
+        if not fits or (folder / "adapter_config.json").read_bytes() != text:
+            with write_aside(folder / "adapter_config.json") as aside:
+                aside.write_bytes(text)
+        with write_aside(folder / "adapter_model.safetensors") as aside:
+            save_tensors(aside, tensors, metadata)
 
 
-# Features of PEFT that change the mathematics, and the values that mean "not used".
-_UNUSED: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "layers_to_transform": (None, []),
-    "lora_bias": (False, None),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
-    "alora_invocation_tokens": (None, []),
-    # Others (pissa, olora, corda, loftq, …) also changed the base weights they were made from.
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
-}
+def _fits(directory: Path, config: dict[str, Any]) -> bool:
+    """Whether a configuration lies there, and no link, under which the new weights mean the same."""
+    file = directory / "adapter_config.json"
+    if file.is_symlink() or not file.is_file():
+        return False
+    try:
+        old = read_object(file, "a PEFT adapter directory")
+    except MespRefError:
+        return False
+    same = [old[name] == config[name] for name in old.keys() & config.keys() - {_BASE}]
+    return all(same) and {"target_modules", *_SCALING} <= old.keys() <= config.keys()
 
 
-def _read_adapter_config(file: Path) -> dict[str, Any]:
-    """adapter_config.json, refused by field where it asks for what the engine does not compute."""
-    values = read_object(file, "a PEFT adapter directory")
-    if values.get("peft_type") != "LORA":
-        raise MespRefError(
-            f"{file}: peft_type: found {shown(values.get('peft_type'))}, expected 'LORA'"
-        )
-    for name, unused in _UNUSED.items():
-        if values.get(name) not in unused:
-            raise MespRefError(
-                f"{file}: {name}: found {shown(values[name])}, expected {unused[0]!r}; "
-                "the engine computes plain LoRA only"
-            )
+def finite_matrices(adapter: Adapter) -> dict[str, Array]:
+    """The matrices as they are written; MespRefError for NaN and infinity, which leave no run."""
+    return {
+        name: cast_finite(array, array.dtype, name, "a run that diverged is not saved")
+        for name, array in adapter.weights.items()
+    }
+
+
+# Begun so, B is zero: a module that is adapted but not stored stays as it is.
+_FROM_ZERO = (True, "gaussian", "eva")
+
+
+def read_adapter_config(path: str | Path) -> dict[str, Any]:
+    """The fields of a PEFT directory's adapter_config.json.
+
+    Raises MespRefError naming the field for what the engine does not compute or does not know.
+    """
+    file = inside(path, "adapter_config.json")
+    given = read_object(file, "a PEFT adapter directory")
+    if given.get("peft_type") is None:
+        raise MespRefError(f"{file}: peft_type: missing, expected 'LORA'")
+    values = read_fields(given, ADAPTER, file, "the engine computes plain LoRA only")
     check_rank(values.get("r"), values.get("lora_alpha"), f"{file}: r")
     return values
+
+
+def _check_targets(
+    weights: Iterable[str], values: Mapping[str, Any], file: Path, config: Qwen2Config | None
+) -> None:
+    """Hold the tensors that are there against the modules that PEFT would adapt.
+
+    PEFT drops a stored module that it does not adapt, and one that it adapts and does not find
+    stays as it is begun: with a B that is zero, or not.
+    """
+    stored = {m[0] for m in (_MODULE.search(name) for name in weights) if m}
+    begun = values.get("init_lora_weights", True)
+    every: set[str] = set()
+    if config is not None and begun not in _FROM_ZERO:
+        blocks = range(config.num_hidden_layers)
+        every = {f"model.layers.{i}.{path}" for i in blocks for path in PROJECTIONS.values()}
+    wanted = adapted(sorted(stored | every), values, file)
+    if stored - wanted:
+        raise MespRefError(
+            f"{file}: target_modules: found {shown(values.get('target_modules'))}, expected "
+            f"{min(stored - wanted)} among the modules that it, exclude_modules and "
+            "layers_to_transform leave, since adapter_model.safetensors holds it; PEFT would drop it"
+        )
+    if wanted - stored:
+        raise MespRefError(
+            f"{file}: init_lora_weights: found {shown(begun)}, expected matrices of "
+            f"{min(wanted - stored)} in adapter_model.safetensors; PEFT would draw them at random"
+        )
+
+
+def _read_both(directory: Path) -> tuple[dict[str, Any], MappedFile]:
+    """Configuration and weights that belong together, even while others take their place.
+
+    Raises    MespRefError where they stay apart: edited by hand, or torn by another program
+    """
+    for look in range(_LOOKS):
+        time.sleep(_PAUSE if look else 0)
+        values = read_adapter_config(directory)
+        file = open_matrices(directory, "adapter_model.safetensors")
+        stated = scaling(file)
+        apart = [name for name in _SCALING if name in stated and stated[name] != values.get(name)]
+        if not apart:
+            return values, file
+    name = apart[0]
+    raise MespRefError(
+        f"{directory / 'adapter_config.json'}: {name}: found {shown(values.get(name))}, expected "
+        f"{shown(stated[name])}, with which {file.path.name} was saved; restore it, or save the "
+        "adapter again with another scale"
+    )
+
+
+def scaling(file: MappedFile) -> dict[str, Any]:
+    """What the weights say of rank and scale; nothing, where another program saved them."""
+    try:
+        stated = parse_json(file.metadata[SCALING])
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return stated if isinstance(stated, dict) else {}
 
 
 def load_adapter(
@@ -102,9 +186,8 @@ def load_adapter(
     Raises MespRefError naming the file and the field or tensor.
     """
     directory, wanted = Path(path), compute_dtype(dtype)
-    values = _read_adapter_config(inside(directory, "adapter_config.json"))
-    file = MappedFile(inside(directory, "adapter_model.safetensors"))
-    weights = {}
+    await_folder(directory)
+    (values, file), weights = _read_both(directory), {}
     for name in file:
         match = _TENSOR.fullmatch(name)
         if match is None or match[2] not in PROJECTIONS.values():
@@ -112,12 +195,12 @@ def load_adapter(
                 f"{file.path}: {name}: found, expected "
                 "base_model.model.model.layers.N.<projection>.lora_A|lora_B.weight"
             )
-        weights[name] = read_matrix(file, name).astype(wanted)  # a writable copy
+        weights[name] = read_matrix(file, name, wanted)
+    _check_targets(weights, values, directory / "adapter_config.json", config)
     targets = [t for t, p in PROJECTIONS.items() if any(f".{p}.lora_" in name for name in weights)]
-    base = values.get("base_model_name_or_path")
     adapter = Adapter(
-        values["r"], float(values["lora_alpha"]), parse_targets(targets),
-        bool(values.get("use_rslora")), weights, base if isinstance(base, str) else None,
+        values["r"], values["lora_alpha"], parse_targets(targets),
+        values.get("use_rslora", False), weights, values.get("base_model_name_or_path"),
     )  # fmt: skip
     check_pairs(adapter, file.path)
     if config is not None:
@@ -125,15 +208,32 @@ def load_adapter(
     return adapter
 
 
-def read_matrix(file: MappedFile, name: str) -> Array:
-    """A tensor as stored; MespRefError for one that is no matrix of a floating type."""
+def open_matrices(directory: Path, name: str) -> MappedFile:
+    """An adapter's file of matrices; MespRefError says what is there where it is not."""
+    file = inside(directory, name)
+    if not file.exists():
+        held = sorted(p.name for p in directory.iterdir() if "adapter" in p.name)
+        raise MespRefError(
+            f"{file}: not found, expected a safetensors file; the folder holds "
+            f"{', '.join(held[:5]) or 'no adapter'}"
+        )
+    return MappedFile(file)
+
+
+def read_matrix(file: MappedFile, name: str, dtype: np.dtype, transposed: bool = False) -> Array:
+    """A tensor as a writable array of its own.
+
+    Raises MespRefError for one that is no matrix of a floating type, and for NaN and infinity.
+    """
     raw = file.raw(name)
     if raw.ndim != 2 or raw.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
         raise MespRefError(
             f"{file.path}: {name}: found {raw.dtype} {list(raw.shape)}, expected a matrix of a "
             "floating type"
         )
-    return raw
+    with np.errstate(over="ignore"):
+        array = np.array(raw.T if transposed else raw, dtype=dtype, order="C")
+    return cast_finite(array, dtype, f"{file.path}: {name}", "train the adapter anew")
 
 
 def check_pairs(adapter: Adapter, file: Path) -> None:

@@ -8,7 +8,13 @@ import numpy as np
 
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.affine import SCALE_DTYPES, Affine, layout, put_parts
-from mesp_ref.files.checkpoint import open_checkpoint, storage_dtype, write_config
+from mesp_ref.files.checkpoint import (
+    check_unchanged,
+    open_checkpoint,
+    storage_dtype,
+    write_config,
+)
+from mesp_ref.files.config import kept_fields
 from mesp_ref.files.output import copy_companions, new_directory
 from mesp_ref.files.safetensors import Stored
 from mesp_ref.files.writer import write_safetensors
@@ -63,7 +69,8 @@ def quantize_checkpoint(
     a time; norms, biases of q, k and v, and scales are stored in it. mlx-lm loads the result.
 
     Raises MespRefError for bits other than 4 and 8, group sizes other than 32, 64 and 128, other
-    dtypes, weights that are packed already or not finite, and an `out` that is not empty
+    dtypes, weights that are packed already or not finite, a model that changes meanwhile, and an
+    `out` that is not empty
     """
     affine = Affine(bits, group_size)
     config, opened = open_checkpoint(path)
@@ -73,7 +80,7 @@ def quantize_checkpoint(
     packed = {n: affine for n, s in shapes.items() if len(s) == 2 and s[1] % group_size == 0}
     if not packed:
         raise MespRefError(f"{path}: group_size: found {group_size}, expected a divisor of a row")
-    with new_directory(out, overwrite=overwrite) as aside:
+    with new_directory(out, overwrite=overwrite, inputs=[path]) as aside:
         file, specs = aside / "model.safetensors", layout(shapes, packed, stored, stored)
         with write_safetensors(file, specs, {"format": "mlx"}) as writer:
             for name, table in tables.items():
@@ -82,8 +89,10 @@ def quantize_checkpoint(
                         put_parts(writer, name, quantize(w, affine), row)
                     else:
                         writer.put(name, w, row)
-        write_config(config, aside, stored, {"quantization": affine.to_dict()})
+        scheme, kept = {"quantization": affine.to_dict()}, kept_fields(Path(path))
+        write_config(config, aside, stored, scheme, kept)
         copy_companions(Path(path), aside)
+        check_unchanged(tables)
 
 
 def _scale_dtype(tables: dict[str, Any], dtype: str | None, path: str | Path) -> np.dtype:
@@ -106,7 +115,7 @@ def _chunks(where: str, table: Stored, dtype: np.dtype) -> Iterator[tuple[int, A
     step = max(1, _CHUNK // table.raw[:1].size)
     for row in range(0, len(table), step):
         with np.errstate(over="ignore"):
-            w = table.raw[row : row + step].astype(dtype)
+            w = table.read(row, row + step).astype(dtype)
         if not np.isfinite(w.astype(np.float32)).all():
             raise MespRefError(f"{where}: found NaN or infinity in {dtype.name}, expected weights")
         yield row, w

@@ -37,7 +37,7 @@ class Quantized:
         self, packed: Array, scales: Array, biases: Array, bits: int, dtype: np.dtype,
         guard: Callable[[], None] = lambda: None,
     ):  # fmt: skip
-        self.packed, self.scales, self.biases, self._guard = packed, scales, biases, guard
+        self.packed, self.scales, self.biases, self.guard = packed, scales, biases, guard
         self.bits, self.dtype = bits, dtype
         self.shape = (len(packed), packed.shape[1] * 32 // bits)
         self.group_size = self.shape[1] // scales.shape[1]
@@ -46,7 +46,7 @@ class Quantized:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Array:
-        self._guard()
+        self.guard()
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))
         start, stop, _ = columns.indices(self.shape[1])
         first, last = start // self.group_size, -(-stop // self.group_size)

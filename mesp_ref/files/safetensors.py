@@ -12,7 +12,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -40,20 +40,30 @@ class Stored:
 
     `stored[index]` has the compute dtype. When that is the stored dtype it is a view of the map,
     otherwise a fresh array that dies with its last user. `guard` is called before the map is touched.
+    `read(a, b)` is rows a … b−1 as stored, from the file itself and not from the map.
     """
 
-    def __init__(self, raw: Array, dtype: np.dtype, guard: Callable[[], None] = lambda: None):
-        self.raw, self.dtype, self.shape, self._guard = raw, dtype, raw.shape, guard
+    def __init__(
+        self, raw: Array, dtype: np.dtype, guard: Callable[[], None] = lambda: None,
+        read: Callable[[int, int], Array] | None = None,
+    ):  # fmt: skip
+        self.raw, self.dtype, self.shape, self.guard = raw, dtype, raw.shape, guard
+        self.read = read or (lambda a, b: raw[a:b])
 
     def __getitem__(self, index: Any) -> Array:
-        self._guard()
+        self.guard()
         return self.raw[index].astype(self.dtype, copy=False)
 
     def __len__(self) -> int:
         return len(self.raw)
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
+def _size(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor."""
+    return math.prod(shape) * dtype.itemsize
+
+
+def identity(status: os.stat_result) -> tuple[int, int, int]:
     """What changes when a file is replaced, resized or written to."""
     return status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -62,15 +72,15 @@ class MappedFile:
     """One safetensors file, mapped read-only and checked before anything is trusted.
 
     Raises MespRefError for a missing or truncated file, a header that is not JSON, lies about its
-    length or places a tensor outside the file or over another one, and for element types the engine
-    cannot decode.
+    length or places a tensor outside the file or over another one, gaps and bytes that are no
+    tensor's (as the safetensors package does), and for element types the engine cannot decode.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
             with open_regular(self.path) as file:
-                self._identity = _identity(os.fstat(file.fileno()))
+                self._identity = identity(os.fstat(file.fileno()))
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise MespRefError(f"{path}: not found, expected a safetensors file") from None
@@ -84,7 +94,7 @@ class MappedFile:
             found = shown(self.metadata)
             raise MespRefError(f"{self.path}: __metadata__: found {found}, expected an object")
         self._tensors = {name: self._check(name, entry) for name, entry in header.items()}
-        self._check_overlap()
+        self._check_whole()
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
         size = len(self._map)
@@ -127,26 +137,30 @@ class MappedFile:
                 f"{self.path}: {name}: ends at data byte {stop}, expected at most {held}; "
                 "the file is truncated, fetch it again"
             )
-        if stop - start != math.prod(shape) * dtype.itemsize:
+        if stop - start != _size(dtype, shape):
             raise MespRefError(
                 f"{self.path}: {name}: found {stop - start} bytes, expected "
-                f"{math.prod(shape) * dtype.itemsize} for {code} {list(shape)}"
+                f"{_size(dtype, shape)} for {code} {list(shape)}"
             )
         return dtype, shape, self._data + start
 
-    def _check_overlap(self) -> None:
-        """No byte belongs to two tensors: sorted by their first byte, each begins after the last."""
-        end, last = self._data, ""
-        for name, (dtype, shape, start) in sorted(
-            self._tensors.items(), key=lambda item: item[1][2]
-        ):
-            if size := math.prod(shape) * dtype.itemsize:
-                if start < end:
-                    raise MespRefError(
-                        f"{self.path}: {name}: begins at data byte {start - self._data}, expected "
-                        f"after {end - self._data}, the end of {last}; the file is damaged"
-                    )
-                end, last = start + size, name
+    def _check_whole(self) -> None:
+        """Sorted by their places, the tensors follow each other without a gap and fill the file."""
+        end, last = self._data, "the header"
+        places = ((start, _size(dtype, shape), name)
+                  for name, (dtype, shape, start) in self._tensors.items())  # fmt: skip
+        for start, size, name in sorted(places):
+            if start != end:
+                raise MespRefError(
+                    f"{self.path}: {name}: begins at data byte {start - self._data}, expected "
+                    f"{end - self._data}, the end of {last}; the file is damaged"
+                )
+            end, last = start + size, name
+        if end != len(self._map):
+            raise MespRefError(
+                f"{self.path}: found {len(self._map) - end} bytes after the last tensor, expected "
+                "none; the file is damaged, fetch it again"
+            )
 
     def check_unchanged(self) -> None:
         """Stop before a map is touched whose file is no longer the one that was opened.
@@ -157,12 +171,32 @@ class MappedFile:
         """
         now: object = "nothing"
         with contextlib.suppress(OSError):
-            now = _identity(os.stat(self._place))  # noqa: PTH116  # a third of Path.stat's time
+            now = identity(os.stat(self._place))  # noqa: PTH116  # a third of Path.stat's time
         if now != self._identity:
-            raise MespRefError(
-                f"{self.path}: changed while in use (found inode, size and time {now}, expected "
-                f"{self._identity}); nothing was computed from it, restore the file and start again"
-            )
+            self._refuse_change(now)
+
+    def _refuse_change(self, now: object) -> NoReturn:
+        raise MespRefError(
+            f"{self.path}: changed while in use (found inode, size and time {now}, expected "
+            f"{self._identity}); nothing was computed from it, restore the file and start again"
+        )
+
+    def read_rows(self, name: str, a: int, b: int) -> Array:
+        """Rows a … b−1 of a tensor, read and not mapped.
+
+        Where a map of a file that is cut short at this moment would end the process, this is an
+        error: for what reads a whole model once, and so for long, but needs no piece twice.
+        """
+        dtype, shape, start = self._tensors[name]
+        rows, row = min(b, shape[0]) - a, _size(dtype, shape[1:])
+        now: object = "nothing"
+        with contextlib.suppress(OSError), open_regular(self._place) as file:
+            now = identity(os.fstat(file.fileno()))
+            file.seek(start + a * row)
+            content = file.read(rows * row)
+            if now == self._identity and len(content) == rows * row:
+                return np.frombuffer(content, dtype).reshape(rows, *shape[1:])
+        return self._refuse_change(now)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.strict import inside, read_bytes
+from mesp_ref.files.fields import read_fields
+from mesp_ref.files.strict import inside, read_bytes, read_object
+from mesp_ref.files.tables import TOKENIZER
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,6 +33,17 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
         tokenizer.no_truncation()
         tokenizer.no_padding()
     return tokenizer
+
+
+def read_tokenizer_config(path: str | Path) -> dict[str, Any]:
+    """The fields of a checkpoint directory's tokenizer_config.json; none where it has no such file.
+
+    Raises MespRefError naming the field for one that is unknown or of another type.
+    """
+    file = inside(path, "tokenizer_config.json")
+    if not file.exists():
+        return {}
+    return read_fields(read_object(file, "a tokenizer's settings"), TOKENIZER, file)
 
 
 @contextmanager

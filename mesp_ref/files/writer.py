@@ -39,6 +39,10 @@ class Writer:
         self._data = file.tell()
         file.truncate(self._data + stop)
 
+    def dtype(self, name: str) -> np.dtype:
+        """The type that a tensor is stored in."""
+        return self._specs[name][0]
+
     def put(self, name: str, array: Array, row: int = 0) -> None:
         """Write a tensor, or its rows from `row` on, cast to the tensor's stored type."""
         dtype, shape = self._specs[name]
@@ -57,3 +61,12 @@ def write_safetensors(
         yield Writer(file, specs, metadata)
         file.flush()
         os.fsync(file.fileno())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Write arrays as they are. The same ones give the same bytes, which save_file of the
+    safetensors package promises for a single item of metadata only."""
+    specs = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+    with write_safetensors(path, specs, metadata) as writer:
+        for name, array in tensors.items():
+            writer.put(name, array)

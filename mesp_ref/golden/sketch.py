@@ -78,9 +78,9 @@ def make_sketch(model: str, adapter: str, input_ids: Any, labels: Any) -> dict[s
     }
 
 
-def save_sketch(sketch: dict[str, Any], path: str | Path) -> None:
+def save_sketch(sketch: dict[str, Any], path: str | Path, overwrite: bool = True) -> None:
     """Write the JSON file, whole or not at all."""
-    with write_aside(path) as aside:
+    with write_aside(path, overwrite=overwrite) as aside:
         aside.write_text(json.dumps(sketch, indent=1) + "\n", encoding="utf-8")
 
 

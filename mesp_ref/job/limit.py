@@ -5,7 +5,7 @@ import dataclasses
 from mesp_ref.api import choose_schedule, step_shapes
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
-from mesp_ref.memory import PEAKS, Choice, Schedule
+from mesp_ref.memory import Choice, Schedule, peak
 from mesp_ref.train.trainer import TrainConfig
 
 
@@ -40,7 +40,7 @@ def sampling_need(tokens: int, model: Model, adapter: Adapter) -> int:
     made from, which is decoded whole unless it is a view of its file.
     """
     shapes = step_shapes(model, adapter, 1, tokens)
-    forward = max(peak.total for peak in PEAKS["mezo"](shapes))
+    forward = peak("mezo", shapes).total
     v, c = model.config.vocab_size, model.config.hidden_size
     head = shapes.decoded(shapes.base.head, v, c) + 4 * v * shapes.itemsize
     return forward + head + 2 * shapes.k * model.config.num_hidden_layers

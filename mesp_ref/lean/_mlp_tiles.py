@@ -66,7 +66,8 @@ def backward_tiles(
     """
     x = rows(res.x)
     (m, c), size = x.shape, len(x) * widest(wg.shape[0], width)
-    scratch, spare = np.empty((3, size), dtype), np.empty(max(m * c, 2 * size), dtype)
+    scratch = np.empty((3, size), dtype, like=x)
+    spare = np.empty(max(m * c, 2 * size), dtype, like=x)
     dhd = dy @ Bd * s  # [M, R]
     h = None if res.kept else (x @ Ag.T * s, x @ Au.T * s)
     for index, (a, b) in enumerate(tiles(wg.shape[0], width)):

@@ -61,10 +61,10 @@ def _scores(tile: _Tile, q: Array, k: Array, scratch: Array) -> Array:
     s = np.matmul(q, k[tile.keys].T, out=view(scratch, len(q), tile.visible))
     s *= q.shape[-1] ** -0.5
     by_query = s.reshape(tile.size, -1, tile.visible)
-    later = ~causal_mask(tile.size, tile.size)[:, None, :]
+    later = ~causal_mask(tile.size, tile.size, like=s)[:, None, :]
     np.copyto(by_query[..., -tile.size :], s.dtype.type(-np.inf), where=later)
     if tile.hidden is not None:
-        earlier = np.arange(tile.visible) < tile.hidden
+        earlier = np.arange(tile.visible, like=s) < tile.hidden
         np.copyto(by_query, s.dtype.type(-np.inf), where=earlier)
     return s
 
@@ -74,7 +74,8 @@ def _scratch(q: Array, k: Array, tile: int, dtype: np.dtype, *arrays: int) -> li
     stacked = widest(q.shape[1], tile) * (q.shape[2] // k.shape[2])
     sizes = stacked * k.shape[1], stacked * q.shape[3]
     return [
-        [np.empty(size, dtype) for _ in range(n)] for size, n in zip(sizes, arrays, strict=True)
+        [np.empty(size, dtype, like=q) for _ in range(n)]
+        for size, n in zip(sizes, arrays, strict=True)
     ]
 
 
@@ -91,7 +92,7 @@ def attention(
     Source    Dao et al. 2022 for rebuilding probabilities from one number a row
     """
     dtype = np.result_type(q, k, v)
-    o, lse = np.empty(q.shape, dtype), np.empty(q.shape[:3], dtype)
+    o, lse = np.empty(q.shape, dtype, like=q), np.empty(q.shape[:3], dtype, like=q)
     tile = tile or query_tile(q.shape[2] // k.shape[2], k.shape[1])
     (scores,), (queries, out) = _scratch(q, k, tile, dtype, 1, 2)
     for t in _tiles(q, k, first, tile):
@@ -117,8 +118,8 @@ def attention_bwd(
     """
     q, k, v, o, lse = res
     dtype = np.result_type(do, *res)
-    dq = np.empty(q.shape, dtype)
-    dk, dv = np.zeros(k.shape, dtype), np.zeros(v.shape, dtype)
+    dq = np.empty(q.shape, dtype, like=q)
+    dk, dv = np.zeros(k.shape, dtype, like=q), np.zeros(v.shape, dtype, like=q)
     tile = tile or query_tile(q.shape[2] // k.shape[2], k.shape[1])
     (scores, slopes), flat = _scratch(q, k, tile, dtype, 2, 3)
     for t in _tiles(q, k, first, tile):

@@ -31,9 +31,10 @@ def mlp(
     width = width or mlp_width(m)
     dtype = np.result_type(x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
     widths = widest(f, width)
-    scratch, spare = np.empty((2, m * widths), dtype), np.empty(m * max(c, widths), dtype)
+    scratch = np.empty((2, m * widths), dtype, like=x)
+    spare = np.empty(m * max(c, widths), dtype, like=x)
     hg, hu = x2 @ Ag.T * s, x2 @ Au.T * s  # [M, R]
-    hd, y = np.zeros((m, len(Ad)), dtype), np.zeros((m, c), dtype)
+    hd, y = np.zeros((m, len(Ad)), dtype, like=x), np.zeros((m, c), dtype, like=x)
     kept: list[GateUp] = []
     for a, b in tiles(f, width):
         z, up = (view(part, m, b - a) for part in scratch)
@@ -68,8 +69,8 @@ def mlp_bwd(
     dtype = np.result_type(dy, x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
     hg, hu, dhd = x @ Ag.T * s, x @ Au.T * s, dy2 @ Bd * s  # [M, R]
     dhg, dhu, hd = np.zeros_like(hg, dtype), np.zeros_like(hu, dtype), np.zeros_like(dhd, dtype)
-    dx, dAd = np.zeros((m, c), dtype), np.empty(Ad.shape, dtype)
-    dBg, dBu = np.empty(Bg.shape, dtype), np.empty(Bu.shape, dtype)
+    dx, dAd = np.zeros((m, c), dtype, like=x), np.empty(Ad.shape, dtype, like=x)
+    dBg, dBu = np.empty(Bg.shape, dtype, like=x), np.empty(Bu.shape, dtype, like=x)
     walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype)
     for t in walk:
         at = slice(t.a, t.b)
@@ -101,7 +102,7 @@ def mlp_bwd_params(
     x, dy2 = rows(res.x), rows(dy)
     dtype = np.result_type(dy, x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
     width = width or mlp_width(len(x))
-    dwg, dwu, dwd = (np.empty(w.shape, dtype) for w in (wg, wu, wd))
+    dwg, dwu, dwd = (np.empty(w.shape, dtype, like=x) for w in (wg, wu, wd))
     walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype)
     for t in walk:
         dwg[t.a : t.b], dwu[t.a : t.b] = t.dgate.T @ x, t.dup.T @ x

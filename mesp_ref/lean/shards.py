@@ -56,7 +56,7 @@ class Window:
     """A cut of a weight as a weight: it answers the indices of a `Table` with a part of the other."""
 
     def __init__(self, table: Table, cut: Cut):
-        self._table, self._cut, self.dtype = table, cut, table.dtype
+        self.table, self._cut, self.dtype = table, cut, table.dtype
         length = {cut.axis: cut.b - cut.a}
         self.shape = tuple(length.get(axis, n) for axis, n in enumerate(table.shape))
 
@@ -65,7 +65,7 @@ class Window:
         at = [*given, *[slice(None)] * (len(self.shape) - len(given))]
         start, stop, _ = at[self._cut.axis].indices(self.shape[self._cut.axis])
         at[self._cut.axis] = slice(self._cut.a + start, self._cut.a + stop)
-        return self._table[tuple(at)]
+        return self.table[tuple(at)]
 
 
 def ranges(length: int, parts: int, unit: int = 1) -> list[tuple[int, int]]:
@@ -254,7 +254,7 @@ def shared_lm_loss(
     if share_rows(len(counted), workers.size):
         return _loss_by_rows(workers, x, w, labels, counted, drop)
     x_counted, parts = ops.rows(x)[counted], min(workers.size, w.shape[0])
-    chosen = None if "dx" in drop else np.zeros(x_counted.shape, dtype)  # W[label]
+    chosen = None if "dx" in drop else np.zeros(x_counted.shape, dtype, like=x)  # W[label]
     width = vocabulary_tile(len(counted), workers.size)
     walk = partial(one_pass, x_counted, w, flat[counted], chosen, width)
     found = joined(workers.each(walk, ranges(w.shape[0], parts)))
@@ -271,7 +271,7 @@ def _loss_by_rows(
     shares = [slice(a, b) for a, b in pairwise(edges)]
     found = workers.each(lambda at: ops.lm_loss(x2[at], w, flat[at], drop=drop), shares)
     dtype = found[0][0].dtype
-    loss, dx = np.zeros((), dtype), None if "dx" in drop else np.empty(x.shape, dtype)
+    loss, dx = np.zeros((), dtype), None if "dx" in drop else np.empty(x.shape, dtype, like=x)
     for (part, res), (a, b), at in zip(found, cuts, shares, strict=True):
         weight = dtype.type((b - a) / len(counted))
         loss = loss + part * weight

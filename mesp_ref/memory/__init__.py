@@ -1,10 +1,10 @@
-"""Memory counted, not sampled: the ledger of a step and its closed form."""
+"""Memory counted, not sampled: the ledger of a step, and of one that runs over ghosts."""
 
 from mesp_ref.memory.base import Base, Store
-from mesp_ref.memory.flops import FLOPS
+from mesp_ref.memory.dry_run import DryRun, dry_run
 from mesp_ref.memory.kinds import KINDS, by_kind
 from mesp_ref.memory.ledger import Entry, Ledger, Moment, measure
-from mesp_ref.memory.predict import PEAKS, Parts, Peak, Shapes, peak
+from mesp_ref.memory.predict import PEAKS, Cost, Parts, Peak, cost, peak
 from mesp_ref.memory.process import PeakResident, Resident, resident
 from mesp_ref.memory.schedule import (
     PLACES,
@@ -17,4 +17,5 @@ from mesp_ref.memory.schedule import (
     need,
     parse_size,
 )
+from mesp_ref.memory.shapes import Shapes
 from mesp_ref.memory.timeline import plot_timelines

@@ -14,13 +14,12 @@ SILU_Z = "silu, z"
 LORA_H = "h"
 DX = "activation gradients"
 LORA_GRADIENTS = "LoRA gradients"
-DECODED = "decoded weights"
 REST = "labels, angles, loss"
 
 # In the order of a block: the first lies at the bottom of a stacked picture.
 KINDS = (
     RESIDUAL, NORM, QKV, PROBABILITIES, OUTPUT, GATE_UP, SILU_Z, LORA_H, DX, LORA_GRADIENTS,
-    DECODED, REST,
+    REST,
 )  # fmt: skip
 
 _PARTS = {
@@ -31,6 +30,11 @@ _ARGUMENTS = {"q_proj": NORM, "gate_proj": NORM, "o_proj": OUTPUT, "down_proj": 
 _OPS = {
     "rmsnorm": NORM, "rope": QKV, "attention": OUTPUT, "swiglu": SILU_Z, "embedding": RESIDUAL,
     "mlp": RESIDUAL, "rope_tables": REST, "lm_loss": REST,
+}  # fmt: skip
+
+_TAKEN = {
+    "rmsnorm(x)": RESIDUAL, "lm_loss(labels)": REST, "attention(first)": REST, "rope(cos)": REST,
+    "rope(sin)": REST,
 }  # fmt: skip
 
 
@@ -48,8 +52,6 @@ def kind(entry: Entry, rank: int) -> str:
     op, _, field = op.partition(".")  # "attention.p"
     part, _, taken = part.partition("(")
     name = next((p for p in _PARTS if p in part), "")
-    if "w)" in (argument, taken) or "b)" in (argument, taken):
-        return DECODED
     if op.endswith("_bwd"):
         is_lora = len(entry.shape) == 2 and rank in entry.shape and not (argument or taken)
         return LORA_GRADIENTS if is_lora and op in ("lora_linear_bwd", "mlp_bwd") else DX
@@ -62,7 +64,7 @@ def kind(entry: Entry, rank: int) -> str:
     if (op, field) == ("lm_loss", "dx"):
         return DX
     if argument:
-        return {"rmsnorm(x)": RESIDUAL, "lm_loss(labels)": REST}[f"{op}({argument}"]
+        return _TAKEN[f"{op}({argument}"]
     return _OPS[op]
 
 

@@ -4,7 +4,10 @@ The ledger listens to Python's calls (`sys.setprofile`), so the engine holds no 
 op is called it writes down every array that an earlier op took or returned and that still lives:
 its tag, shape, dtype and bytes. A buffer counts once, however many views it has; mapped files and
 the arrays given as `owned` (weights, adapter, inputs) do not count. tracemalloc, to which NumPy
-reports every allocation, tells what the op itself adds: its results and its scratch.
+reports every allocation, tells what the op itself adds: its results and its scratch. An op of a
+projection is named after the weight that it was given.
+
+The same ledger is kept of ghosts (ghost.py), whose meter stands for tracemalloc.
 """
 
 import inspect
@@ -12,24 +15,28 @@ import sys
 import tracemalloc
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mesp_ref import lean, ops
-from mesp_ref.ops import Array
+from mesp_ref.engine.config import PROJECTIONS
+from mesp_ref.lean.shards import Window
+from mesp_ref.memory.ghost import Ghost, Meter
+from mesp_ref.ops import Array, Table
 
 # The code of every op: the public functions of `ops` and of `lean`, plain helpers of theirs aside.
 _OPS = frozenset(
     f.__code__
     for package in (ops, lean)
     for f in vars(package).values()
-    if inspect.isfunction(f) and not Path(f.__code__.co_filename).name.startswith("_")
+    if inspect.isfunction(f) and not Path(f.__code__.co_filename).name.startswith(("_", "widths"))
 )
+_ARRAYS = np.ndarray | Ghost
 
 
 class Entry(NamedTuple):
@@ -52,6 +59,11 @@ class Moment:
     between: int = 0  # most that lived, by tracemalloc, between the op before and this one
 
     @property
+    def most(self) -> int:
+        """Most that lived, in the op or before it."""
+        return max(self.traced + self.added, self.between)
+
+    @property
     def held(self) -> int:
         """Bytes alive between ops."""
         return sum(entry.nbytes for entry in self.live)
@@ -68,27 +80,39 @@ class Moment:
 class Ledger:
     """Every op of what runs inside `with`, in order.
 
-    with Ledger(owned=adapter.weights.values()) as ledger: ...
+    with Ledger(adapter.weights.values(), model.weights) as ledger: ...
+
+    owned     arrays that do not count
+    weights   base weights by name, which do not count either: they name the ops of projections
+    meter     of ghosts; None for tracemalloc
     """
 
     owned: Iterable[Array] = ()
+    weights: Mapping[str, Table] = field(default_factory=dict)
+    meter: Meter | None = None
     moments: list[Moment] = field(default_factory=list)
+    after: int = 0  # most that lived after the last op
 
     def __enter__(self) -> "Ledger":
+        self._parts = {id(table): _part(name) for name, table in self.weights.items()}
+        self._trace: Any = self.meter or tracemalloc
         self._alive: dict[int, tuple[weakref.ref[Any], Entry]] = {}
-        self._skip = {id(_buffer(array)) for array in self.owned}
+        frozen = [table for table in self.weights.values() if isinstance(table, np.ndarray)]
+        self._skip = {id(_buffer(array)) for array in (*self.owned, *frozen)}
         self._op: FrameType | None = None
-        self._started = not tracemalloc.is_tracing()
+        self._started = self.meter is None and not tracemalloc.is_tracing()
         if self._started:
             tracemalloc.start()
         # What is not the step's: what was there before it, and our own notes.
-        self._own = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
+        self._own = self._trace.get_traced_memory()[0]
+        self._trace.reset_peak()
+        self._before = sys.getprofile()
         sys.setprofile(self._listen)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
+        sys.setprofile(self._before)
+        self.after = self._trace.get_traced_memory()[1] - self._own
         self._alive.clear()
         if self._started:
             tracemalloc.stop()
@@ -107,44 +131,56 @@ class Ledger:
             self._returned(frame, value)
 
     def _called(self, frame: FrameType) -> None:
-        current, peak = tracemalloc.get_traced_memory()
-        name = _name(frame)
+        current, peak = self._trace.get_traced_memory()
+        name = self._name(frame)
         for argument, value in frame.f_locals.items():
-            self._note(f"{name}({argument})", value)
+            self.note(f"{name}({argument})", value)
         live = [entry for ref, entry in self._alive.values() if ref() is not None]
         self.moments.append(Moment(name, live, 0, current - self._own, peak - self._own))
-        self._own += tracemalloc.get_traced_memory()[0] - current
-        tracemalloc.reset_peak()
+        self._own += self._trace.get_traced_memory()[0] - current
+        self._trace.reset_peak()
 
     def _returned(self, frame: FrameType, value: Any) -> None:
-        current, peak = tracemalloc.get_traced_memory()
+        current, peak = self._trace.get_traced_memory()
         moment = self.moments[-1]
         moment.added = peak - self._own - moment.traced
-        self._note(moment.op, value)
-        self._own += tracemalloc.get_traced_memory()[0] - current
-        tracemalloc.reset_peak()
+        self.note(moment.op, value)
+        self._own += self._trace.get_traced_memory()[0] - current
+        self._trace.reset_peak()
 
-    def _note(self, tag: str, value: Any) -> None:
-        """Write down the arrays in `value` that are not known yet."""
+    def _name(self, frame: FrameType) -> str:
+        """The op, and which of the seven projections it was given the weight of, or a part of it:
+        lora_linear mlp.gate_proj."""
+        table = frame.f_locals.get("w")
+        while isinstance(table, Window):
+            table = table.table
+        return f"{frame.f_code.co_name} {self._parts.get(id(table), '')}".rstrip()
+
+    def note(self, tag: str, value: Any) -> None:
+        """Write down the arrays in `value` that are not known yet, as made or first seen by `tag`."""
         for name, array in _arrays(tag, value):
             owner = _buffer(array)
             known = self._alive.get(id(owner))
             if owner is None or id(owner) in self._skip or (known and known[0]() is owner):
                 continue
+            if not owner.nbytes:  # LoRA matrices of a projection that has none
+                continue
             entry = Entry(name, owner.shape, owner.dtype, owner.nbytes)
             self._alive[id(owner)] = weakref.ref(owner), entry
 
 
-def _buffer(array: Array) -> Array | None:
+def _buffer(array: Any) -> Any:
     """The array that owns the memory of a view; None when a mapped file does."""
+    if isinstance(array, Ghost):
+        return array.buffer
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array if array.base is None else None
 
 
-def _arrays(tag: str, value: Any) -> Iterator[tuple[str, Array]]:
+def _arrays(tag: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Every array in a tuple, each under the name of its field."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, _ARRAYS):
         yield tag, value
     elif isinstance(value, tuple):
         names = getattr(value, "_fields", None)
@@ -152,16 +188,18 @@ def _arrays(tag: str, value: Any) -> Iterator[tuple[str, Array]]:
             yield from _arrays(f"{tag}.{names[index]}" if names else tag, item)
 
 
-def _name(frame: FrameType) -> str:
-    """The op, and which of the seven projections it computes: lora_linear mlp.gate_proj."""
-    caller = frame.f_back
-    if caller is None or not caller.f_code.co_name.startswith("project"):
-        return frame.f_code.co_name
-    return f"{frame.f_code.co_name} {caller.f_locals['part']}"
+def _part(name: str) -> str:
+    """The projection whose weight a tensor is, self_attn.q_proj; "" for any other."""
+    module = name.removesuffix(".weight")
+    return next((part for part in PROJECTIONS.values() if module.endswith(part)), "")
 
 
-def measure(run: Callable[[], object], owned: Iterable[Array] = ()) -> Ledger:
-    """The ledger of one call of `run`."""
-    with Ledger(owned) as ledger:
+def measure(
+    run: Callable[[], object],
+    owned: Iterable[Array] = (),
+    weights: Mapping[str, Table] = MappingProxyType({}),
+) -> Ledger:
+    """The ledger of one call of `run`, with `owned` and `weights` as a Ledger takes them."""
+    with Ledger(owned, weights) as ledger:
         run()
     return ledger

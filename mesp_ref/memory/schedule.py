@@ -1,9 +1,9 @@
 """The memory dial: the fastest exact way to the gradients whose peak fits below a limit.
 
-A schedule is a method and a place for its checkpoints. Its need is the closed form's peak, plus
-the LoRA gradients where all of them are held (clipping, accumulation), plus OVERHEAD. Which of two
-is faster is decided by arithmetic (flops.py) and by what goes through a file, a byte of which stands
-for FILE_WORK operations: that of a page cache with room for the file.
+A schedule is a method and a place for its checkpoints. Its need is the predicted peak, plus the LoRA
+gradients where all of them are held (clipping, accumulation), plus OVERHEAD. Which of two is faster is
+decided by arithmetic and by what goes through a file, a byte of which stands for FILE_WORK operations:
+that of a page cache with room for the file.
 """
 
 import math
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from mesp_ref.engine.adapter import adapter_shapes
 from mesp_ref.errors import MespRefError
-from mesp_ref.memory.flops import FLOPS
-from mesp_ref.memory.predict import Shapes, peak
+from mesp_ref.memory.predict import Cost, cost, peak
+from mesp_ref.memory.shapes import Shapes
 
-# Python objects and small temporaries of a step, beside the arrays that the closed form counts.
+# Python objects and small temporaries of a step, beside the arrays that are predicted.
 OVERHEAD = 256 * 1024
 
 # FLOPs in whose time a byte is written to a file and read: 1 ns at 200 GFLOP/s. Measured on one virtual
@@ -56,6 +56,9 @@ class Schedule(NamedTuple):
 
     def shapes(self, shapes: Shapes) -> Shapes:
         return at(shapes, self.checkpoints)
+
+    def cost(self, shapes: Shapes) -> Cost:
+        return cost(self.method, self.shapes(shapes))
 
 
 SCHEDULES = (
@@ -130,8 +133,8 @@ def by_speed(shapes: Shapes, schedules: Iterable[Schedule] = SCHEDULES) -> list[
     """Schedules, least work first: arithmetic, and bytes that go through a file."""
 
     def work(schedule: Schedule) -> float:
-        placed, method = schedule.shapes(shapes), schedule.method
-        return FLOPS[method](placed) + FILE_WORK * placed.file(method)
+        found = schedule.cost(shapes)
+        return found.flops + FILE_WORK * found.file
 
     return sorted(schedules, key=work)
 
@@ -152,7 +155,7 @@ def choose(
 
     Raises MespRefError saying what is missing and which schedule needs least, when none fits
     """
-    files = {s: s.shapes(shapes).file(s.method) for s in schedules}
+    files = {s: s.cost(shapes).file for s in schedules}
     ranked = by_speed(shapes, [s for s, size in files.items() if size <= room])
     if not ranked:
         raise MespRefError(f"{name}: no schedule fits {megabytes(room)} of room for files")

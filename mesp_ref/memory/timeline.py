@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mesp_ref.files.figure import new_figure
 from mesp_ref.files.output import write_aside
 from mesp_ref.memory.kinds import KINDS, by_kind
 from mesp_ref.memory.ledger import Ledger
@@ -20,7 +21,7 @@ COLOURS = dict(
         (*KINDS, ADDED),
         (
             "#4477AA", "#77AADD", "#44BB99", "#EE8866", "#BBCC33", "#AA3377",
-            "#FFAABB", "#882255", "#EEDD88", "#AAAA00", "#DDAA33", "#555555", "#9A9A9A",
+            "#FFAABB", "#882255", "#EEDD88", "#AAAA00", "#555555", "#9A9A9A",
         ),
         strict=True,
     )
@@ -56,7 +57,9 @@ def timeline(ledger: Ledger, rank: int) -> Timeline:
     return Timeline(ops, {name: y for name, y in kinds.items() if y.any()}, total, head)
 
 
-def plot_timelines(ledgers: Mapping[str, Ledger], path: str | Path, title: str, rank: int) -> None:
+def plot_timelines(
+    ledgers: Mapping[str, Ledger], path: str | Path, title: str, rank: int, overwrite: bool = True
+) -> None:
     """One row per method, each on its own scale, as .png or as one self-contained .html page.
 
     Raises MespRefError when the file cannot be written.
@@ -66,17 +69,22 @@ def plot_timelines(ledgers: Mapping[str, Ledger], path: str | Path, title: str, 
     rows = {method: timeline(ledger, rank) for method, ledger in ledgers.items()}
     is_picture = Path(path).suffix == ".png"
     data = _picture(rows, title) if is_picture else page(rows, title).encode()
-    with write_aside(path) as aside:
+    with write_aside(path, overwrite=overwrite) as aside:
         aside.write_bytes(data)
 
 
 def _picture(rows: Mapping[str, Timeline], title: str) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib takes a second
-    from matplotlib.figure import Figure
+    image = io.BytesIO()
+    size = (11, 1.1 + 2.3 * len(rows))
+    with new_figure(figsize=size, dpi=130, layout="constrained") as figure:
+        _fill(figure, rows, title)
+        figure.savefig(image, format="png", facecolor="white")
+    return image.getvalue()
+
+
+def _fill(figure: Any, rows: Mapping[str, Timeline], title: str) -> None:
     from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(11, 1.1 + 2.3 * len(rows)), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, (method, row) in zip(grid, rows.items(), strict=True):
@@ -88,9 +96,6 @@ def _picture(rows: Mapping[str, Timeline], title: str) -> bytes:
         handles=patches[::-1], loc="outside right center", frameon=False, fontsize=8,
         title="alive, by kind", alignment="left",
     )  # fmt: skip
-    image = io.BytesIO()
-    figure.savefig(image, format="png", facecolor="white")
-    return image.getvalue()
 
 
 def _draw(axes: Any, method: str, row: Timeline) -> None:

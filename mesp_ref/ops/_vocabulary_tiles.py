@@ -28,10 +28,10 @@ def one_pass(
     Source    Milakov & Gimelshein 2018 for the running maximum and sum
     """
     (start, stop), dtype = bounds, np.result_type(x, w.dtype)
-    logits = np.empty(len(x) * widest(stop - start, width), dtype)
-    top = np.full(len(x), -np.inf, logits.real.dtype)
-    total, z_label = np.zeros((2, len(x)), dtype)
-    mix, product = np.zeros((2, *x.shape) if chosen is not None else (2, 0, 0), dtype)
+    logits = np.empty(len(x) * widest(stop - start, width), dtype, like=x)
+    top = np.full(len(x), -np.inf, logits.real.dtype, like=x)
+    total, z_label = np.zeros((2, len(x)), dtype, like=x)
+    mix, product = np.zeros((2, *x.shape) if chosen is not None else (2, 0, 0), dtype, like=x)
     for a, b in tiles(stop - start, width):
         tile = w[start + a : start + b]  # [b−a, C]
         z = np.matmul(x, tile.T, out=view(logits, len(x), b - a))

@@ -28,6 +28,6 @@ def embedding_bwd_params(dy: Array, res: EmbeddingRes, w: Table) -> Array:
     Backward  dw[v] = Σ_{t: ids[t] = v} dy[t]: repeated tokens accumulate
     Shapes    dy [..., C] -> dw [V, C]
     """
-    dw = np.zeros(w.shape, dy.dtype)
+    dw = np.zeros(w.shape, dy.dtype, like=dy)
     np.add.at(dw, res.ids, dy)
     return dw

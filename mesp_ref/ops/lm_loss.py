@@ -33,7 +33,7 @@ def lm_loss(
     flat, dtype = labels.reshape(-1), np.result_type(x, w.dtype)
     counted = np.flatnonzero(flat != IGNORED)
     x_counted = rows(x)[counted]
-    chosen = None if "dx" in drop else np.zeros(x_counted.shape, dtype)  # W[label]
+    chosen = None if "dx" in drop else np.zeros(x_counted.shape, dtype, like=x)  # W[label]
     width = width or vocabulary_tile(len(counted))
     found = one_pass(x_counted, w, flat[counted], chosen, width, (0, w.shape[0]))
     del x_counted  # before dx, which may be larger than a tile's logits were
@@ -49,7 +49,7 @@ def loss_of(found: Pass, chosen: Array | None, x: Array, labels: Array) -> tuple
         mix /= total[:, None]
         mix -= chosen
         mix *= mean
-        dx = np.zeros(x.shape, total.dtype)
+        dx = np.zeros(x.shape, total.dtype, like=x)
         rows(dx)[counted] = mix
     lse = np.log(total) + top
     return (lse - z_label).sum() * mean, LmLossRes(x, labels, lse, dx)
@@ -79,7 +79,8 @@ def lm_loss_bwd_params(
     counted = np.flatnonzero(labels != IGNORED)
     x, labels, dtype = rows(res.x)[counted], labels[counted], res.lse.dtype
     width = width or vocabulary_tile(len(x))
-    dw, logits = np.empty(w.shape, dtype), np.empty(len(x) * widest(w.shape[0], width), dtype)
+    dw = np.empty(w.shape, dtype, like=x)
+    logits = np.empty(len(x) * widest(w.shape[0], width), dtype, like=x)
     for a, b in tiles(w.shape[0], width):
         z = np.matmul(x, w[a:b].T, out=view(logits, len(x), b - a))
         z -= res.lse[:, None]

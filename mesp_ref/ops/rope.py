@@ -39,7 +39,7 @@ def rope(x: Array, cos: Array, sin: Array) -> tuple[Array, RopeRes]:
     half = x.shape[-1] // 2
     x1, x2 = x[..., :half], x[..., half:]
     cos, sin = cos[..., None, :], sin[..., None, :]  # [T, 1, D/2]
-    y = np.empty(x.shape, x.dtype)
+    y = np.empty(x.shape, x.dtype, like=x)
     y[..., :half] = x1 * cos - x2 * sin
     y[..., half:] = x2 * cos + x1 * sin
     return y, RopeRes()

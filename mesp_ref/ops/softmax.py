@@ -13,16 +13,16 @@ class CausalSoftmaxRes(NamedTuple):
     p: Array  # [..., Tq, Tk]
 
 
-def causal_mask(tq: int, tk: int, first: Array | None = None) -> Array:
+def causal_mask(tq: int, tk: int, first: Array | None = None, like: Array | None = None) -> Array:
     """True where query i may see key j: j ≤ i + (Tk − Tq), aligned at the bottom right.
 
     Shapes    -> [Tq, Tk] bool. With Tq = Tk this is the lower triangle; with a cache of earlier
-              keys (Tk > Tq) the last query sees every key.
+              keys (Tk > Tq) the last query sees every key. Of the kind of `like`.
     first     [N, Tq], the first key that each query may see, where its document begins in a row of
               several: -> [N, 1, Tq, Tk]
     """
-    mask: Array = np.tri(tq, tk, k=tk - tq, dtype=bool)
-    return mask if first is None else mask & (np.arange(tk) >= first[:, None, :, None])
+    mask: Array = np.tri(tq, tk, k=tk - tq, dtype=bool, like=like)
+    return mask if first is None else mask & (np.arange(tk, like=mask) >= first[:, None, :, None])
 
 
 def causal_softmax(s: Array, *, first: Array | None = None) -> tuple[Array, CausalSoftmaxRes]:
@@ -31,7 +31,7 @@ def causal_softmax(s: Array, *, first: Array | None = None) -> tuple[Array, Caus
     Forward   p_ij = exp(s_ij − m_i) / Σ_{j visible} exp(s_ij − m_i);  m_i = max over visible j
     Shapes    s [N, H, Tq, Tk], first [N, Tq] or None (see causal_mask) -> p [N, H, Tq, Tk]
     """
-    p = np.where(causal_mask(s.shape[-2], s.shape[-1], first), s, s.dtype.type(-np.inf))
+    p = np.where(causal_mask(s.shape[-2], s.shape[-1], first, s), s, s.dtype.type(-np.inf))
     p -= p.real.max(axis=-1, keepdims=True)
     np.exp(p, out=p)
     p /= p.sum(axis=-1, keepdims=True)

@@ -25,8 +25,9 @@ def sample(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
 
 
 def packed(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
-    """Rows of several documents, of one token and more."""
+    """A row of one document, then rows of several, of one token and more."""
     starts = rng.random((z.n, z.t)) < 0.4
+    starts[0] = False
     first = np.maximum.accumulate(np.where(starts, np.arange(z.t), 0), axis=1)
     return sample(rng, z._replace(past=0), dtype) | {"first": first}
 

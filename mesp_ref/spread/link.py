@@ -11,6 +11,8 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+import psutil
+
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.spread import watch
 
@@ -43,8 +45,6 @@ def start_watch(size: int, patience: float) -> tuple[Address, subprocess.Popen[b
 
 def _launcher() -> int:
     """The process number of the mpiexec that started this rank; 0 where it is not on this machine."""
-    import psutil
-
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process().parents():
             if process.name().startswith(("mpiexec", "mpirun", "prterun")):
@@ -54,8 +54,6 @@ def _launcher() -> int:
 
 def _addresses() -> tuple[str, ...]:
     """This machine's addresses, those that others can reach first."""
-    import psutil
-
     found = [
         address.address
         for interface in psutil.net_if_addrs().values()

@@ -12,8 +12,10 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import data_file
-from mesp_ref.job.directory import Event, RunDirectory
+from mesp_ref.job.directory import RunDirectory
 from mesp_ref.job.finetune import FinetuneOptions, Report, Run
+from mesp_ref.job.metrics import Event
+from mesp_ref.job.report import Reporter
 from mesp_ref.spread.link import Link
 from mesp_ref.spread.same import difference, own_facts
 from mesp_ref.spread.tally import SpreadTally
@@ -139,7 +141,7 @@ class Follower:
         mine = dataclasses.replace(
             options, resume=False, overwrite=False, memory_limit=None, out=place
         )
-        return Run(mine, data, lambda event: None, directory, self.ranks)
+        return Run(mine, data, Reporter(lambda event: None), directory, self.ranks)
 
     def _advance(self) -> None:
         assert self.run is not None

@@ -27,7 +27,11 @@ class Facts:
 
 def own_facts(run: Run, arguments: dict[str, Any]) -> Facts:
     """The facts of this rank."""
-    options = {name: value for name, value in arguments.items() if name not in _OWN}
+    options = {
+        name: value
+        for name, value in arguments.items()
+        if name not in _OWN and isinstance(value, (str, int, float, type(None)))
+    }
     adapter = hashlib.sha256()
     for array in run.trainer.params.values() if not run.trainer.step else ():
         adapter.update(array.tobytes())

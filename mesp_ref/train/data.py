@@ -28,6 +28,7 @@ import numpy as np
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.strict import open_regular, parse_json
 from mesp_ref.ops import Array
+from mesp_ref.train.chat import FIELDS, ROLES
 
 _PAGE_BYTES = 1 << 15
 _READ_BYTES = 1 << 20
@@ -238,20 +239,61 @@ def _check_record(line: bytes, where: str, vocab_size: int | None) -> str:
 
 
 def _check_messages(messages: Any, where: str) -> None:
+    """Turns with a known role and known fields, whose words are text."""
     if not isinstance(messages, list) or not messages:
         raise MespRefError(f"{where}: messages: found {shown(messages)}, expected a list of turns")
     for i, message in enumerate(messages, 1):
+        place = f"{where}: messages: turn {i}"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise MespRefError(
-                f"{where}: messages: turn {i}: expected an object with role and content, "
-                f"found {shown(message)}"
+                f"{place}: expected an object with role and content, found {shown(message)}"
             )
-        if message.get("content") is None and not message.get("tool_calls"):
-            raise MespRefError(f"{where}: messages: turn {i}: content: missing, expected a string")
-    if not any(message["role"] == "assistant" for message in messages):
-        raise MespRefError(
-            f"{where}: messages: found no turn of role assistant, expected one to learn from"
-        )
+        if message["role"] not in ROLES:
+            raise MespRefError(
+                f"{place}: role: found {shown(message['role'])}, expected one of {', '.join(ROLES)}"
+            )
+        for field, value in message.items():
+            if field not in FIELDS and value is not None:
+                raise MespRefError(
+                    f"{place}: found field {shown(field)}, expected only {', '.join(FIELDS)}; "
+                    "leave it out"
+                )
+        _check_content(message, place)
+        _check_switches(message, place)
+
+
+def _check_content(message: dict[str, Any], place: str) -> None:
+    content = message.get("content")
+    if content is None and not message.get("tool_calls"):
+        raise MespRefError(f"{place}: content: missing, expected a string")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+    for part in parts:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            raise MespRefError(
+                f"{place}: content: found {shown(content)}, expected a string, or a list of "
+                'objects {"type": "text", "text": …}'
+            )
+
+
+def _check_switches(message: dict[str, Any], place: str) -> None:
+    """`weight` 0 or 1 and `train` true or false, which only say of an answer that it is learned."""
+    answer = message["role"] == "assistant"
+    for field, allowed in (("weight", (0, 1)), ("train", (False, True))):
+        value = message.get(field)
+        if value is None:
+            continue
+        if type(value) not in {int: (int, float), bool: (bool,)}[type(allowed[0])] or (
+            value not in allowed
+        ):
+            raise MespRefError(
+                f"{place}: {field}: found {shown(value)}, expected "
+                + ("0 or 1" if field == "weight" else "true or false")
+            )
+        if value and not answer:
+            raise MespRefError(
+                f"{place}: {field}: found {shown(value)} on a turn of role {message['role']}, "
+                "expected it on turns of the assistant, which alone are learned; leave it out"
+            )
 
 
 def _check_tokens(tokens: Any, where: str, vocab_size: int | None) -> None:

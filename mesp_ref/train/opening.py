@@ -13,7 +13,9 @@ from mesp_ref.train.data import open_data
 from mesp_ref.train.rows import Encoder, RowStream
 
 
-def open_encoder(model: Model, kinds: Iterable[str], now: datetime) -> Encoder:
+def open_encoder(
+    model: Model, kinds: Iterable[str], now: datetime, special_in_text: bool = False
+) -> Encoder:
     """The encoder of a model directory for these kinds of record; token ids need no tokenizer."""
     assert model.path is not None
     kinds, tokenizer = set(kinds), None
@@ -21,7 +23,7 @@ def open_encoder(model: Model, kinds: Iterable[str], now: datetime) -> Encoder:
         tokenizer = load_tokenizer(model.path)
     template = load_chat_template(model.path, now) if "messages" in kinds else None
     ends = model.config.eos_token_ids
-    return Encoder(tokenizer, template, ends[0] if ends else None, model.config.vocab_size)
+    return Encoder(tokenizer, template, ends, model.config.vocab_size, special_in_text)
 
 
 def open_stream(
@@ -32,13 +34,14 @@ def open_stream(
     form: str = "auto",
     packing: str = "auto",
     seed: int | None = None,
+    special_in_text: bool = False,
 ) -> RowStream:
     """The rows of a whole file, in its own order or, with a seed, shuffled.
 
     Raises MespRefError for whatever is wrong with the file, or with the model's tokenizer for it
     """
     data = open_data(path, seq_len=seq_len, form=form, vocab_size=model.config.vocab_size)
-    encoder = open_encoder(model, data.kinds, datetime.now())
+    encoder = open_encoder(model, data.kinds, datetime.now(), special_in_text)
     return RowStream(
         data, encoder, np.arange(data.pages), seq_len=seq_len, packing=packing,
         seed=seed or 0, shuffle=seed is not None,

@@ -1,7 +1,9 @@
 """From records to the batches of a run: token ids, labels, rows in a seeded order."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
@@ -9,8 +11,9 @@ import numpy as np
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.tokenizer import reasons
 from mesp_ref.ops import IGNORED, Array
-from mesp_ref.train.chat import ChatTemplate
+from mesp_ref.train.chat import ChatTemplate, Cut, Span
 from mesp_ref.train.data import DataFile, cut_text
+from mesp_ref.train.spelling import Control, Speller
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,29 +50,87 @@ class RowSource(Protocol):
     def take(self, count: int) -> list[Row]: ...
 
 
+@dataclass
+class TurnCounts:
+    """What has been met in conversations so far.
+
+    answers      turns of the assistant in them
+    excluded     of these, turns whose `weight` is 0 or whose `train` is false
+    rewritten    of these, turns that the template renders otherwise once more follows: not learned
+    silent       conversations without a turn to learn
+    forged       conversations whose text spells a control token, and is taken by the letter
+    """
+
+    conversations: int = 0
+    answers: int = 0
+    excluded: int = 0
+    rewritten: int = 0
+    silent: int = 0
+    forged: int = 0
+
+    def told(self) -> str:
+        """What is not learned and why, in a line; empty where all is as anybody would expect."""
+        notes = [
+            f"{number} {what}"
+            for number, what in (
+                (self.excluded, "answers excluded by weight or train"),
+                (self.rewritten, "not learned: the template rewrites them once more follows"),
+                (self.silent, "conversations without an answer to learn"),
+                (self.forged, "conversations spell a control token, which is taken as plain text"),
+            )
+            if number
+        ]
+        if not notes:
+            return ""
+        read = f"of {self.conversations} read so far, with {self.answers} answers"
+        return f"{read}: {'; '.join(notes)}"
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Turns text and records into rows of tokens for one model.
 
-    `eos` closes every record of JSONL `text`; `vocab_size` is what token ids must stay below.
+    `ends` are the tokens that end a text; the first of them closes every record of JSONL `text`.
+    `vocab_size` is what token ids must stay below. With `special_in_text` the words of a turn may
+    make control tokens, as they do in transformers; else they are spelled as any other text.
+    `counts` grows with each conversation.
     """
 
     tokenizer: "Tokenizer | None"
     template: ChatTemplate | None
-    eos: int | None
+    ends: Sequence[int]
     vocab_size: int
+    special_in_text: bool = False
+    counts: TurnCounts = field(default_factory=TurnCounts)
 
     def text(self, text: str, special: bool = False) -> Array:
         """Token ids of a text, [T] int32."""
+        return self._encode(self._tokenizer, text, special)
+
+    @property
+    def _tokenizer(self) -> "Tokenizer":
         if self.tokenizer is None:
             raise MespRefError(
                 "tokenizer: none given, expected one for text; only tokens need none"
             )
+        return self.tokenizer
+
+    @cached_property
+    def _speller(self) -> Speller:
+        assert self.template is not None
+        return Speller(self._tokenizer, self.template)
+
+    def _encode(self, tokenizer: "Tokenizer", text: str, special: bool = False) -> Array:
         with reasons("tokenizer.json: cannot encode"):
-            framed = special and self.tokenizer.num_special_tokens_to_add(False) > 0
+            framed = special and tokenizer.num_special_tokens_to_add(False) > 0
             pieces = [text] if framed else cut_text(text)
-            parts = [self.tokenizer.encode(p, add_special_tokens=framed).ids for p in pieces]
-        ids = np.concatenate([np.array(part, np.int64) for part in parts])
+            return np.concatenate(
+                [self._known(tokenizer.encode(p, add_special_tokens=framed).ids) for p in pieces]
+            )
+
+    def _known(self, found: list[int]) -> Array:
+        """Token ids that the model has, [T] int32."""
+        ids = np.array(found, np.int64)
         if ids.size and ids.max() >= self.vocab_size:
             raise MespRefError(
                 f"tokenizer.json: found token id {ids.max()}, expected below vocab_size = "
@@ -86,9 +147,36 @@ class Encoder:
             ids = np.array(record["tokens"], np.int32)
         else:
             ids = self.text(record["text"], special=True)
-            if self.eos is not None and not (ids.size and ids[-1] == self.eos):
-                ids = np.append(ids, np.int32(self.eos))
+            if self.ends and not (ids.size and ids[-1] in self.ends):
+                ids = np.append(ids, np.int32(self.ends[0]))
         return Row(ids, ids)
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> Array:
+        """Token ids that ask for the next turn of a conversation, [T] int32."""
+        assert self.template is not None
+        text, data = self.template.asked(messages, tools)
+        ids, _ = self._spell(text, data, 0, len(text))
+        return ids
+
+    @property
+    def turn_ends(self) -> tuple[int, ...]:
+        """Every token at which an answer ends: those of texts, and the template's own."""
+        end = self._speller.turn_end if self.template and self.tokenizer else None
+        return (*self.ends, *([end] if end is not None and end not in self.ends else []))
+
+    def _spell(self, text: str, data: Sequence[Span], start: int, stop: int) -> tuple[Array, bool]:
+        """Token ids of a stretch of rendered text, and whether its data spells a control token."""
+        piece, speller = text[start:stop], self._speller
+        if self.special_in_text:
+            return self.text(piece), False
+        controls = [
+            Control(c.start - start, c.stop - start, c.token)
+            for c in speller.controls(text, data, start, stop)
+        ]
+        return speller.spell(piece, controls, self.text, self._plain)
+
+    def _plain(self, text: str) -> Array:
+        return self._encode(self._speller.plain, text)
 
     def _chat(self, record: dict[str, Any], where: str) -> Row:
         if self.template is None:
@@ -97,19 +185,39 @@ class Encoder:
                 "tokenizer_config.json; use records with text instead"
             )
         try:
-            segments = self.template.segments(record["messages"], record.get("tools"))
+            cut = self.template.cut(record["messages"], record.get("tools"))
+            ids, labels, forged = array("i"), array("i"), False
+            for start, stop, said in self._pieces(cut):
+                part, made = self._spell(cut.text, cut.data, start, stop)
+                ids.frombytes(part.tobytes())
+                labels.frombytes((part if said else np.full_like(part, IGNORED)).tobytes())
+                forged |= made
         except MespRefError as error:
             raise MespRefError(f"{where}: messages: {error}") from None
-        ids, labels = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-        for text, said in segments:
-            part = self.text(text)
-            target = part.copy() if said else np.full_like(part, IGNORED)
-            ends = np.flatnonzero(part == self.eos) if said and self.eos is not None else part[:0]
-            if ends.size:
-                target[ends[-1] + 1 :] = IGNORED
-            ids.append(part)
-            labels.append(target)
-        return Row(np.concatenate(ids), np.concatenate(labels))
+        self._count(cut, forged)
+        return Row(np.frombuffer(ids, np.int32), np.frombuffer(labels, np.int32))
+
+    def _pieces(self, cut: Cut) -> Iterator[tuple[int, int, bool]]:
+        """Stretches of a conversation in order, and whether they are learned."""
+        done = 0
+        for start, stop, last in cut.learned:
+            end = self._speller.end_of_turn(cut.text, cut.data, last, stop)
+            if start > done:
+                yield done, start, False
+            if end > start:
+                yield start, end, True
+            done = end
+        if done < len(cut.text):
+            yield done, len(cut.text), False
+
+    def _count(self, cut: Cut, forged: bool) -> None:
+        counts = self.counts
+        counts.conversations += 1
+        counts.answers += cut.answers
+        counts.excluded += cut.excluded
+        counts.rewritten += cut.rewritten
+        counts.silent += not cut.learned
+        counts.forged += forged
 
 
 class RowStream:
@@ -196,9 +304,11 @@ class RowStream:
             self._refuse_barren()
 
     def _refuse_barren(self) -> NoReturn:
+        told = self.encoder.counts.told()
         raise MespRefError(
             f"{self.data.path}: found no token to learn from in sequences of {self.seq_len}, "
             "expected some; conversations are cut short there: try a larger --seq-len"
+            + (f" ({told})" if told else "")
         )
 
     def _pool_rows(self, epoch: int, pool: int) -> list[Row]:
@@ -271,6 +381,11 @@ def as_batch(rows: Iterable[Row]) -> tuple[Array, Array]:
               can see it, for attention is causal
     """
     rows = list(rows)
+    if not rows:
+        raise MespRefError(
+            "rows: found none with a token to learn from, expected at least one; conversations are "
+            "cut short at --seq-len: try a larger one"
+        )
     shape = (len(rows), max(len(row.ids) for row in rows))
     ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
     for i, row in enumerate(rows):

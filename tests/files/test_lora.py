@@ -108,7 +108,7 @@ def directory(tmp_path: Path) -> Path:
         ({"r": 0}, "r: found 0"),
         ({"r": "8"}, "r: found '8'"),
         ({"lora_alpha": None}, "alpha: found None"),
-        ({"r": 2}, "expected rank 2"),
+        ({"r": 2}, "r: found 2, expected 3, with which"),
         ({"use_dora": True}, "use_dora: found True"),
         ({"bias": "all"}, "bias: found 'all'"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),

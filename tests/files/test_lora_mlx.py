@@ -86,7 +86,7 @@ BROKEN: dict[str, tuple[Callable[[dict, dict], object], str]] = {
     "full": (edit_config("fine_tune_type", "full"), "fine_tune_type: found 'full'"),
     "none": (edit_config("lora_parameters", None), "lora_parameters: found None, expected rank"),
     "rank": (edit_scale(rank=0), "lora_parameters.rank: found 0"),
-    "scale": (edit_scale(scale="20"), "alpha: found '20', expected a finite number"),
+    "scale": (edit_scale(scale="20"), "lora_parameters.scale: found '20', expected a finite"),
     "other rank": (edit_scale(rank=4), "expected rank 4"),
     "name": (
         lambda c, t: t.update({"lm_head.lora_a": t[f"{Q}.lora_a"]}),

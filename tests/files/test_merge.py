@@ -31,7 +31,7 @@ def test_a_merged_projection_differs_by_rounding_alone(
     A, B = pair
     x = np.random.default_rng(3).standard_normal((2, 7, W.shape[1])).astype(np.float32)
     before, _ = ops.lora_linear(x, W, None, A, B, s=adapter.scale)
-    after, _ = ops.linear(x, merged(f"{name}.weight"))
+    after, _ = ops.linear(x, merged[f"{name}.weight"])
     mag = np.abs(x) @ (np.abs(W) + adapter.scale * np.abs(B) @ np.abs(A)).T
     bound = 2 * (1 + 4 * np.sqrt(W.shape[1] + R)) * U * mag
     assert (np.abs(after - before) <= bound).all()

@@ -18,9 +18,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 # Executions of each target: about a million in all, more where one is cheap.
 RUNS = {
-    "config": 180_000, "safetensors": 350_000, "checkpoint": 15_000, "adapter": 60_000,
-    "mlx_adapter": 40_000, "tokenizer": 20_000, "text": 150_000, "jsonl": 20_000, "golden": 30_000,
-    "sketch": 100_000, "resume": 60_000, "gguf": 30_000,
+    "config": 180_000, "settings": 60_000, "safetensors": 350_000, "checkpoint": 15_000,
+    "adapter": 60_000, "mlx_adapter": 40_000, "tokenizer": 20_000, "text": 150_000,
+    "jsonl": 20_000, "golden": 30_000, "sketch": 100_000, "resume": 60_000, "gguf": 30_000,
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import published
 from helpers import CHATML, STOP, byte_level_tokenizer, words
 from mutate import SEPARATOR
 
@@ -43,7 +44,13 @@ def _made(make: Callable[[Path], list[bytes]]) -> Callable[[], list[bytes]]:
 def _config(folder: Path) -> list[bytes]:
     values = config_fields(mr.Qwen2Config(32, 16, 24, 2, 4, 2, 4, eos_token_id=(1, 2)))
     old = {k: v for k, v in values.items() if k not in ("rope_parameters", "head_dim")}
-    return [json.dumps(values).encode(), json.dumps(old | {"rope_scaling": None}).encode()]
+    own = [values, old | {"rope_scaling": None}, *published.CONFIGS.values()]
+    return [json.dumps(fields).encode() for fields in own]
+
+
+def _settings(folder: Path) -> list[bytes]:
+    both = ((t, g) for t in published.TOKENIZERS.values() for g in published.GENERATION.values())
+    return [SEPARATOR.join(json.dumps(fields).encode() for fields in pair) for pair in both]
 
 
 def _tensors(folder: Path, **arrays: Any) -> bytes:
@@ -72,7 +79,10 @@ def _checkpoint(folder: Path) -> list[bytes]:
 
 def _adapter(folder: Path) -> list[bytes]:
     mr.save_adapter(mr.init_lora(CONFIG, rank=1, b_std=1.0, targets="q_proj,up_proj"), folder)
-    return [_join(folder, ("adapter_config.json", "adapter_model.safetensors"))]
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    own, sizes = _join(folder, names), {"r": 1, "target_modules": ["q_proj", "up_proj"]}
+    (folder / names[0]).write_text(json.dumps(published.ADAPTERS["peft 0.19"] | sizes))
+    return [own, _join(folder, names)]
 
 
 def _mlx_adapter(folder: Path) -> list[bytes]:
@@ -144,16 +154,28 @@ def _resume(folder: Path) -> list[bytes]:
     trainer = Trainer(mr.random_model(CONFIG), adapter, Rows(), config)  # type: ignore[arg-type]
     zeros = {name: np.zeros_like(w) for name, w in trainer.params.items()}
     trainer.optimizer.step(trainer.params, zeros, 0.0)
+    trainer.step = 1
     arrays, facts = trainer.state()
     facts |= {
-        "identity": {"lr": 1.0},
+        "identity": {"lr": 1.0, "method": "mesp", "checkpoints": "ram", "steps": 9},
         "environment": environment(),
         "started": "2026-01-01T00:00:00",
     }
     save_state(folder / "state.safetensors", arrays, facts)
     write_json(folder / "run.json", {})
     events = (
-        {"event": "step", "step": 1, "loss": 1.0},
+        {
+            "event": "step",
+            "step": 1,
+            "loss": 1.0,
+            "lr": 0.1,
+            "grad_norm": 1.0,
+            "tokens": 3,
+            "computed_tokens": 4,
+            "seconds": 0.1,
+            "tokens_per_second": 40.0,
+            "memory_mib": 9.0,
+        },
         {"event": "eval", "step": 1, "loss": 1.0, "accuracy": 0.5, "perplexity": None},
         {"event": "sample", "step": 1, "prompt": "a", "text": "b"},
     )
@@ -194,8 +216,9 @@ def _gguf(folder: Path) -> list[bytes]:
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     name: _made(make)
     for name, make in {
-        "config": _config, "safetensors": _safetensors, "checkpoint": _checkpoint,
-        "adapter": _adapter, "mlx_adapter": _mlx_adapter, "tokenizer": _tokenizer, "text": _text,
-        "jsonl": _jsonl, "golden": _golden, "sketch": _sketch, "resume": _resume, "gguf": _gguf,
+        "config": _config, "settings": _settings, "safetensors": _safetensors,
+        "checkpoint": _checkpoint, "adapter": _adapter, "mlx_adapter": _mlx_adapter,
+        "tokenizer": _tokenizer, "text": _text, "jsonl": _jsonl, "golden": _golden,
+        "sketch": _sketch, "resume": _resume, "gguf": _gguf,
     }.items()
 }  # fmt: skip

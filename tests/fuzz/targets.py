@@ -17,13 +17,15 @@ import numpy as np
 
 import mesp_ref as mr
 from mesp_ref.errors import named
+from mesp_ref.files.affine import Quantization
 from mesp_ref.files.checkpoint import open_checkpoint
-from mesp_ref.files.config import config_fields, read_config
+from mesp_ref.files.config import config_fields, read_config, read_generation_config
 from mesp_ref.files.gguf import Gguf
 from mesp_ref.files.gguf_tokenizer import build_tokenizer, tokenizer_config
 from mesp_ref.files.mlx import load_mlx_adapter
 from mesp_ref.files.safetensors import MappedFile
-from mesp_ref.files.tokenizer import load_tokenizer
+from mesp_ref.files.strict import read_object
+from mesp_ref.files.tokenizer import load_tokenizer, read_tokenizer_config
 from mesp_ref.golden.check import check
 from mesp_ref.golden.page import as_html
 from mesp_ref.golden.report import as_text
@@ -37,7 +39,7 @@ from mesp_ref.train.rows import Cursor, Encoder, RowStream
 from mesp_ref.train.trainer import TrainConfig, Trainer
 
 HERE = Path(__file__).parent
-sys.path += [str(HERE), str(HERE.parent)]
+sys.path += [str(HERE), str(HERE.parent), str(HERE.parent / "files")]
 
 from helpers import byte_level_tokenizer  # noqa: E402
 from mutate import SEPARATOR  # noqa: E402
@@ -84,8 +86,14 @@ def _touch(arrays: Any) -> None:
 
 def _config(folder: Path) -> None:
     config = read_config(folder)
+    Quantization(read_object(folder / "config.json", "an object"), "config.json")
     json.dumps(config_fields(config), allow_nan=False).encode()
     config.weight_shapes()
+
+
+def _settings(folder: Path) -> None:
+    read_tokenizer_config(folder)
+    read_generation_config(folder)
 
 
 def _safetensors(folder: Path) -> None:
@@ -98,13 +106,13 @@ def _checkpoint(folder: Path) -> None:
         if (folder / optional).is_file() and not (folder / optional).stat().st_size:
             (folder / optional).unlink()
     _, weights = open_checkpoint(folder)
-    _touch(weights(name) for name in weights.names())
+    _touch(table[...] for table in weights.values())
     mr.load_model(folder)
 
 
 def _adapter(folder: Path) -> None:
     adapter = mr.load_adapter(folder, config=CONFIG)
-    mr.save_adapter(adapter, folder)
+    mr.save_adapter(adapter, folder / "again", overwrite=True)
 
 
 def _mlx_adapter(folder: Path) -> None:
@@ -113,14 +121,14 @@ def _mlx_adapter(folder: Path) -> None:
 
 def _tokenizer(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
-    encoder = Encoder(tokenizer, None, None, 1 << 20)
+    encoder = Encoder(tokenizer, None, (), 1 << 20)
     encoder.text("The ship sailed.\n\n é <|im_end|>", special=True)
 
 
 @functools.cache
 def _plain() -> Encoder:
     tokenizer = byte_level_tokenizer()
-    return Encoder(tokenizer, None, 2, tokenizer.get_vocab_size())
+    return Encoder(tokenizer, None, (2,), tokenizer.get_vocab_size())
 
 
 def _rows(folder: Path, file: str, form: str, encoder: Encoder) -> None:
@@ -139,7 +147,7 @@ def _jsonl(folder: Path) -> None:
     template = load_chat_template(folder, datetime(2026, 1, 1))
     encoder = _plain()
     _rows(folder, "a.jsonl", "jsonl",
-          Encoder(encoder.tokenizer, template, encoder.eos, encoder.vocab_size))  # fmt: skip
+          Encoder(encoder.tokenizer, template, encoder.ends, encoder.vocab_size))  # fmt: skip
 
 
 def _golden(folder: Path) -> None:
@@ -193,7 +201,7 @@ def _resume(folder: Path) -> None:
             zeros = {name: np.zeros_like(w) for name, w in trainer.params.items()}
             trainer.optimizer.step(trainer.params, zeros, 0.0)
             directory.reopen(trainer.step)
-        write_csv(folder / "metrics.csv", directory.events())
+        write_csv(folder / "metrics.csv", directory.metrics)
     finally:
         directory.release()
 
@@ -209,6 +217,7 @@ def _gguf(folder: Path) -> None:
 
 _SOURCES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "config": (_config, ("config.json",)),
+    "settings": (_settings, ("tokenizer_config.json", "generation_config.json")),
     "safetensors": (_safetensors, ("a.safetensors",)),
     "checkpoint": (
         _checkpoint,

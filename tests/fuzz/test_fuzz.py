@@ -14,9 +14,9 @@ from targets import HERE, TARGETS, fast_folder, run
 
 KEPT = sorted((HERE / "corpus").rglob("*.bin"))
 MUTATIONS = {
-    "config": 800, "safetensors": 2000, "checkpoint": 150, "adapter": 400, "mlx_adapter": 300,
-    "tokenizer": 150, "text": 500, "jsonl": 150, "golden": 250, "sketch": 500, "resume": 400,
-    "gguf": 300,
+    "config": 800, "settings": 400, "safetensors": 2000, "checkpoint": 150,
+    "adapter": 400, "mlx_adapter": 300, "tokenizer": 150, "text": 500, "jsonl": 150,
+    "golden": 250, "sketch": 500, "resume": 400, "gguf": 300,
 }  # fmt: skip
 
 

@@ -275,7 +275,7 @@ def test_a_read_only_directory(options: FinetuneOptions, tmp_path: Path) -> None
         with pytest.raises(mr.MespRefError, match="cannot be written"):
             WRITERS["state"](place, 2.0)
         with pytest.raises(mr.MespRefError, match="cannot be written"):
-            finetune(options.__class__(**vars(options) | {"out": str(place), "overwrite": True}))
+            finetune(options.__class__(**vars(options) | {"out": str(place / "run")}))
         assert load_state(place / "state")[1] == {"step": 1.0}
 
 

@@ -58,6 +58,7 @@ def test_the_directory_is_a_checkpoint(run):
     assert f"{facts['loss']:.4f} nats per token" in card
     assert f"{facts['bound']:.4f} nats per token" in card
     assert sorted(file.name for file in out.iterdir()) == [
+        ".mesp-ref.json",
         "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Workers that share a block: the same gradients, repeatable bits, memory as predicted."""
 
 import json
+import math
 import re
 import tracemalloc
 from pathlib import Path
@@ -27,7 +28,9 @@ from mesp_ref.lean.shards import (
     share_rows,
 )
 from mesp_ref.lean.workers import blas_threads, hire
-from mesp_ref.memory import Base, Shapes, at, choose, peak
+from mesp_ref.memory import Base, Shapes, Store, at, choose, peak
+from mesp_ref.memory.dry_run import GhostTable
+from mesp_ref.memory.ghost import Meter
 from mesp_ref.verify.planted import original, planted
 
 # Heads that workers cannot share evenly, a width that is no multiple of 128, an untied head.
@@ -247,12 +250,14 @@ def test_memory_of_many_workers(method: str) -> None:
 
 def test_cuts_inside_a_packed_group_decode_all_of_it() -> None:
     """o_proj of 0.5B, 896 columns cut at 448, in groups of 128: 512 columns for each of two workers."""
-    config, packed = named_shape("qwen2.5-0.5b"), Affine(4, 128)
-    base = Base.uniform(config, "float16", packed)
-    one, two = (Shapes(config, base=base, workers=workers) for workers in (1, 2))
-    assert one.decoded_parts("o_proj") == 896 * 896 * 4
-    assert two.decoded_parts("o_proj") == 896 * 1024 * 4
-    assert two.decoded_parts("q_proj") == one.decoded_parts("q_proj")
+    config, store = named_shape("qwen2.5-0.5b"), Store("float16", Affine(4, 128))
+    for part, columns in (("self_attn.o_proj", 1024), ("self_attn.q_proj", 896)):
+        meter = Meter()
+        table = GhostTable(meter, (896, 896), np.dtype(np.float32), store)
+        cuts = [cut[part] for cut in attention_cuts(config, 2)]
+        parts = [Window(table, cut)[...] for cut in cuts]
+        assert sum(math.prod(part.shape) for part in parts) == 896 * 896
+        assert meter.live == 896 * columns * 4
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "down_proj"), ("gate_proj",), None])

@@ -1,6 +1,7 @@
 """Kinds of tensors: every buffer of every method has one, and it is the right one."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ CONFIG = Qwen2Config(1201, 96, 336, 3, 6, 2, 24)
 TOKENS, RANK = 97, 5
 
 
-def ledger(method: str, checkpoints: str = "ram") -> Ledger:
+def ledger(method: str, checkpoints: str = "ram", targets: Any = "all") -> Ledger:
     model = mr.random_model(CONFIG)
-    adapter = mr.init_lora(CONFIG, rank=RANK, b_std=0.1)
+    adapter = mr.init_lora(CONFIG, rank=RANK, b_std=0.1, targets=targets)
     ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (1, TOKENS))
-    owned = [*(model.weights[n][...] for n in model.weights), *adapter.weights.values(), ids]
+    owned = [*adapter.weights.values(), ids]
 
     def step() -> None:
         mr.loss_and_grads(
@@ -27,7 +28,14 @@ def ledger(method: str, checkpoints: str = "ram") -> Ledger:
             on_gradients=lambda layer, grads: None,
         )  # fmt: skip
 
-    return measure(step, owned)
+    return measure(step, owned, model.weights)
+
+
+def test_projections_without_lora_have_no_kind_of_their_own() -> None:
+    """Their matrices of rank 0 are no buffers."""
+    for method in PEAKS:
+        for moment in ledger(method, targets=("q_proj", "down_proj")).moments:
+            assert sum(by_kind(moment, RANK).values()) == moment.held
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,7 @@ def test_kinds_are_what_the_shapes_say() -> None:
         "gate, up": 6 * s.m,
         "silu, z": 6 * s.m,
         "h": 3 * s.h(s.targets),
-        "labels, angles, loss": 8 * TOKENS + sum(s.always().values()),
+        "labels, angles, loss": 8 * TOKENS + TOKENS * CONFIG.head_dim * 4,
     }
     assert found == Counter(expected)
 
@@ -64,7 +72,7 @@ def test_lora_gradients_are_told_from_activation_gradients() -> None:
     moment = next(m for m in ledger("mesp").moments if m.op == "attention_bwd")
     s, found = Shapes(CONFIG, 1, TOKENS, RANK), by_kind(moment, RANK)
     assert found["LoRA gradients"] == s.lora(("gate_proj", "up_proj", "down_proj", "o_proj"))
-    assert found["activation gradients"] == 3 * s.x + s.q  # dy, da, dn and do
+    assert found["activation gradients"] == 2 * s.x + s.q  # dy, da and do
     assert found["silu, z"] == found["h"] == found["gate, up"] == 0
 
 

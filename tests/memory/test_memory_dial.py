@@ -23,12 +23,13 @@ from mesp_ref.engine.init import random_arrays
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.finetune import FinetuneOptions, finetune
 from mesp_ref.job.limit import within
+from mesp_ref.lean.activations import DiskCheckpoints
 from mesp_ref.memory import (
-    FLOPS,
     SCHEDULES,
     Schedule,
     Shapes,
     choose,
+    cost,
     megabytes,
     need,
     parse_size,
@@ -62,23 +63,16 @@ class Counting(np.ndarray):
             return out[0]
         return result.view(Counting) if isinstance(result, np.ndarray) else result
 
+    def __array_function__(self, *given: Any) -> Any:
+        """New arrays `like` this one count, too."""
+        result = super().__array_function__(*given)
+        return result.view(Counting) if type(result) is np.ndarray else result
+
 
 def _plain(value: Any) -> Any:
     return value.view(np.ndarray) if isinstance(value, Counting) else value
 
 
-def _counting(make: Any) -> Any:
-    return lambda *args, **kwargs: make(*args, **kwargs).view(Counting)
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every new array counts."""
-    for name in ("empty", "zeros", "full", "empty_like", "zeros_like"):
-        monkeypatch.setattr(np, name, _counting(getattr(np, name)))
-
-
-@pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize("targets", ["all", ("q_proj", "down_proj"), ("gate_proj", "o_proj")])
 @pytest.mark.parametrize(
     ("config", "batch", "tokens"),
@@ -89,8 +83,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_flops_are_the_multiply_adds_of_a_step(
-    schedule: Schedule, config: Qwen2Config, batch: int, tokens: int, targets: Any
-) -> None:
+    schedule: Schedule, config: Qwen2Config, batch: int, tokens: int, targets: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    keep = DiskCheckpoints.keep
+    monkeypatch.setattr(DiskCheckpoints, "keep", lambda *given: keep(*given).view(Counting))
     arrays = {name: array.view(Counting) for name, array in random_arrays(config).items()}
     adapter = mr.init_lora(config, rank=4, b_std=0.1, targets=targets)
     adapter.weights = {name: array.view(Counting) for name, array in adapter.weights.items()}
@@ -101,7 +98,7 @@ def test_flops_are_the_multiply_adds_of_a_step(
         method=schedule.method, checkpoints=schedule.checkpoints,
     )  # fmt: skip
     shapes = schedule.shapes(Shapes(config, batch, tokens, 4, adapter.targets))
-    assert Counting.flops == FLOPS[schedule.method](shapes)
+    assert Counting.flops == cost(schedule.method, shapes).flops
 
 
 def test_the_order_at_a_published_shape() -> None:
@@ -355,7 +352,7 @@ def test_samples_that_need_more_are_left_out(
 def test_a_file_needs_room() -> None:
     """Offloading is left out where its file finds no room, and all that lies on disk without any."""
     shapes, limit = Shapes(HALF_B), 40_000_000
-    size = OFFLOAD.shapes(shapes).file("mesp_tiled")
+    size = OFFLOAD.cost(shapes).file
     # inputs of both halves, q, k, v and the attention output, its log-sum-exp, gate and up
     assert size == 24 * 256 * 4 * (2 * 896 + 2 * 896 + 2 * 128 + 14 + 2 * 4864)
     assert choose(shapes, limit).schedule == OFFLOAD

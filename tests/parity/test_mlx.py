@@ -197,6 +197,32 @@ def test_we_load_an_adapter_of_mlx_lm(dense: Path, tmp_path: Path, blocks: int) 
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
 
 
+@pytest.mark.parametrize("blocks", [[0], [1, 2], [0, 2]])
+def test_an_adapter_of_some_blocks(dense: Path, tmp_path: Path, blocks: list[int]) -> None:
+    """mlx-lm refuses what save_mlx_adapter refuses when it knows the model, and reads the rest."""
+    model = mr.load_model(dense)
+    last = model.config.num_hidden_layers - 1
+    blocks = [min(block, last) for block in blocks]
+    whole = mr.init_lora(model.config, seed=2, b_std=0.3, rank=3)
+    some = {n: w for n, w in whole.weights.items() if int(n.split(".")[4]) in blocks}
+    adapter = mr.Adapter(3, 16.0, whole.targets, weights=some)
+    theirs, _ = models.load_model(dense)
+    if max(blocks) < last:
+        with pytest.raises(mr.MespRefError, match="mlx-lm adapts the last blocks of a model only"):
+            save_mlx_adapter(adapter, tmp_path, blocks=last + 1)
+        save_mlx_adapter(adapter, tmp_path)
+        with pytest.raises(ValueError, match="not an adapter parameter"):
+            tuner.load_adapters(theirs, str(tmp_path))
+        with pytest.raises(mr.MespRefError, match="mlx-lm adapts no other"):
+            load_mlx_adapter(tmp_path, config=model.config)
+        return
+    save_mlx_adapter(adapter, tmp_path, blocks=last + 1)
+    want = logits_of(tuner.load_adapters(theirs, str(tmp_path)), IDS)
+    again = load_mlx_adapter(tmp_path, config=model.config)
+    got = mr.logits(model, IDS, again)
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
 def test_merged_models_load_in_mlx_lm(dense: Path, tmp_path: Path) -> None:
     """The merged checkpoint gives mlx-lm the logits of base and adapter."""
     model = mr.load_model(dense)

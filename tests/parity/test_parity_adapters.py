@@ -182,3 +182,115 @@ def test_merged_in_the_models_own_dtype(
     merged = torch_oracle.load(tmp_path / "merged")
     assert {p.dtype for p in merged.parameters()} == {torch.float64}
     assert 0 < np.abs(torch_oracle.logits(merged, batch.ids) - exact).max() <= allowed
+
+
+# One field each of a right adapter on q_proj and v_proj, changed: a stranger's, a slip's, a future's.
+EDITS: list[dict[str, object]] = [
+    {"target_modules": ["q_proj"]},
+    {"target_modules": ["q_proj", "v_proj", "k_proj"]},
+    {"target_modules": ["self_attn.q_proj", "self_attn.v_proj"]},
+    {"target_modules": ["proj"]},
+    {"target_modules": []},
+    {"target_modules": "q_proj"},
+    {"target_modules": "all-linear"},
+    {"target_modules": r".*_proj"},
+    {"target_modules": r".*\.(q|v)_proj"},
+    {"target_modules": r"model\.layers\.0\..*"},
+    {"target_modules": "("},
+    {"target_modules": None},
+    {"target_modules": 3},
+    {"target_modules": ["model.layers.0.self_attn.q_proj", "v_proj"]},
+    {"exclude_modules": ["v_proj"]},
+    {"exclude_modules": ["k_proj"]},
+    {"exclude_modules": r".*layers\.1.*"},
+    {"exclude_modules": []},
+    {"exclude_modules": "v_proj"},
+    {"layers_to_transform": [0]},
+    {"layers_to_transform": 1},
+    {"layers_to_transform": [0, 1, 2, 3]},
+    {"layers_to_transform": [], "layers_pattern": "layers"},
+    {"layers_to_transform": [0, 1, 2, 3], "layers_pattern": ["layers"]},
+    {"layers_to_transform": [0, 1, 2, 3], "layers_pattern": "blocks"},
+    {"layer_replication": [[0, 1], [0, 1]]},
+    {"layer_replication": []},
+    {"use_dora": "false"},
+    {"use_rslora": "false"},
+    {"use_rslora": 1},
+    {"use_rslora": True},
+    {"fan_in_fan_out": "false"},
+    {"fan_in_fan_out": 0},
+    {"lora_bias": "false"},
+    {"init_lora_weights": False},
+    {"init_lora_weights": False, "target_modules": ["q_proj", "v_proj", "k_proj"]},
+    {"init_lora_weights": "orthogonal", "target_modules": ["q_proj", "v_proj", "k_proj"]},
+    {"init_lora_weights": "gaussian", "target_modules": ["q_proj", "v_proj", "k_proj"]},
+    {"rank_pattern": {"q_proj": 4}},
+    {"alpha_pattern": {"q_proj": 9}},
+    {"alpha_pattern": {"k_proj": 9}},
+    {"lora_alpha": 7},
+    {"lora_alpha": "5"},
+    {"r": 4.0},
+    {"lora_dropout": 0.5},
+    {"inference_mode": False},
+    {"megatron_core": None},
+    {"runtime_config": {"ephemeral_gpu_offload": False}},
+    {"modules_to_save": []},
+    {"bias": "lora_only"},
+    {"use_qalora": True},
+    {"task_type": None},
+    {"a_future_field": True},
+    {"a_future_field": None},
+]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=str)
+def test_an_edited_adapter_is_read_right_or_refused(
+    plain: Path, batch: Batch, tmp_path: Path, edit: dict[str, object]
+) -> None:
+    """Equal logits, or a MespRefError of one line, whatever peft makes of it."""
+    config = LoraConfig(
+        r=4, lora_alpha=5, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]
+    )
+    wrapped = random_b(get_peft_model(torch_oracle.load(plain, torch.float32), config))
+    wrapped.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | edit))
+    model = mr.load_model(plain, dtype="float64")
+    try:
+        adapter = mr.load_adapter(tmp_path, dtype="float64", config=model.config)
+    except mr.MespRefError as error:
+        assert_names_its_file(error, tmp_path)
+        return
+    base = torch_oracle.load(plain)
+    theirs = PeftModel.from_pretrained(base, tmp_path, autocast_adapter_dtype=False)
+    want = torch_oracle.logits(theirs.double().eval(), batch.ids)
+    assert_close(mr.logits(model, batch.ids, adapter=adapter), want, TOLERANCE, "logits")
+
+
+# What an adapter on some modules only may be, and must not be refused.
+READ = [
+    {"layers_to_transform": [0]},
+    {"layers_to_transform": 1},
+    {"layers_to_transform": [0], "layers_pattern": "layers"},
+    {"target_modules": r".*layers\.1\.self_attn\.(q|k)_proj"},
+    {"target_modules": "all-linear", "exclude_modules": r".*\.mlp\..*"},
+    {"exclude_modules": ["v_proj"]},
+    {"target_modules": ["model.layers.0.self_attn.q_proj", "up_proj"]},
+    {"init_lora_weights": False},
+    {"init_lora_weights": "gaussian"},
+    {"init_lora_weights": "orthogonal"},
+]
+
+
+@pytest.mark.parametrize("options", READ, ids=str)
+def test_an_adapter_of_some_modules_is_read(
+    plain: Path, batch: Batch, tmp_path: Path, options: dict[str, object]
+) -> None:
+    options = {"target_modules": ["q_proj", "v_proj"]} | options
+    config = LoraConfig(r=4, lora_alpha=5, task_type="CAUSAL_LM", **options)
+    wrapped = random_b(get_peft_model(torch_oracle.load(plain, torch.float32), config))
+    wrapped.save_pretrained(tmp_path)
+    model = mr.load_model(plain, dtype="float64")
+    adapter = mr.load_adapter(tmp_path, dtype="float64", config=model.config)
+    want = torch_oracle.logits(wrapped.double(), batch.ids)
+    assert_close(mr.logits(model, batch.ids, adapter=adapter), want, TOLERANCE, "logits")

@@ -107,7 +107,7 @@ def test_a_difference_is_one_line(options: list[str], tmp_path: Path) -> None:
 
 def test_a_mistake_is_told_once(options: list[str], tmp_path: Path) -> None:
     """What all ranks would find, and what rank 0 finds alone; the others end with it."""
-    wrong = done(ranks(2, *options, "--mpi", "--val-fraction", "7"))
+    wrong = done(ranks(2, *options, "--mpi", "--perturbations", "7"))
     assert wrong.returncode == 2
     assert len(errors(wrong.stderr)) == 1, wrong.stderr
     (tmp_path / "taken").mkdir()

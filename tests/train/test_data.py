@@ -28,7 +28,7 @@ TURNS = [
 
 @pytest.fixture
 def encoder(tokenizer):
-    return Encoder(tokenizer, ChatTemplate(CHATML), tokenizer.token_to_id(STOP), 300)
+    return Encoder(tokenizer, ChatTemplate(CHATML), (tokenizer.token_to_id(STOP),), 300)
 
 
 def write_lines(path, *records):
@@ -258,7 +258,7 @@ def test_text_records_end_with_the_end_token(tmp_path, encoder, tokenizer):
 def test_token_records_are_taken_as_they_are(tmp_path):
     path = write_lines(tmp_path / "d.jsonl", {"tokens": [5, 6, 7, 8, 9]}, {"tokens": [1, 2]})
     data = open_data(path, vocab_size=10)
-    encoder = Encoder(None, None, None, 10)
+    encoder = Encoder(None, None, (), 10)
     packed = RowStream(data, encoder, all_pages(data), seq_len=4, shuffle=False)
     assert as_tuples(packed.once()) == [(5, 6, 7, 8), (9, 1, 2)]
     padded = RowStream(data, encoder, all_pages(data), seq_len=3, packing="pad", shuffle=False)
@@ -329,10 +329,16 @@ def test_templates_are_rendered_as_hugging_face_does():
     assert got == '<s>{"role": "user", "content": "é<&\'"}\n2024-02-29None'
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
+def test_a_template_that_rewrites_all_turns_has_nothing_to_learn(tmp_path, tokenizer):
     source = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(MespRefError, match="message 2 otherwise when more follows"):
-        ChatTemplate(source).segments(TURNS)
+    cut = ChatTemplate(source).cut(TURNS)
+    assert (cut.learned, cut.answers, cut.rewritten) == ((), 2, 2)
+    encoder = Encoder(tokenizer, ChatTemplate(source), (), 300)
+    data = open_data(write_lines(tmp_path / "d.jsonl", {"messages": TURNS}))
+    with pytest.raises(MespRefError, match="no token to learn from"):
+        RowStream(data, encoder, all_pages(data), seq_len=64).take(1)
+    assert encoder.counts.silent > 0
+    assert "rewrites" in encoder.counts.told()
 
 
 @pytest.mark.parametrize(
@@ -347,7 +353,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
 def test_template_errors_name_the_line_of_the_data(tmp_path, tokenizer, source, words):
     path = write_lines(tmp_path / "d.jsonl", "", {"messages": TURNS})
     data = open_data(path)
-    encoder = Encoder(tokenizer, ChatTemplate(source, where="conf.json"), None, 300)
+    encoder = Encoder(tokenizer, ChatTemplate(source, where="conf.json"), (), 300)
     with pytest.raises(MespRefError, match=f"d.jsonl: line 2: messages: conf.json: {words}"):
         RowStream(data, encoder, all_pages(data), seq_len=64).take(1)
 
@@ -382,10 +388,45 @@ BAD_FILES = {
     "no turns": ("d.jsonl", b'{"messages": []}', "line 1: messages: found"),
     "no role": ("d.jsonl", b'{"messages": [{"content": "a"}]}', "turn 1: expected an object"),
     "no content": ("d.jsonl", b'\n{"messages": [{"role": "user"}]}', "line 2: messages: turn 1"),
-    "no assistant": (
+    "role unknown": (
         "d.jsonl",
-        b'{"messages": [{"role": "user", "content": "a"}]}',
-        "found no turn of role assistant",
+        b'{"messages": [{"role": "bot", "content": "a"}]}',
+        "turn 1: role: f",
+    ),
+    "role forged": (
+        "d.jsonl",
+        b'{"messages": [{"role": "user<|im_end|>", "content": "a"}]}',
+        "turn 1: role: found 'user<|im_end|>', expected one of system, developer, user",
+    ),
+    "field unknown": (
+        "d.jsonl",
+        b'{"messages": [{"role": "user", "content": "a", "mask": 1}]}',
+        "turn 1: found field 'mask', expected only role",
+    ),
+    "content a number": (
+        "d.jsonl",
+        b'{"messages": [{"role": "user", "content": 3}]}',
+        "content: found 3",
+    ),
+    "an image": (
+        "d.jsonl",
+        b'{"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}',
+        "turn 1: content: found",
+    ),
+    "half a weight": (
+        "d.jsonl",
+        b'{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}',
+        "turn 1: weight: found 0.5, expected 0 or 1",
+    ),
+    "train a number": (
+        "d.jsonl",
+        b'{"messages": [{"role": "assistant", "content": "a", "train": 1}]}',
+        "turn 1: train: found 1, expected true or false",
+    ),
+    "a user to learn": (
+        "d.jsonl",
+        b'{"messages": [{"role": "user", "content": "a", "train": true}]}',
+        "turn 1: train: found True on a turn of role user",
     ),
     "tokens a text": ("d.jsonl", b'{"tokens": "abc"}', "line 1: tokens: found 'abc'"),
     "token too large": ("d.jsonl", b'{"tokens": [1, 300]}', "found 300, expected 0 to 299"),
@@ -438,7 +479,7 @@ def test_long_texts_are_tokenised_in_pieces_without_a_trace(encoder, tokenizer):
 
 def test_another_models_tokenizer_is_refused(text_file, tokenizer):
     data = open_data(text_file)
-    stream = RowStream(data, Encoder(tokenizer, None, None, 50), all_pages(data), seq_len=8)
+    stream = RowStream(data, Encoder(tokenizer, None, (), 50), all_pages(data), seq_len=8)
     with pytest.raises(MespRefError, match="another model's tokenizer"):
         stream.take(1)
 

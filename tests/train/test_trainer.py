@@ -369,6 +369,7 @@ def test_a_run_leaves_what_it_promises(options, tmp_path, tiny_config):
     summary = finetune(options, events.append)
     run = tmp_path / "run"
     assert {p.name for p in run.iterdir()} == {
+        ".mesp-ref.json",
         "adapter",
         "loss.png",
         "metrics.csv",
@@ -411,18 +412,18 @@ def test_runs_repeat_bit_for_bit(options, tmp_path):
     assert adapter_bytes(tmp_path / "run") != adapter_bytes(tmp_path / "seeded")
 
 
-class PowerCutError(Exception):
+class PowerCutError(BaseException):
     """The machine stops."""
 
 
-@pytest.mark.parametrize("when", ["before 1", "step 1", "step 6", "saved 8", "step 12", "eval 12"])
+@pytest.mark.parametrize("when", ["step 1", "step 6", "saved 8", "step 12", "eval 12"])
 def test_resume_is_exact_wherever_the_run_stopped(options, tmp_path, when):
     whole = dataclasses.replace(options, out=str(tmp_path / "whole"))
     finetune(whole)
     kind, step = when.split()
 
     def cut(event):
-        if kind == "before" or (event["event"], event.get("step")) == (kind, int(step)):
+        if (event["event"], event.get("step")) == (kind, int(step)):
             raise PowerCutError
 
     with pytest.raises(PowerCutError):
@@ -463,11 +464,11 @@ def test_resume_completes_a_save_that_was_cut_in_two(options, tmp_path, monkeypa
     finetune(dataclasses.replace(options, out=str(tmp_path / "whole")))
     calls = []
 
-    def cut(adapter, path):
+    def cut(adapter, path, overwrite):
         calls.append(path)
         if len(calls) == 4:
             raise PowerCutError
-        mr.save_adapter(adapter, path)
+        mr.save_adapter(adapter, path, overwrite)
 
     monkeypatch.setattr(finetune_module, "save_adapter", cut)
     with pytest.raises(PowerCutError):
@@ -487,7 +488,7 @@ def change_train(options, **change):
     [
         (lambda o: change_train(o, seed=5), "--resume: seed: found 5, expected 0"),
         (lambda o: change_train(o, lr=0.5), "--resume: lr: found 0.5, expected 0.01"),
-        (lambda o: change_train(o, steps=20), "--resume: steps: found 20, expected 12"),
+        (lambda o: change_train(o, steps=8), "--resume: steps: found 8, expected 12"),
         (lambda o: dataclasses.replace(o, rank=4), "--resume: rank: found 4, expected 8"),
         (lambda o: dataclasses.replace(o, targets="q_proj"), "--resume: targets: found"),
         (lambda o: dataclasses.replace(o, dtype="float64"), "--resume: dtype: found 'float64'"),
@@ -622,7 +623,7 @@ def test_memory_does_not_depend_on_the_size_of_the_file(tmp_path, tokenizer, mon
         tracemalloc.start()
         data = open_data(path, seq_len=256)
         stream = RowStream(
-            data, Encoder(tokenizer, None, None, 300), np.arange(data.pages), seq_len=256
+            data, Encoder(tokenizer, None, (), 300), np.arange(data.pages), seq_len=256
         )
         while stream.cursor < (0, 1, 9):
             stream.take(4)
@@ -747,7 +748,7 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(options, tmp_path, monk
 
     finetune(whole, remember)
     run, sync, kept = tmp_path / "run", os.fsync, []
-    for first in range(1, 20):
+    for first in range(1, 60, 2):
         left = iter(range(first - 1))
 
         def full(handle, left=left):
@@ -764,12 +765,12 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(options, tmp_path, monk
         monkeypatch.setattr(os, "fsync", sync)
         assert "cannot be written: No space left on device" in line
         if not run.exists():  # taken back before the first adapter was there
-            assert first <= 4
+            assert first <= 14  # manifest, run.json, state, and the adapter as a folder
             assert "kept" not in line
             continue
         kept.append(int(re.search(r"adapter as of step (\d+) is kept in", line)[1]))
         assert line.endswith("repeat the command with --resume to go on")
-        assert not [p for p in run.rglob(".*") if p.is_file()]
+        assert {p.name for p in run.rglob(".*") if p.is_file()} == {".mesp-ref.json"}
         assert adapter_bytes(run) == saves[kept[-1]]  # what the line says it is
         assert mr.load_adapter(run / "adapter").rank == 8
         finetune(dataclasses.replace(options, resume=True))

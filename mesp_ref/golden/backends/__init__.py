@@ -46,7 +46,7 @@ def run(
     except ModuleNotFoundError as error:
         raise MespRefError(f"{error.name}: not installed, needed by backend {name!r}") from None
     suite, done = suite or Suite(), []
-    with new_directory(out, overwrite=overwrite) as root:
+    with new_directory(out, overwrite=overwrite, inputs=[suite.root]) as root:
         for case, _ in select(suite, only, ROLES):
             if dtype not in case.dtypes:
                 continue

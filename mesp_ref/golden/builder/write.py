@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref.files.manifest import NAME as MANIFEST
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.writer import Writer
 from mesp_ref.golden.suite import FORMAT, VERSION, Case, Tensor, Vectors, Wrong
@@ -75,7 +76,9 @@ def write_manifest(root: Path, cases: list[Case], wrong: list[Wrong]) -> None:
     }
     with write_aside(root / "manifest.json") as aside:
         aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name != "SHA256SUMS")
+    files = sorted(
+        p for p in root.rglob("*") if p.is_file() and p.name not in ("SHA256SUMS", MANIFEST)
+    )
     lines = [
         f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(root).as_posix()}\n"
         for p in files

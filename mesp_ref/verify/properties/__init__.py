@@ -9,12 +9,14 @@ from mesp_ref.verify.properties import (
     attention,
     every_op,
     head,
+    library,
     methods,
     mezo,
     model,
     norm_and_rope,
     projections,
     swiglu,
+    tiles,
 )
 from mesp_ref.verify.properties.claim import Property, check_properties, properties
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.linalg import norm
+from scipy.stats import beta, kstest, ttest_1samp
 
 from mesp_ref.api import loss_and_grads
 from mesp_ref.engine.adapter import Adapter
@@ -103,6 +105,30 @@ def mezo_restores(rng: np.random.Generator) -> Iterator[Finding]:
         bound = 4 * 2.0**-53 * (np.abs(array) + eps * np.abs(part).reshape(array.shape))
         excess = np.abs(case[1].weights[name] - array) / bound
         yield scalar("properties", "mezo", name, excess.max(), 0.0, 1.0, "In units of the bound.")
+
+
+@holds("mezo")
+def mezo_cosine_is_beta(rng: np.random.Generator) -> Iterator[Finding]:
+    """cos² of n estimates' mean with ∇L is Beta(n/2, (d−1)/2), by Kolmogorov and Smirnov's test."""
+    case = _case(rng, "k_proj")
+    _, gradient = _gradient(case)
+    unit, d = gradient / norm(gradient), gradient.size
+    z = np.stack([_estimate(case, seed, 1e-5)[0] for seed in range(240)])
+    for n in (1, 3):
+        means = z[: len(z) // n * n].reshape(-1, n, d).mean(axis=1)
+        squares = (means @ unit) ** 2 / (means**2).sum(axis=1)
+        p = kstest(squares, beta(n / 2, (d - 1) / 2).cdf).pvalue
+        yield exactly("mezo", f"p of {n} seeds is above 1e-4", bool(p > 1e-4), True)
+
+
+@holds("mezo")
+def mezo_is_unbiased(rng: np.random.Generator) -> Iterator[Finding]:
+    """E[g·z] = ∇L: no parameter's t-test rejects it, at 1e-4 over all of them (Bonferroni)."""
+    case = _case(rng, "k_proj")
+    _, gradient = _gradient(case)
+    samples = np.stack([_estimate(case, seed, 1e-5)[0] for seed in range(200)])
+    p = ttest_1samp(samples, gradient).pvalue
+    yield exactly("mezo", "smallest p", bool(p.min() > 1e-4 / len(gradient)), True)
 
 
 @holds("mezo")
