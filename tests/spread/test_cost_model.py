@@ -27,15 +27,16 @@ def spread() -> Any:
 def test_sending_counts_messages_and_bytes(spread: Any) -> None:
     """3 ranks, 2 blocks of 600 bytes: 2·2 messages of 200 bytes and 2·2 of barriers, a block."""
     work = spread.Work(1.0, 2.0, 0.0, gradient=1200.0, blocks=2, tokens=8, row=0.0)
-    assert spread.sending(work, spread.Network("", 0.0, 100.0), 3) == 2 * 4 * 2.0
-    assert spread.sending(work, spread.Network("", 1.0, 1e18), 3) == pytest.approx(2 * (4 + 4))
-    assert spread.sending(work, spread.Network("", 1.0, 1.0), 1) == 0
+    assert spread.sending(work, spread.Network("", 0.0, 100.0, 0.0), 3) == 2 * 4 * 2.0
+    assert spread.sending(work, spread.Network("", 1.0, 1e18, 0.0), 3) == pytest.approx(2 * (4 + 4))
+    assert spread.sending(work, spread.Network("", 0.0, 1e18, 7.0), 3) == pytest.approx(2 * 2 * 7)
+    assert spread.sending(work, spread.Network("", 1.0, 1.0, 0.0), 1) == 0
 
 
 def test_gradients_travel_beside_the_backward(spread: Any) -> None:
     """The slower of computing and sending counts, and one block's share of the other."""
     work = spread.Work(1.0, 2.0, 0.5, gradient=1200.0, blocks=2, tokens=8, row=0.0)
-    quick, slow = spread.Network("", 0.0, 1600.0), spread.Network("", 0.0, 16.0)
+    quick, slow = spread.Network("", 0.0, 1600.0, 0.0), spread.Network("", 0.0, 16.0, 0.0)
     assert spread.sending(work, quick, 3) == 1.0
     assert spread.step_seconds(work, quick, 3) == 1.0 + (2.0 + 0.5) + 0.5
     assert spread.step_seconds(work, slow, 3) == 1.0 + (1.0 + 100.0) + 0.5
