@@ -13,8 +13,10 @@ from mesp_ref.files.tokenizer import load_tokenizer, read_chat_template, read_to
 # How a tokenizer.json cuts text before BPE -> llama.cpp's name for it. It has some sixty names for
 # some twenty ways; DeepSeek's distilled Qwen2 models, which have a name of their own, cut as qwen2.
 _GPT2, _BYTES = ("ByteLevel", False, True), ("ByteLevel", False, False)
+_SPELLED_OUT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CUTS: dict[tuple[Any, ...], str] = {
     (_GPT2,): "gpt-2",
+    (("Split", _SPELLED_OUT, "Isolated", False), _BYTES): "gpt-2",
     (("Digits", True), _GPT2): "smollm",
     (("Split", QWEN2, "Isolated", False), _BYTES): "qwen2",
 }
@@ -124,7 +126,7 @@ def _cut(parts: Mapping[str, Any], file: str) -> str:
     if name is None:
         raise MespRefError(
             f"{file}: pre_tokenizer: found {shown(given)}, expected the one of "
-            f"{', '.join(_CUTS.values())}; llama.cpp would cut text otherwise"
+            f"{', '.join(dict.fromkeys(_CUTS.values()))}; llama.cpp would cut text otherwise"
         )
     allowed = ("NFC",) if name == "qwen2" else ()
     if normalizer is not None and normalizer["type"] not in allowed:
