@@ -51,27 +51,28 @@ class Turns(NamedTuple):
 
 
 def take_apart(render: Render) -> Turns | None:
-    """The turns of a chat template, or None where it is of no such form.
-
-    Raises    what `render` raises for a template that refuses the simplest conversation
-    """
+    """The turns of a chat template, or None where it is of no such form."""
     try:
         turns = _pieces(render)
-    except (ValueError, IndexError):  # a content missing or twice, or a refusal of the template's
+        fits = _writable(turns) and all(_same(turns, render, roles) for roles in _CHECKED)
+    except ValueError:  # a content missing or twice; a conversation that the template refuses
         return None
-    if turns is None or '"""' in turns.go() + (turns.system or ""):
-        return None
-    for text in (*turns.before.values(), *turns.behind.values(), turns.asks):
-        if "{{" in text or "}}" in text:
-            return None
-    for roles in _CHECKED:
-        messages = [
-            {"role": _ROLES[r], "content": f"{i} words\nof {r}."} for i, r in enumerate(roles)
-        ]
-        for prompt in (True, False) if roles[-1] != "a" else (False,):
-            if turns.render(messages, prompt) != render(messages, prompt):
-                return None
-    return turns
+    return turns if fits else None
+
+
+def _writable(turns: Turns) -> bool:
+    """Whether neither Go nor the Modelfile would take a piece for something else."""
+    pieces = [*turns.before.values(), *turns.behind.values(), turns.asks]
+    return '"""' not in turns.go() + (turns.system or "") and not any(
+        mark in piece for piece in pieces for mark in ("{{", "}}")
+    )
+
+
+def _same(turns: Turns, render: Render, roles: str) -> bool:
+    """Whether a conversation is the same text by the pieces and by the template."""
+    told = [{"role": _ROLES[r], "content": f"{i} words\nof {r}."} for i, r in enumerate(roles)]
+    prompts = (False,) if roles[-1] == "a" else (False, True)
+    return all(turns.render(told, prompt) == render(told, prompt) for prompt in prompts)
 
 
 def _pieces(render: Render) -> Turns:
