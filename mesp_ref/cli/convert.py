@@ -45,8 +45,8 @@ Write a Qwen2 checkpoint directory as a GGUF file for llama.cpp, and an Ollama M
 pip install 'mesp-ref[convert]'.
 
 examples:
-  mesp-ref convert gguf-model merged notes.gguf
-  mesp-ref convert gguf-model path/to/Qwen2.5-0.5B-Instruct base.gguf --type q8_0
+  mesp-ref convert gguf-model Qwen2.5-0.5B base.gguf
+  mesp-ref convert gguf-model Qwen2.5-0.5B base.gguf --type q8_0 --json
 """
 
 _LORA_HELP = """\
@@ -54,7 +54,7 @@ Write a PEFT adapter directory as a GGUF file, which llama.cpp adds to the base 
 it runs (llama-cli -m base.gguf --lora OUT), and an Ollama Modelfile beside it.
 
 examples:
-  mesp-ref convert gguf-adapter runs/notes/adapter notes.gguf --base path/to/Qwen2.5-0.5B
+  mesp-ref convert gguf-adapter runs/notes/adapter notes.gguf --base Qwen2.5-0.5B
 """
 
 _ADAPTER_HELP = """\

@@ -144,7 +144,7 @@ def _check_heads(config: Qwen2Config) -> None:
         raise MespRefError(
             f"{config.source}: head_dim: found {config.head_dim}, expected hidden_size / "
             f"num_attention_heads = {config.hidden_size} / {config.num_attention_heads}; llama.cpp "
-            "computes no other qwen2"
+            "loads no other qwen2"
         )
 
 
