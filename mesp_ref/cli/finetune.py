@@ -1,12 +1,15 @@
 """mesp-ref finetune: train a LoRA adapter."""
 
 import argparse
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
-from mesp_ref.api import METHODS
 from mesp_ref.cli.options import (
     add_command,
     add_data,
+    add_fields,
     add_json,
     add_lora,
     add_model,
@@ -17,11 +20,11 @@ from mesp_ref.cli.options import (
 from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import EVAL_EVERY, RECIPE
-from mesp_ref.job.directory import Event
+from mesp_ref.job.directory import resumed_folder, run_place
 from mesp_ref.job.finetune import FinetuneOptions, finetune
-from mesp_ref.lean.activations import KINDS
-from mesp_ref.train.optim import SCHEDULES
-from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
+from mesp_ref.job.metrics import Event
+from mesp_ref.job.record import saved_options
+from mesp_ref.train.trainer import TrainConfig
 
 _HELP = """\
 Train a LoRA adapter. Without --model and --data it is the story model that comes with this
@@ -47,7 +50,7 @@ examples:
   mesp-ref finetune --method mezo --perturbations 4 --steps 2 --out runs/forward-only
   mesp-ref finetune --data notes.txt --seq-len 64 --steps 4 --eval-every 1 --patience 2
   mesp-ref finetune --model Qwen2.5-0.5B --data chats.jsonl --steps 2 --out runs/chats
-  mesp-ref finetune --model Qwen2.5-0.5B --data chats.jsonl --steps 2 --out runs/chats --resume
+  mesp-ref finetune --resume runs/chats
 """
 
 
@@ -58,9 +61,12 @@ def add(commands: Any) -> None:
     _add_data(parser.add_argument_group("data"))
     group = parser.add_argument_group("adapter")
     add_lora(group)
-    group.add_argument("--rslora", action="store_true", help="scale alpha/sqrt(R) instead")
+    add_fields(group, FinetuneOptions, "rslora")
     _add_training(parser.add_argument_group("training", _recipe()))
     _add_output(parser.add_argument_group("evaluation and output"))
+    # What was not given is None, so that the options of a run that goes on are not overruled.
+    fields = {**FinetuneOptions.__dataclass_fields__, **TrainConfig.__dataclass_fields__}
+    parser.set_defaults(**dict.fromkeys(fields))
 
 
 def _recipe() -> str:
@@ -71,56 +77,14 @@ def _recipe() -> str:
 def _add_data(group: Any) -> None:
     add_data(group)
     add_special_tokens(group)
-    group.add_argument(
-        "--seq-len", type=int, metavar="T", help="tokens per sequence (default: 256)"
-    )
-    group.add_argument("--val-data", metavar="FILE", help="held-out data of its own")
-    group.add_argument(
-        "--val-fraction", type=float, default=0.05, metavar="P",
-        help="part of --data that is held out (default: 0.05; 0 for none)",
-    )  # fmt: skip
+    add_fields(group, TrainConfig, "seq_len")
+    add_fields(group, FinetuneOptions, "val_data", "val_fraction")
 
 
 def _add_training(group: Any) -> None:
-    rates = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LR.items())
-    texts = {
-        "steps": "optimiser steps (default: 100)",
-        "batch_size": "sequences per batch (default: 1)",
-        "accumulate": "batches per step; the gradient is that of one large batch (default: 4)",
-        "warmup": "steps until the full learning rate (default: 5%% of the steps; 0 if constant)",
-        "perturbations": "of MeZO per batch, two forwards each; the estimate is their mean (default: 1)",
-        "workers": "threads that share each block, one BLAS thread each; their number decides the "
-        "last bits (default: 1)",
-        "seed": "decides the adapter's start, the data's order and MeZO's noise (default: 0)",
-    }
-    numbers = {
-        "lr": f"learning rate (default: {rates})",
-        "clip": "bound on the gradient's norm (default: 1). With 0 and --accumulate 1 each block "
-        "is updated at once and only one block's gradients are ever in memory",
-        "weight_decay": "decoupled for adamw (default: 0)",
-        "momentum": "for sgd (default: 0)",
-        "eps": "step of MeZO's difference (default: 0.01)",
-    }
-    group.add_argument(
-        "--method", choices=tuple(METHODS), help="where gradients come from (default: mesp)"
-    )
-    group.add_argument("--optimizer", choices=("adamw", "sgd"), help="default: adamw")
-    group.add_argument("--schedule", choices=SCHEDULES, help="default: cosine")
-    for kind, letter, options in ((int, "N", texts), (float, "X", numbers)):
-        for name, text in options.items():
-            option = f"--{name.replace('_', '-')}"
-            group.add_argument(option, type=kind, metavar=letter, help=text)
-    group.add_argument(
-        "--checkpoints", choices=KINDS,
-        help="where block inputs wait for the backward (default: ram); disk: in TMPDIR, which should be "
-        "no tmpfs; offload: results of projections, too, faster while they fit into the page cache",
-    )  # fmt: skip
-    group.add_argument(
-        "--memory-limit", metavar="SIZE",
-        help="take the fastest exact method and place for checkpoints whose step fits: 64MB (10⁶ "
-        "bytes), 64MiB (2²⁰) or bytes, above weights, LoRA and optimiser; samples that need more "
-        "are left out",
-    )  # fmt: skip
+    names = [name for name in TrainConfig.__dataclass_fields__ if name != "seq_len"]
+    add_fields(group, TrainConfig, *names)
+    add_fields(group, FinetuneOptions, "memory_limit")
 
 
 def _add_output(group: Any) -> None:
@@ -131,52 +95,27 @@ def _add_output(group: Any) -> None:
         help="replace the run in --out, once this one is complete",
     )
     group.add_argument(
-        "--resume", action="store_true",
-        help="go on with the run in --out, or with the last runs/NNN; the rest of the command is "
-        "that of the run",
+        "--resume", nargs="?", const=True, metavar="DIR",
+        help="go on with the run in DIR, in --out, or with the last runs/NNN, with the options of its "
+        "run.json; a complete run is prolonged by --steps",
     )  # fmt: skip
     group.add_argument(
         "--inexact", action="store_true",
         help="resume even with other threads or another NumPy, which changes the last bits",
     )  # fmt: skip
-    group.add_argument(
-        "--eval-every", type=int, metavar="N",
-        help="evaluate also every N steps; 0: only before and after "
-        f"(default: 0; {EVAL_EVERY} without --model)",
-    )  # fmt: skip
-    group.add_argument(
-        "--patience", type=int, metavar="N",
-        help="stop after N evaluations without a better held-out loss, and keep the best adapter "
-        "instead of the last one; 0: train all steps (default: 0)",
-    )  # fmt: skip
-    for name, default, text in (
-        ("eval-rows", 32, "held-out sequences to evaluate on, at most"),
-        ("save-every", 50, "save adapter and state every N steps"),
-        ("sample-tokens", 48, "tokens of the samples; 0 for none"),
-    ):
-        group.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
-        )
-    _add_samples(group)
-    group.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    add_json(group)
-
-
-def _add_samples(group: Any) -> None:
-    """--prompt and --no-sample."""
-    group.add_argument(
-        "--prompt", metavar="TEXT",
-        help="what the samples continue or answer (default: the beginning of a held-out row, which "
-        "is then printed and kept in summary.json and metrics.jsonl)",
-    )  # fmt: skip
+    names = "eval_every", "patience", "eval_rows", "save_every", "sample_tokens", "prompt"
+    add_fields(group, FinetuneOptions, *names)
     group.add_argument(
         "--no-sample", action="store_const", const=0, dest="sample_tokens",
         default=argparse.SUPPRESS, help="no samples: no text of the data is printed or kept",
     )  # fmt: skip
+    group.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    add_json(group)
 
 
 def _options(args: argparse.Namespace) -> FinetuneOptions:
     """The command line as options; what was not given keeps the library's default."""
+    saved = _saved(args) if args.resume else {}
     for name in ("method", "checkpoints"):
         if args.memory_limit is not None and getattr(args, name) is not None:
             raise MespRefError(
@@ -184,12 +123,30 @@ def _options(args: argparse.Namespace) -> FinetuneOptions:
             )
     given = {name: value for name, value in vars(args).items() if value is not None}
     train = {name: given.pop(name) for name in TrainConfig.__dataclass_fields__ if name in given}
-    if args.model is None:
+    if saved:
+        train, given = saved.pop("train") | train, saved | given
+    elif args.model is None:
         train = RECIPE | train
         given = {"eval_every": EVAL_EVERY} | given
     known = FinetuneOptions.__dataclass_fields__
     rest = {name: value for name, value in given.items() if name in known}
     return FinetuneOptions(train=TrainConfig(**train), **rest)
+
+
+def _saved(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the run to go on with; --out becomes its directory."""
+    if isinstance(args.resume, str):
+        if args.out is not None and Path(args.out) != Path(args.resume):
+            raise MespRefError(
+                f"--out: found {args.out} beside --resume {args.resume}, expected one of the two"
+            )
+        args.out = args.resume
+    if args.overwrite:
+        raise MespRefError("--overwrite: found beside --resume, expected one of the two")
+    args.resume = True
+    place = run_place(args.out, resume=True)
+    args.out = str(place)
+    return saved_options(resumed_folder(place)) | {"overwrite": False, "inexact": False}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -206,13 +163,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+# How the templates of Qwen and Llama 3 mark turns; others are shown as they are.
+_TURN = re.compile(
+    r"(?:<\|im_start\|>|<\|start_header_id\|>)(\w+)(?:<\|end_header_id\|>\n)?\n"
+    r"(.*?)(?:<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|$)", re.DOTALL
+)  # fmt: skip
+
+
+def _turns(prompt: str) -> list[str]:
+    """A sample's prompt: who says what, a line each, or the text that is continued."""
+    turns = [(role, said) for role, said in _TURN.findall(prompt) if said]
+    if not turns:
+        return [f"prompt   {prompt!r}"]
+    return [f"{role:<8} {said!r}" for role, said in turns]
+
+
 def _describe(summary: Event) -> list[str]:
     before, after = summary["before"], summary["after"]
     lines = []
     if summary["prompt"] is not None:
-        lines += [f"prompt   {summary['prompt']!r}, from {summary['prompt_source']}"]
+        lines += _turns(summary["prompt"])
+        lines[-1] += f", from {summary['prompt_source']}"
         lines += [f"before   {before['sample']!r}", f"after    {after['sample']!r}"]
-    if after["loss"] is not None:
+    if None not in (before["loss"], after["loss"]):
         change = "held-out loss {:.4f} -> {:.4f}".format(before["loss"], after["loss"])
         if None not in (before["perplexity"], after["perplexity"]):
             change += f", perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}"
@@ -223,11 +196,16 @@ def _describe(summary: Event) -> list[str]:
     if summary["adapter_step"] != summary["steps"]:
         lines.append(f"the adapter is that of step {summary['adapter_step']}, the best")
     lines.append(
-        f"{summary['steps']} steps, {summary['tokens']} tokens in {summary['seconds']:.1f} s, "
+        f"{summary['steps']} steps, {summary['computed_tokens']} tokens, {summary['tokens']} of them "
+        f"learned, in {summary['seconds']:.1f} s, "
         f"peak memory {summary['peak_memory_mib']:.0f} MiB beside the mapped weights"
     )
     lines.append(
         f"adapter in {summary['adapter']}, metrics in {summary['out']}/metrics.jsonl, "
-        f"loss curve in {summary['curve']}"
+        f"loss curve in {summary['curve'] or 'no file'}"
     )
+    lines += [f"warning  {text}" for text in summary["warnings"]]
+    chat = " --chat" * summary["chat"]
+    out = shlex.quote(summary["out"])
+    lines.append(f'try it:  mesp-ref generate --adapter {out}{chat} --prompt "..."')
     return lines

@@ -1,15 +1,26 @@
 """What the commands share: a parser that fails in one line, common options, JSON output."""
 
 import argparse
+import inspect
 import json
-from typing import Any, NoReturn, TextIO
+import os
+import re
+import sys
+from typing import Any, NoReturn, TextIO, get_args
 
+from mesp_ref.bounds import check_bounds
+from mesp_ref.cli.meant import meant_command, meant_option
 from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.train.rows import PACKINGS
 
+_NO_SUCH_COMMAND = (
+    r"^argument (?:COMMAND|ACTION|KIND): invalid choice: '(.*?)' \(choose from (.*)\)"
+)
+_TEXTS = ("prompt", "system", "text")
 DTYPES = ("float32", "float64")
 _LINE = 10_000  # characters: of our own lines none is longer
 
@@ -21,8 +32,34 @@ class Parser(argparse.ArgumentParser):
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
 
+    def parse_args(self, *given: Any, **settings: Any) -> Any:
+        """As argparse does; every number held against its bounds, and no path without a name."""
+        args, unknown = self.parse_known_args(*given, **settings)
+        if unknown:
+            parser = getattr(args, "parser", self)
+            meant = meant_option(unknown[0], parser.format_help())
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        check_bounds(vars(args), options=True)
+        for name, value in vars(args).items():
+            if isinstance(value, str) and name in _TEXTS:
+                setattr(args, name, _text(value, f"--{name}"))
+            elif value == "" and name != "memory_limit":  # which says what a size looks like
+                raise MespRefError(f"--{name.replace('_', '-')}: found nothing, expected a name")
+        return args
+
     def error(self, message: str) -> NoReturn:
+        choice = re.search(_NO_SUCH_COMMAND, message)
+        if choice:
+            message += meant_command(choice[1], re.findall(r"[\w-]+", choice[2]))
         raise MespRefError(f"{message}; see {self.prog} --help")
+
+
+def _text(value: str, option: str) -> str:
+    """Words of the command line as UTF-8, whatever encoding the locale has Python take them for."""
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeError:
+        raise MespRefError(f"{option}: found bytes that are no text, expected UTF-8") from None
 
 
 def add_command(commands: Any, name: str, module: Any, summary: str, text: str) -> Parser:
@@ -31,14 +68,14 @@ def add_command(commands: Any, name: str, module: Any, summary: str, text: str) 
     parser: Parser = commands.add_parser(
         name, help=summary, description=description.strip(), epilog="examples:\n" + examples
     )
-    parser.set_defaults(run=module)
+    parser.set_defaults(run=module, parser=parser)
     return parser
 
 
 def add_model(parser: Any) -> None:
     """--model, --adapter and --dtype."""
     add_model_only(parser)
-    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter directory")
+    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter directory, or a run's")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: %(default)s)"
     )
@@ -48,8 +85,8 @@ def add_model_only(parser: Any) -> None:
     """--model."""
     parser.add_argument(
         "--model", metavar="DIR",
-        help="Hugging Face checkpoint directory (Qwen2); default: the small story model that comes "
-        "with this package",
+        help="Hugging Face checkpoint directory (Qwen2); default: the one an --adapter was trained on, "
+        "or the small story model that comes with this package",
     )  # fmt: skip
 
 
@@ -81,23 +118,18 @@ def add_special_tokens(parser: Any) -> None:
 
 def add_lora(parser: Any) -> None:
     """--rank, --alpha and --targets."""
-    parser.add_argument("--rank", type=int, metavar="R", help="LoRA rank (default: 8)")
+    usual = {name: p.default for name, p in inspect.signature(init_lora).parameters.items()}
     parser.add_argument(
-        "--alpha", type=float, metavar="X", help="LoRA alpha; the scale is alpha/R (default: 16)"
+        "--rank", type=int, metavar="R", help=f"LoRA rank (default: {usual['rank']})"
     )
+    parser.add_argument(
+        "--alpha", type=float, metavar="X",
+        help=f"LoRA alpha; the scale is alpha/R (default: {usual['alpha']:g})",
+    )  # fmt: skip
     parser.add_argument(
         "--targets", metavar="NAMES",
         help="all (default), or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
     )  # fmt: skip
-
-
-def at_least(args: argparse.Namespace, **least: int) -> None:
-    """Refuse numbers that are too small, by the name of their option."""
-    for name, low in least.items():
-        value = getattr(args, name)
-        if value is not None and value < low:
-            option = name.replace("_", "-")
-            raise MespRefError(f"--{option}: found {value}, expected {low} or more")
 
 
 def lora_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -110,6 +142,26 @@ def lora_settings(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.adapter} has its own"
         )
     return found
+
+
+def add_fields(parser: Any, options: Any, *names: str) -> None:
+    """An option for each named field of a dataclass, whose type, default and help stand there."""
+    for name in names:
+        field = options.__dataclass_fields__[name]
+        text, metavar, choices = (field.metadata[key] for key in ("help", "metavar", "choices"))
+        kinds = get_args(field.type) or (field.type,)
+        kind = next(found for found in kinds if found is not type(None))
+        shown = f"{field.default:g}" if kind is float and field.default else str(field.default)
+        if "(default:" not in text and kind is not bool:
+            text += " (default: {default})"
+        text = text.replace("{default}", shown)
+        settings: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind}
+        if choices:
+            settings = {"choices": choices}
+        elif kind is not bool:
+            settings["metavar"] = metavar or {int: "N", float: "X"}.get(kind)
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, default=field.default, help=text, **settings)
 
 
 def add_integers(parser: Any, *rows: tuple[str, int, str]) -> None:
@@ -134,8 +186,10 @@ def open_adapter(path: str | None, model: Model) -> Adapter | None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object, on a line of its own. What a terminal would obey is written \\uXXXX."""
-    text = json.dumps(value, ensure_ascii=False)
+    """One JSON object, on a line of its own. What a terminal would obey is written \\uXXXX, and so
+    is what is not ASCII where the output is not UTF-8."""
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+    text = json.dumps(value, ensure_ascii=not utf8)
     print(text if text.isprintable() else "".join(map(_printable, text)))
 
 

@@ -6,21 +6,25 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.model import Model
+from mesp_ref.errors import MespRefError
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.models import random_model
 from mesp_ref.files.output import new_directory, write_aside
 from mesp_ref.job.card import model_card
-from mesp_ref.job.directory import Event, write_json
-from mesp_ref.job.process import PeakMemory
+from mesp_ref.job.directory import write_json
+from mesp_ref.job.metrics import Event
+from mesp_ref.job.report import Reporter
 from mesp_ref.job.state import environment
 from mesp_ref.job.storyteller import StoryRows, heldout_loss, openings, tell
+from mesp_ref.memory import PeakResident
 from mesp_ref.stories.tales import TALES
 from mesp_ref.stories.tokenizer import END, tokenizer_config, train_tokenizer
 from mesp_ref.train.optim import AdamW
 from mesp_ref.train.rows import RowStream
-from mesp_ref.train.trainer import TrainConfig, Trainer, require_least
+from mesp_ref.train.trainer import TrainConfig, Trainer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,6 +33,7 @@ Report = Callable[[Event], object]
 # A mean square that remembers 50 steps: the gradients of the first hundred steps are ten times as
 # large as later ones, and AdamW's usual 1000 steps would slow down a good part of a short run.
 _BETAS = (0.9, 0.98)
+_PARAMETERS = 10**9
 
 
 @dataclass(frozen=True)
@@ -39,25 +44,34 @@ class PretrainOptions:
     """
 
     out: str
-    steps: int = 8000
-    batch_size: int = 8
-    seq_len: int = 256
-    lr: float = 2.5e-3
-    seed: int = 0
-    method: str = "store_all"
-    vocab_size: int = 1280
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    layers: int = 4
-    heads: int = 6
-    kv_heads: int = 2
-    head_dim: int = 32
-    heldout: int = 500
-    samples: int = 200
+    steps: int = option(8000, "optimiser steps")
+    batch_size: int = option(8, "rows per step")
+    seq_len: int = option(256, "tokens per row")
+    lr: float = option(2.5e-3, "AdamW's learning rate after the warm-up")
+    seed: int = option(0, "decides the stories, their order and the weights at the start")
+    method: str = option(
+        "store_all", "where gradients come from: all give the same bits",
+        choices=("store_all", "mebp", "mesp"),
+    )  # fmt: skip
+    vocab_size: int = option(1280, "tokens of the byte-level BPE, at most")
+    hidden_size: int = option(192, "width of the model")
+    intermediate_size: int = option(512, "width of its MLPs")
+    layers: int = option(4, "number of blocks")
+    heads: int = option(6, "query heads")
+    kv_heads: int = option(2, "key/value heads")
+    head_dim: int = option(32, "size of a head")
+    heldout: int = option(500, "stories to measure the loss on")
+    samples: int = option(200, "stories to write, each way, for the grammar to check")
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        require_least(self, heldout=1, samples=1)
+        check_bounds(vars(self))
+        size = self.layers * self.hidden_size * (3 * self.intermediate_size + 2 * self.hidden_size)
+        if size > _PARAMETERS:
+            raise MespRefError(
+                f"layers: found some {size:,} parameters with hidden_size and intermediate_size, "
+                f"expected at most {_PARAMETERS:,} of a model that is trained from nothing"
+            )
         self.train_config()
 
     def command(self) -> str:
@@ -109,6 +123,7 @@ def pretrain(options: PretrainOptions, report: Report = lambda event: None) -> E
     Raises MespRefError for options out of range, a place that cannot be written and a loss that is
     not finite; then nothing is written.
     """
+    report = Reporter(report)
     with new_directory(options.out, overwrite=options.overwrite) as aside:
         tokenizer = train_tokenizer(options.vocab_size, options.seed)
         config = options.model_config(tokenizer)
@@ -130,11 +145,11 @@ def pretrain(options: PretrainOptions, report: Report = lambda event: None) -> E
 def _train(trainer: Trainer, report: Report) -> float:
     """All steps of a run; returns their seconds."""
     begin = time.perf_counter()
-    with PeakMemory() as memory:
+    with PeakResident() as memory:
         while trainer.step < trainer.config.steps:
             start = time.perf_counter()
             result = trainer.advance()
-            speed = result.tokens / (time.perf_counter() - start)
+            speed = result.computed_tokens / (time.perf_counter() - start)
             facts = {"tokens_per_second": speed, "memory_mib": memory.take()}
             report({"event": "step", **result._asdict(), **facts})
     return time.perf_counter() - begin

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref.api import METHODS, check_offload, check_perturbations, loss_and_grads
+from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import arrays_in_memory
 from mesp_ref.engine.inputs import NotFinite
@@ -33,11 +34,10 @@ from mesp_ref.train.rows import Cursor, Row, RowSource, as_batch
 DEFAULT_LR = {"adamw": 2e-4, "sgd": 1e-1, "mezo": 1e-4}
 
 
-def require_least(options: object, **least: int) -> None:
-    """Raise MespRefError for the first of the named fields that lies below its least value."""
-    for name, low in least.items():
-        if getattr(options, name) < low:
-            raise MespRefError(f"{name}: found {getattr(options, name)}, expected at least {low}")
+TOKENS_PER_STEP = 1 << 27  # of all batches of a step: their rows are in memory at once
+
+
+_RATES = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LR.items())
 
 
 @dataclass(frozen=True)
@@ -57,36 +57,51 @@ class TrainConfig:
     Raises MespRefError naming the first field that is out of range.
     """
 
-    method: str = "mesp"
-    optimizer: str = "adamw"
-    lr: float | None = None
-    schedule: str = "cosine"
-    warmup: int | None = None
-    steps: int = 100
-    batch_size: int = 1
-    accumulate: int = 4
-    seq_len: int = 256
-    clip: float = 1.0
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    eps: float = 1e-2
-    perturbations: int = 1
-    workers: int = 1
-    checkpoints: str = "ram"
-    seed: int = 0
+    method: str = option("mesp", "where gradients come from", choices=tuple(METHODS))
+    optimizer: str = option("adamw", "what turns them into steps", choices=("adamw", "sgd"))
+    lr: float | None = option(None, f"learning rate (default: {_RATES})")
+    schedule: str = option("cosine", "of the learning rate", choices=SCHEDULES)
+    warmup: int | None = option(
+        None, "steps until the full learning rate (default: 5%% of the steps; 0 if constant)"
+    )
+    steps: int = option(100, "optimiser steps")
+    batch_size: int = option(1, "sequences per batch")
+    accumulate: int = option(4, "batches per step; the gradient is that of one large batch")
+    seq_len: int = option(256, "tokens per sequence", metavar="T")
+    clip: float = option(
+        1.0, "bound on the gradient's norm (default: {default}). With 0 and --accumulate 1 each block "
+        "is updated at once, and only one block's gradients are ever in memory",
+    )  # fmt: skip
+    weight_decay: float = option(0.0, "decoupled for adamw")
+    momentum: float = option(0.0, "for sgd")
+    eps: float = option(1e-2, "step of MeZO's difference")
+    perturbations: int = option(
+        1, "of MeZO per batch, two forwards each; the estimate is their mean"
+    )
+    workers: int = option(
+        1, "threads that share each block, one BLAS thread each, for as many idle cores; their number "
+        "decides the last bits",
+    )  # fmt: skip
+    checkpoints: str = option(
+        "ram", "where block inputs wait for the backward (default: {default}); disk: in TMPDIR, which "
+        "should be no tmpfs; offload: results of projections, too, faster while they fit into the page "
+        "cache",
+        choices=KINDS,
+    )  # fmt: skip
+    seed: int = option(0, "decides the adapter's start, the data's order and MeZO's noise")
 
     def __post_init__(self) -> None:
-        choices: dict[str, Sequence[str]] = {
-            "method": tuple(METHODS),
-            "optimizer": ("adamw", "sgd"),
-            "schedule": SCHEDULES,
-            "checkpoints": KINDS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                found = getattr(self, name)
+        for name, described in self.__dataclass_fields__.items():
+            allowed, found = described.metadata["choices"], getattr(self, name)
+            if allowed and found not in allowed:
                 raise MespRefError(f"{name}: found {found!r}, expected one of {', '.join(allowed)}")
-        require_least(self, steps=1, batch_size=1, accumulate=1, seq_len=2, seed=0, workers=1)
+        check_bounds(vars(self))
+        tokens = self.batch_size * self.accumulate * self.seq_len
+        if tokens > TOKENS_PER_STEP:
+            raise MespRefError(
+                f"batch_size: found {tokens:,} tokens a step with accumulate and seq_len, expected "
+                f"at most {TOKENS_PER_STEP:,}"
+            )
         if not (0 < self.base_lr < math.inf):
             raise MespRefError(f"lr: found {self.lr}, expected a positive number")
         if not (0 < self.eps < math.inf):
@@ -141,7 +156,8 @@ class StepResult(NamedTuple):
     loss: float  # mean over the counted tokens of the step
     lr: float
     grad_norm: float  # before clipping
-    tokens: int  # counted tokens
+    tokens: int  # counted tokens: those that are learned
+    computed_tokens: int  # all that went through the model: prompts, padding and a row's first, too
 
 
 class Trainer:
@@ -192,7 +208,8 @@ class Trainer:
         self.step += 1
         tokens = sum(row.counted for row in rows)
         self.tokens += tokens
-        return StepResult(self.step, value, lr, norm, tokens)
+        computed = sum(len(batch) * max(len(row.ids) for row in batch) for batch in batches)
+        return StepResult(self.step, value, lr, norm, tokens, computed)
 
     def _gradients(
         self, batch: Sequence[Row], part: int, on_gradients: Any = None
@@ -290,11 +307,15 @@ class Trainer:
                     f"saved state: {name}: found {found}, expected {param.dtype} "
                     f"{list(param.shape)}"
                 )
-        for name, param in self.params.items():
-            param[...] = arrays[f"param/{name}"]
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise MespRefError(f"saved state: {name}: found NaN or infinity, expected numbers")
         prefix = "optimizer/"
         state = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
         self.optimizer.load_state_dict(state)
+        self.optimizer.require_state_of(self.params if facts["step"] else {})
+        for name, param in self.params.items():
+            param[...] = arrays[f"param/{name}"]
         self.step, self.tokens = int(facts["step"]), int(facts["tokens"])
         self.stream.cursor = Cursor(*facts["cursor"])
 
