@@ -94,7 +94,11 @@ STRANGE: dict[str, Any] = {
     "first": "<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}",
     "braces": "{% for m in messages %}{{ '{{' }}{{ m.role }}{{ m.content }}.{% endfor %}",
     "quotes": '{% for m in messages %}"""{{ m.role }}{{ m.content }}.{% endfor %}',
-    "thinks": "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' and not loop.last %}"
+    "begins": "{{ '<s>' }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
+    "{% else %}[{{ m.role }}]{{ m.content }};{% endif %}{% endfor %}",
+    "drops thoughts": "{% for m in messages %}[{{ m.role }}]{{ m.content.split('</think>')[-1] }};"
+    "{% endfor %}",
+    "shortens": "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' and not loop.last %}"
     "{{ m.content[:3] }}{% else %}{{ m.content }}{% endif %};{% endfor %}",
 }
 
