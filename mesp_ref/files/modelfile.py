@@ -9,6 +9,8 @@ Source    Ollama, docs/modelfile and docs/template
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from mesp_ref.errors import MespRefError
+
 Message = dict[str, str]
 Render = Callable[[list[Message], bool], str]  # messages, whether an answer is to follow
 _USUAL_CONTEXT = 4096  # what Ollama takes where nothing is said
@@ -63,9 +65,9 @@ def take_apart(render: Render) -> Turns | None:
 def _writable(turns: Turns) -> bool:
     """Whether neither Go nor the Modelfile would take a piece for something else."""
     pieces = [*turns.before.values(), *turns.behind.values(), turns.asks]
-    return '"""' not in turns.go() + (turns.system or "") and not any(
-        mark in piece for piece in pieces for mark in ("{{", "}}")
-    )
+    if any("{{" in piece or "}}" in piece or piece.endswith("{") for piece in pieces):
+        return False
+    return all(_quoted(text) is not None for text in (turns.go(), turns.system or ""))
 
 
 def _same(turns: Turns, render: Render, roles: str) -> bool:
@@ -125,19 +127,26 @@ def modelfile(
     """The text of a Modelfile whose files lie beside it.
 
     model, adapter  names of GGUF files; stops: the texts of the end tokens; context: most tokens
+
+    Raises MespRefError for a name that would be read as more than a name.
     """
+    for name in (model, adapter or ""):
+        if not name.isprintable():
+            raise MespRefError(f"{name}: expected the name of a file without line ends")
     lines = [f"FROM ./{model}"]
     if adapter is not None:
         lines.insert(0, f"# {model}: the base model, by mesp-ref convert gguf-model BASE {model}")
         lines.append(f"ADAPTER ./{adapter}")
-    lines += [f"PARAMETER stop {_quoted(stop)}" for stop in stops]
+    for stop in map(_quoted, stops):
+        unsaid = "# An end token holds quotes that no Modelfile can: stop it in the request."
+        lines.append(unsaid if stop is None else f"PARAMETER stop {stop}")
     if context < _USUAL_CONTEXT:
         lines.append(f"PARAMETER num_ctx {context}")
     turns = None if render is None else take_apart(render)
     if turns is not None:
-        lines.append(f'TEMPLATE """{turns.go()}"""')
+        lines.append(f"TEMPLATE {_quoted(turns.go())}")
         if turns.system is not None:
-            lines.append(f'SYSTEM """{turns.system}"""')
+            lines.append(f"SYSTEM {_quoted(turns.system)}")
     elif render is not None:
         lines.append(
             "# The model's chat template is of no form that could be put in Go's language;"
@@ -146,9 +155,12 @@ def modelfile(
             "# Ollama chooses one: hold it against tokenizer.chat_template of the GGUF file."
         )
     else:
-        lines.append('TEMPLATE """{{ .Prompt }}"""')
+        lines.append('TEMPLATE "{{ .Prompt }}"')
     return "\n".join(lines) + "\n"
 
 
-def _quoted(text: str) -> str:
-    return f'"{text}"' if '"' not in text and "\n" not in text else f'"""{text}"""'
+def _quoted(text: str) -> str | None:
+    """A value between quotes, which have no escapes; None for what would end before its end."""
+    if '"' not in text and "\n" not in text:
+        return f'"{text}"'
+    return None if '"""' in text or text.endswith('"') else f'"""{text}"""'

@@ -1,5 +1,6 @@
 """From a Qwen2 directory, and from an adapter, to GGUF files for llama.cpp and Ollama."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,10 +109,10 @@ def write_gguf_adapter(
             writer.add_float32("adapter.lora.alpha", _alpha(adapter, str(path)))
             writer.add_name(target.stem)
             write_tensors(writer, tensors)
+        name = re.sub(r"[^\w.-]", "-", model_name(directory) or "base")
         text = modelfile(
-            f"{model_name(directory) or 'base'}.gguf".replace("/", "-"), _stops(vocabulary),
-            config.max_position_embeddings, render, adapter=target.name,
-        )  # fmt: skip
+            f"{name}.gguf", _stops(vocabulary), config.max_position_embeddings, render, target.name
+        )
         beside.write_text(text, encoding="utf-8")
         check_unchanged(tables)
     return Written(target, _modelfile_of(target), "f32", len(tensors))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from helpers import CHATML
 
+from mesp_ref.errors import MespRefError
 from mesp_ref.files.default import default_checkpoint
 from mesp_ref.files.modelfile import Render, modelfile, take_apart
 from mesp_ref.train.chat import ChatTemplate, load_chat_template
@@ -66,9 +67,9 @@ TEMPLATES = {
 def test_the_template_in_go(name: str) -> None:
     render = jinja(TEMPLATES[name])
     text = modelfile("m.gguf", ["<|im_end|>", 'a"b'], 128, render)
-    found = re.search('TEMPLATE """(.*?)"""', text, re.DOTALL)
+    found = re.search('TEMPLATE "+(.*?[^"])"+$', text, re.DOTALL | re.MULTILINE)
     assert found
-    system = re.search('SYSTEM """(.*?)"""', text, re.DOTALL)
+    system = re.search('SYSTEM "(.*?)"', text)
     assert (system and system[1]) == ("Be brief." if name == "chatml" else None)
     for roles in CONVERSATIONS:
         messages = [{"role": ROLES[r], "content": f"{i}: {r}\nof"} for i, r in enumerate(roles)]
@@ -88,6 +89,7 @@ def test_the_story_model() -> None:
 
 
 STRANGE: dict[str, Any] = {
+    "opens": "{% for m in messages %}{{ m.role }}{{ '{' }}{{ m.content }}.{% endfor %}",
     "trims": "{% for m in messages %}[{{ m.role }}]{{ m.content | upper }}{% endfor %}",
     "counts": "{% for m in messages %}{{ loop.index }}{{ m.content }};{% endfor %}",
     "refuses": "{{ raise_exception('no system turns') }}",
@@ -114,9 +116,27 @@ def test_templates_of_another_form(name: str) -> None:
     assert text.splitlines()[-2].startswith("# The model's chat template")
 
 
+def test_nothing_of_a_stranger_becomes_an_instruction() -> None:
+    with pytest.raises(MespRefError, match="without line ends"):
+        modelfile("m\nFROM other.gguf", [], 8192, None)
+    with pytest.raises(MespRefError, match="without line ends"):
+        modelfile("m.gguf", [], 8192, None, "a\nADAPTER other.gguf")
+    stops = ['"""\nFROM other', 'x"\nFROM other"', "a\nFROM b"]
+    lines = modelfile("m.gguf", stops, 8192, None).splitlines()
+    unsaid = "# An end token holds quotes that no Modelfile can: stop it in the request."
+    assert lines == [
+        "FROM ./m.gguf", unsaid, unsaid,
+        'PARAMETER stop """a', 'FROM b"""', 'TEMPLATE "{{ .Prompt }}"',
+    ]  # fmt: skip
+    system = (
+        "{%- if messages[0]['role'] != 'system' %}{{- '[system]a\"\"\"\nFROM b;' }}{%- endif %}"
+    )
+    assert take_apart(jinja(system + TEMPLATES["brackets"].replace("[/]", ";"))) is None
+
+
 def test_without_a_template_and_for_an_adapter() -> None:
     text = modelfile("base.gguf", ["x"], 8192, None, adapter="a.gguf")
     assert text.splitlines() == [
         "# base.gguf: the base model, by mesp-ref convert gguf-model BASE base.gguf",
-        "FROM ./base.gguf", "ADAPTER ./a.gguf", 'PARAMETER stop "x"', 'TEMPLATE """{{ .Prompt }}"""',
+        "FROM ./base.gguf", "ADAPTER ./a.gguf", 'PARAMETER stop "x"', 'TEMPLATE "{{ .Prompt }}"',
     ]  # fmt: skip
