@@ -6,6 +6,9 @@ Nothing here needs torch: `pytest --noconftest tests/parity/test_gguf.py`.
 """
 
 import json
+import os
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,6 +19,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from helpers import CHATML, GPT2, QWEN, STOP, byte_level_tokenizer
+from safetensors.numpy import load_file
 
 import mesp_ref as mr
 from mesp_ref.cli import main
@@ -337,3 +341,36 @@ def test_every_end_ends(tmp_path: Path) -> None:
         written = Llama(file).greedy(PROMPTS[0], 5)
         assert written[:1] == [preferred] or not written
         assert len(written) == (5 if preferred == 150 else len(written[:1]))
+
+
+@pytest.mark.slow
+def test_a_real_model(tmp_path: Path) -> None:
+    """SmolLM2-135M: the same bytes there and back, the same 64 tokens in float32, and in q8_0 95 %
+    of the next tokens along them."""
+    cache = Path(os.environ.get("MESP_REF_CACHE") or Path.home() / ".cache" / "mesp_ref")
+    directory = cache / "smollm2-135m-instruct"
+    if not directory.exists():
+        script = Path(__file__).parents[2] / "benchmarks" / "convert_smollm2.py"
+        command = [sys.executable, str(script), str(directory)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if "pip cannot fetch" in done.stderr:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+    judges = {}
+    for kind in ("f32", "q8_0"):
+        file = tmp_path / f"{kind}.gguf"
+        assert main(["convert", "gguf-model", str(directory), str(file), "--type", kind]) == 0
+        judges[kind] = Llama(file)
+    assert main(["convert", "gguf", str(tmp_path / "f32.gguf"), str(tmp_path / "back")]) == 0
+    old, new = (load_file(path / "model.safetensors") for path in (directory, tmp_path / "back"))
+    assert old.keys() == new.keys()
+    assert all(old[name].tobytes() == new[name].tobytes() for name in old)
+    tokenizer, same = mr.load_tokenizer(directory), list[bool]()
+    for text in ("The capital of France is", "def fibonacci(n):\n    "):
+        ids = tokenizer.encode(text).ids
+        assert judges["f32"].tokenize(text) == ids
+        want = own_greedy(directory, ids, 64)
+        assert judges["f32"].greedy(ids, 64)[: len(want)] == want
+        same += [judges["q8_0"].greedy(ids + want[:i], 1) == [want[i]] for i in range(len(want))]
+    print(f"{sum(same)} of {len(same)}")
+    assert sum(same) >= 0.95 * len(same)
