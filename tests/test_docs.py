@@ -35,6 +35,8 @@ ELSEWHERE = {
     "mesp-ref finetune --model": "test_commands_on_a_model_of_ones_own",
     "mesp-ref generate --model": "test_commands_on_a_model_of_ones_own",
     "mesp-ref finetune --memory-limit": "tests/memory/test_memory_dial.py and test_trainer.py",
+    "mesp-ref merge": "tests/files/test_merge.py, tests/parity/test_gguf.py",
+    "mesp-ref convert": "tests/files/test_convert.py, test_to_gguf.py and tests/parity/test_gguf.py",
     "mesp-ref memory": "test_memory_commands; --measure and --plot in tests/cli/test_memory_command.py",
 }
 
@@ -73,7 +75,7 @@ def test_the_table_holds_nothing_else(beginning: str) -> None:
 def test_options_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` of the command names every option that a document gives it."""
     words = shlex.split(command.replace("…", ""))[1:]
-    path = [word for word in words[:2] if re.fullmatch("[a-z]+", word)]
+    path = [word for word in words[:2] if re.fullmatch("[a-z][a-z-]+", word)]
     path = path if path[0] in ("golden", "convert") else path[:1]
     with pytest.raises(SystemExit) as stop:
         main([*path, "--help"])

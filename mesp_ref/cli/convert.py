@@ -10,27 +10,51 @@ from mesp_ref.engine.init import check_adapter
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.config import config_fields, read_config
 from mesp_ref.files.from_gguf import convert_gguf
+from mesp_ref.files.gguf_writer import TYPES
 from mesp_ref.files.mlx import adapted_blocks, load_mlx_adapter, save_mlx_adapter
+from mesp_ref.files.modelfile import Render
 from mesp_ref.files.output import check_directory
 from mesp_ref.files.peft import load_adapter, read_adapter_config, save_adapter
+from mesp_ref.files.to_gguf import Written, write_gguf_adapter, write_gguf_model
+from mesp_ref.train.chat import load_chat_template
 
 _HELP = """\
-Bring models and adapters from other programs, and adapters to them.
+Bring models and adapters from other programs, and to them.
 
 examples:
   mesp-ref convert gguf --help
+  mesp-ref convert gguf-model --help
+  mesp-ref convert gguf-adapter --help
   mesp-ref convert adapter --help
 """
 
 _GGUF_HELP = """\
-Write a Qwen2 checkpoint directory from a GGUF file of llama or qwen2 architecture whose tensors
-are F32, F16, Q8_0 or Q4_1; transformers and mlx-lm load it too. Needs the gguf package:
-pip install 'mesp-ref[convert]'.
+Write a Qwen2 checkpoint directory from a GGUF file of llama or qwen2 architecture: F32, F16, BF16,
+Q4_0 to Q8_0 and K-quants, in one file or split (name the first part). transformers and mlx-lm load
+it too. Needs the gguf package: pip install 'mesp-ref[convert]'.
 
 examples:
   mesp-ref convert gguf SmolLM2-135M-Instruct.Q4_1.gguf smollm2
   mesp-ref convert gguf SmolLM2-135M-Instruct.Q4_1.gguf smollm2-16 --dtype bfloat16
   mesp-ref convert gguf SmolLM2-135M-Instruct.Q4_1.gguf smollm2-4bit --packed
+"""
+
+_MODEL_HELP = """\
+Write a Qwen2 checkpoint directory as a GGUF file for llama.cpp, and an Ollama Modelfile beside it
+(OUT.Modelfile). Without --type the matrices keep every stored weight. Needs the gguf package:
+pip install 'mesp-ref[convert]'.
+
+examples:
+  mesp-ref convert gguf-model Qwen2.5-0.5B base.gguf
+  mesp-ref convert gguf-model Qwen2.5-0.5B base.gguf --type q8_0 --json
+"""
+
+_LORA_HELP = """\
+Write a PEFT adapter directory as a GGUF file, which llama.cpp adds to the base model in GGUF while
+it runs (llama-cli -m base.gguf --lora OUT), and an Ollama Modelfile beside it.
+
+examples:
+  mesp-ref convert gguf-adapter runs/notes/adapter notes.gguf --base Qwen2.5-0.5B
 """
 
 _ADAPTER_HELP = """\
@@ -44,7 +68,9 @@ examples:
 
 
 def add(commands: Any) -> None:
-    parser = add_command(commands, "convert", run_gguf, "from GGUF; adapters for mlx-lm", _HELP)
+    parser = add_command(
+        commands, "convert", run_gguf, "from and to GGUF; adapters for mlx-lm", _HELP
+    )
     kinds = parser.add_subparsers(title="what to convert", metavar="KIND", required=True)
 
     gguf = add_command(kinds, "gguf", run_gguf, "a GGUF model", _GGUF_HELP)
@@ -63,6 +89,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     gguf.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
     add_json(gguf)
+    _add_outgoing(kinds)
 
     adapter = add_command(kinds, "adapter", run_adapter, "a LoRA adapter", _ADAPTER_HELP)
     adapter.add_argument("adapter", metavar="DIR", help="adapter directory")
@@ -75,6 +102,59 @@ def add(commands: Any) -> None:
     adapter.add_argument("--to", choices=("peft", "mlx"), required=True, help="layout to write")
     adapter.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
     add_json(adapter)
+
+
+def _add_outgoing(kinds: Any) -> None:
+    """gguf-model and gguf-adapter."""
+    model = add_command(kinds, "gguf-model", run_gguf_model, "a model to GGUF", _MODEL_HELP)
+    model.add_argument("model", metavar="DIR", help="checkpoint directory")
+    model.add_argument("out", metavar="OUT", help="GGUF file to write, NAME.gguf")
+    model.add_argument(
+        "--type", choices=tuple(TYPES), dest="kind",
+        help="of the matrices (default: the one that keeps every stored weight)",
+    )  # fmt: skip
+    lora = add_command(kinds, "gguf-adapter", run_gguf_adapter, "an adapter to GGUF", _LORA_HELP)
+    lora.add_argument("adapter", metavar="ADAPTER", help="PEFT adapter directory")
+    lora.add_argument("out", metavar="OUT", help="GGUF file to write, NAME.gguf")
+    lora.add_argument("--base", metavar="DIR", required=True, help="the adapter's model")
+    for parser in (model, lora):
+        parser.add_argument(
+            "--overwrite", action="store_true", help="replace OUT and its Modelfile"
+        )
+        add_json(parser)
+
+
+def _render(directory: str) -> Render | None:
+    """The chat template of a model, as a function; None where it has none."""
+    template = load_chat_template(directory)
+    if template is None:
+        return None
+    return lambda messages, prompt: template.render(messages, add_generation_prompt=prompt)
+
+
+def run_gguf_model(args: argparse.Namespace) -> int:
+    render = _render(args.model)
+    return _tell(args, write_gguf_model(args.model, args.out, args.kind, args.overwrite, render))
+
+
+def run_gguf_adapter(args: argparse.Namespace) -> int:
+    render = _render(args.base)
+    return _tell(
+        args, write_gguf_adapter(args.adapter, args.base, args.out, args.overwrite, render)
+    )
+
+
+def _tell(args: argparse.Namespace, written: Written) -> int:
+    size = written.file.stat().st_size
+    if args.json:
+        names = {"out": str(written.file), "modelfile": str(written.modelfile)}
+        print_json(names | {"bytes": size, "type": written.kind, "tensors": written.tensors})
+    else:
+        say(
+            f"wrote {written.file}: {written.tensors} tensors, {written.kind}, {size / 1e6:.1f} MB",
+            f"wrote {written.modelfile}: ollama create NAME -f {written.modelfile}",
+        )
+    return 0
 
 
 def run_gguf(args: argparse.Namespace) -> int:

@@ -18,7 +18,8 @@ from mesp_ref.cli.options import (
     say,
 )
 from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.init import init_lora, parse_targets
+from mesp_ref.engine.init import init_lora
+from mesp_ref.engine.init import parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.models import load_model

@@ -46,7 +46,7 @@ def convert_gguf(
     affine = _affine(tensors, dense_embedding) if packed else {}
     if packed and not affine:
         raise MespRefError(f"{path}: found no matrix in {' or '.join(REPACKED)} to keep packed")
-    with new_directory(out, overwrite=overwrite, inputs=[path]) as aside:
+    with new_directory(out, overwrite=overwrite, inputs=[p.path for p in file.parts]) as aside:
         write_tokenizer(file, aside)  # first: it may be one that is refused
         specs = layout(config.weight_shapes(), affine, stored, np.dtype(np.float32))
         target, metadata = aside / "model.safetensors", {"format": "mlx" if packed else "pt"}

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,16 @@ from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.gguf_layout import check_layout
 from mesp_ref.files.safetensors import identity
-from mesp_ref.files.strict import open_regular
+from mesp_ref.files.strict import inside, open_regular
 from mesp_ref.ops import Array
 
 ARCHITECTURES = ("llama", "qwen2")
-TYPES = ("F32", "F16", "Q8_0", "Q4_1")
+# Dense types, the first generation of blocks, and K-quants; of a row that a K-quant's 256 weights do
+# not fill, llama.cpp's quantiser makes one of the first.
+TYPES = (
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+)  # fmt: skip
 
 # What is known of the keys under the architecture's name; vocab_size is that of the embedding.
 _KEYS = (
@@ -44,40 +50,34 @@ _BLOCK = {
     "ffn_up": PROJECTIONS["up_proj"],
     "ffn_down": PROJECTIONS["down_proj"],
 }
+_BLOCK_NAMES = {path: gguf for gguf, path in _BLOCK.items()}
+
+_PART_NAME, _PARTS = re.compile(r".*-(\d{5})-of-(\d{5})\.gguf"), 10_000
 
 
 class Tensor(NamedTuple):
     """A tensor in its file's blocks, one row of bytes (or numbers) per row of the matrix."""
 
     data: Array
-    kind: str  # F32, F16, Q8_0 or Q4_1
+    kind: str  # one of TYPES
     shape: tuple[int, ...]
 
     def dequantize(self, a: int, b: int) -> Array:
-        """Rows a … b−1 in float32: Q4_1 is d·q + m, Q8_0 is d·q, as ggml computes them."""
+        """Rows a … b−1 in float32, as ggml computes them: Q4_1 is d·q + m, Q8_0 is d·q."""
         from gguf import GGMLQuantizationType, dequantize
 
-        w: Array = dequantize(self.data[a:b], GGMLQuantizationType[self.kind])
-        return w.astype(np.float32, copy=False)
+        vector = len(self.shape) == 1  # lies in the file as one row
+        data = self.data.reshape(1, -1) if vector else self.data[a:b]
+        w: Array = dequantize(data, GGMLQuantizationType[self.kind])
+        return (w[0, a:b] if vector else w).astype(np.float32, copy=False)
 
 
-class Gguf:
-    """An open GGUF file; `file[key]` is a value of its metadata.
+class Part:
+    """One GGUF file: a whole model, or a part of one that was split."""
 
-    Raises MespRefError for a file that is missing, truncated, not GGUF or of another architecture,
-    and, key by key, for metadata that is missing.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._reader, self._identity = _open(self.path)
-        parts = self.get("split.count", 1)
-        if parts != 1:
-            raise MespRefError(
-                f"{self.path}: split.count: found {shown(parts)}, expected 1, a whole model in one "
-                "file; join the parts with llama.cpp's llama-gguf-split --merge FIRST OUT"
-            )
-        self.architecture = self.expect("general.architecture", *ARCHITECTURES)
+    def __init__(self, path: Path):
+        self.path = path
+        self.reader, self._identity = _open(path)
 
     def check_unchanged(self) -> None:
         """Raise MespRefError when the file is no longer the one that was opened."""
@@ -92,13 +92,44 @@ class Gguf:
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value of the metadata, `default` where the file has none."""
-        field = self._reader.get_field(key)
+        field = self.reader.get_field(key)
         try:
             return default if field is None else field.contents()
         except Exception as error:  # the package trusts the file
             raise MespRefError(
                 f"{self.path}: {key}: not readable ({shown(str(error))}); damaged, fetch the file again"
             ) from None
+
+
+class Gguf:
+    """An open GGUF model; `file[key]` is a value of its metadata.
+
+    Of a model that was split `path` is the first part, which has the metadata; the others, NAME-
+    00002-of-00003.gguf and so on, are found beside it.
+    Raises MespRefError for a file that is missing, truncated, not GGUF or of another architecture,
+    for parts that do not belong together, and, key by key, for metadata that is missing.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.parts = _open_parts(self.path)
+        self._reader = self.parts[0].reader
+        self.architecture = self.expect("general.architecture", *ARCHITECTURES)
+
+    def check_unchanged(self) -> None:
+        """Raise MespRefError when a file is no longer the one that was opened."""
+        for part in self.parts:
+            part.check_unchanged()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value of the metadata, `default` where the file has none."""
+        return self.parts[0].get(key, default)
+
+    def stored(self) -> Iterator[tuple[Path, Any]]:
+        """Every tensor as the gguf package describes it, and the file it lies in."""
+        for part in self.parts:
+            for tensor in part.reader.tensors:
+                yield part.path, tensor
 
     def __getitem__(self, key: str) -> Any:
         if self._reader.get_field(key) is None:
@@ -143,25 +174,30 @@ class Gguf:
         head_dim = self.get(f"{self.architecture}.attention.key_length", hidden // heads)
         self._check_heads(head_dim)
         theta = self.get(f"{self.architecture}.rope.freq_base", 10_000.0)
-        if isinstance(theta, int):
-            theta = float(theta)
+        if isinstance(theta, int | float):
+            theta = _shortest(theta)
         return Qwen2Config(
             vocab_size=len(self.list_of("tokenizer.ggml.tokens", str)),
             hidden_size=hidden,
             intermediate_size=read("feed_forward_length"),
-            num_hidden_layers=read("block_count", len(self._reader.tensors)),
+            num_hidden_layers=read("block_count", len(list(self.stored()))),
             num_attention_heads=heads,
             num_key_value_heads=self.get(f"{self.architecture}.attention.head_count_kv", heads),
             head_dim=head_dim,
-            # stored in float32: take the shortest decimal that rounds to it (1e-05)
-            rms_norm_eps=float(str(np.float32(read("attention.layer_norm_rms_epsilon")))),
+            rms_norm_eps=_shortest(read("attention.layer_norm_rms_epsilon")),
             rope_theta=theta,
             max_position_embeddings=read("context_length"),
-            tie_word_embeddings=all(t.name != "output.weight" for t in self._reader.tensors),
+            tie_word_embeddings=all(t.name != "output.weight" for _, t in self.stored()),
             bos_token_id=self.get("tokenizer.ggml.bos_token_id"),
-            eos_token_id=self.get("tokenizer.ggml.eos_token_id"),
+            eos_token_id=self._ends(),
             source=str(self.path),
         )
+
+    def _ends(self) -> int | tuple[int, ...] | None:
+        """The tokens that end a text, a turn or a message; llama.cpp stops at each."""
+        found = [self.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+        ends = tuple(dict.fromkeys(end for end in found if end is not None))
+        return ends if len(ends) > 1 else next(iter(ends), None)
 
     def _check_keys(self) -> None:
         prefix = f"{self.architecture}."
@@ -194,12 +230,14 @@ class Gguf:
         """
         shapes, tensors = config.weight_shapes(), dict[str, Tensor]()
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-        for stored in self._reader.tensors:
+        for path, stored in self.stored():
             name, kind = _hugging_face_name(stored.name), stored.tensor_type.name
             shape = tuple(int(n) for n in reversed(stored.shape))
-            where = f"{self.path}: {stored.name}"
+            where = f"{path}: {stored.name}"
             if name not in shapes:
                 raise MespRefError(f"{where}: found, expected no such tensor in a Qwen2 model")
+            if name in tensors:
+                raise MespRefError(f"{where}: found twice, expected once")
             if kind not in TYPES:
                 raise MespRefError(f"{where}: type: found {kind}, expected {', '.join(TYPES)}")
             if shape != shapes[name]:
@@ -239,6 +277,58 @@ def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
         raise MespRefError(
             f"{path}: not readable as GGUF ({shown(str(error))}); truncated or damaged, fetch it again"
         ) from None
+
+
+def _open_parts(path: Path) -> list[Part]:
+    """The files of a model: one, or all into which it was split, the first of them given.
+
+    Raises MespRefError for parts that are missing, out of order or of another model.
+    Source    llama.cpp, llama_split_path and llama-gguf-split
+    """
+    first = Part(path)
+    count = first.get("split.count", 1)
+    if type(count) is not int or not 0 <= count <= _PARTS:
+        raise MespRefError(f"{path}: split.count: found {shown(count)}, expected 1 to {_PARTS}")
+    if count <= 1:
+        return [first]
+    name = _PART_NAME.fullmatch(path.name)
+    if first.get("split.no") != 0 or name is None or int(name[2]) != count or int(name[1]) != 1:
+        raise MespRefError(
+            f"{path}: split.no: found {shown(first.get('split.no'))} of {count} in this file, expected "
+            f"the first part, called NAME-00001-of-{count:05}.gguf, the others beside it"
+        )
+    stem = path.name[: name.start(1)]
+    others = [inside(path.parent, f"{stem}{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)]
+    parts = [first, *map(Part, others)]
+    for number, part in enumerate(parts):
+        for key, expected in (("split.no", number), ("split.count", count)):
+            if (found := part.get(key)) != expected:
+                raise MespRefError(
+                    f"{part.path}: {key}: found {shown(found)}, expected {expected}; a part of "
+                    "another model, or renamed"
+                )
+    held, stated = sum(len(part.reader.tensors) for part in parts), first.get("split.tensors.count")
+    if held != stated:
+        raise MespRefError(
+            f"{path}: split.tensors.count: found {shown(stated)}, expected {held}, which the "
+            f"{count} parts hold; a part is of another model"
+        )
+    return parts
+
+
+def _shortest(value: float) -> float:
+    """A number that is stored in float32, as the shortest decimal that rounds to it: 1e-05."""
+    return float(str(np.float32(value)))
+
+
+def gguf_name(name: str) -> str:
+    """The GGUF name of a tensor of a Qwen2 checkpoint: model.norm.weight is output_norm.weight."""
+    module, _, kind = name.rpartition(".")
+    for gguf, path in _TOP.items():
+        if module == path:
+            return f"{gguf}.{kind}"
+    _, _, block, path = module.split(".", 3)
+    return f"blk.{block}.{_BLOCK_NAMES[path]}.{kind}"
 
 
 def _hugging_face_name(name: str) -> str:

@@ -11,27 +11,35 @@ from mesp_ref.files.tokenizer import reasons
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_CONTROL, _USER_DEFINED = 3, 4  # values of token_type in GGUF: <|im_start|>; <tool_call>
+# Values of token_type in GGUF: <|im_start|> is a control token, <tool_call> a user-defined one, and
+# an unused one is a row of the embedding that no text reaches.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+_AS_QWEN2 = ("qwen2", "deepseek-r1-qwen")  # two names in llama.cpp, one way to cut
 
 # How Qwen2 cuts text before BPE (tokenizer.json of Qwen2.5).
-_QWEN2 = (
+QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
+def filler(index: int) -> str:
+    """What llama.cpp calls a row of the embedding that has no token."""
+    return f"[PAD{index}]"
+
+
 def build_tokenizer(file: Gguf) -> "Tokenizer":
     """The tokenizer a file describes: vocabulary, merges, and the pre-tokeniser it names.
 
+    gpt-2     GPT-2's regular expression
     smollm    single digits, then GPT-2's regular expression
     qwen2     NFC, then Qwen2's regular expression, in which digits are single too
     Raises    MespRefError for another tokenizer model or pre-tokeniser, by name
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
-    from tokenizers import pre_tokenizers as pre
+    from tokenizers import AddedToken, Tokenizer, decoders, models
 
     file.expect("tokenizer.ggml.model", "gpt2")
-    cut = file.expect("tokenizer.ggml.pre", "smollm", "qwen2")
+    cut = file.expect("tokenizer.ggml.pre", "gpt-2", "smollm", *_AS_QWEN2)
     tokens: list[str] = file.list_of("tokenizer.ggml.tokens", str)
     merges = [tuple(merge.split(" ")) for merge in file.list_of("tokenizer.ggml.merges", str)]
     types = file.list_of("tokenizer.ggml.token_type", int)
@@ -39,24 +47,66 @@ def build_tokenizer(file: Gguf) -> "Tokenizer":
         raise MespRefError(
             f"{file.path}: tokenizer.ggml.token_type: found {len(types)}, expected {len(tokens)}"
         )
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+    kinds = list(zip(tokens, types, strict=True))
+    unused = {i for i, (t, k) in enumerate(kinds) if k == UNUSED and t == filler(i)}
+    vocabulary = {token: i for i, token in enumerate(tokens) if i not in unused}
     with reasons(f"{file.path}: tokenizer.ggml.merges"):
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    if cut == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-        split = pre.Split(Regex(_QWEN2), behavior="isolated")
-        steps = [split, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
-    else:
-        steps = [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
-    tokenizer.pre_tokenizer = pre.Sequence(steps)
+    _set_cut(tokenizer, cut)
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = list(zip(tokens, types, strict=True))
-    special = [AddedToken(t, special=True, normalized=False) for t, k in kinds if k == _CONTROL]
-    plain = [AddedToken(t, special=False, normalized=False) for t, k in kinds if k == _USER_DEFINED]
+    special = [AddedToken(t, special=True, normalized=False) for t, k in kinds if k == CONTROL]
+    plain = [AddedToken(t, special=False, normalized=False) for t, k in kinds if k == USER_DEFINED]
     with reasons(f"{file.path}: tokenizer.ggml.tokens"):
         tokenizer.add_special_tokens(special)
         tokenizer.add_tokens(plain)
+        _set_frame(tokenizer, file, tokens)
     return tokenizer
+
+
+def _set_cut(tokenizer: "Tokenizer", cut: str) -> None:
+    """How text is cut before BPE, by llama.cpp's name for it."""
+    from tokenizers import Regex, normalizers
+    from tokenizers import pre_tokenizers as pre
+
+    gpt2 = pre.ByteLevel(add_prefix_space=False)
+    if cut == "gpt-2":
+        tokenizer.pre_tokenizer = gpt2
+    elif cut == "smollm":
+        tokenizer.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), gpt2])
+    else:
+        tokenizer.normalizer = normalizers.NFC()
+        split = pre.Split(Regex(QWEN2), behavior="isolated")
+        plain = pre.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre.Sequence([split, plain])
+
+
+def _set_frame(tokenizer: "Tokenizer", file: Gguf, tokens: list[str]) -> None:
+    """The tokens that the file wants before and behind every text."""
+    from tokenizers import processors
+
+    before, behind = (_framing_token(file, name, tokens) for name in ("bos", "eos"))
+    frame = [*before, "$A", *behind]
+    if len(frame) > 1:
+        special = [(t, tokens.index(t)) for t in dict.fromkeys(before + behind)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=" ".join(frame), special_tokens=special
+        )
+
+
+def _framing_token(file: Gguf, name: str, tokens: list[str]) -> list[str]:
+    """The token that stands before (bos) or behind (eos) every text; none where the file wants none."""
+    if file.get(f"tokenizer.ggml.add_{name}_token", False) is not True:
+        return []
+    index = file[f"tokenizer.ggml.{name}_token_id"]
+    return [tokens[_token_id(file, f"tokenizer.ggml.{name}_token_id", index, tokens)]]
+
+
+def _token_id(file: Gguf, key: str, index: object, tokens: list[str]) -> int:
+    if type(index) is not int or not 0 <= index < len(tokens):
+        raise MespRefError(
+            f"{file.path}: {key}: found {shown(index)}, expected below {len(tokens)}"
+        )
+    return index
 
 
 def tokenizer_config(file: Gguf) -> dict[str, Any]:
@@ -68,12 +118,8 @@ def tokenizer_config(file: Gguf) -> dict[str, Any]:
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         index = file.get(f"tokenizer.ggml.{key}_token_id")
         if index is not None:
-            if type(index) is not int or not 0 <= index < len(tokens):
-                raise MespRefError(
-                    f"{file.path}: tokenizer.ggml.{key}_token_id: found {shown(index)}, expected "
-                    f"below {len(tokens)}"
-                )
-            values[f"{name}_token"] = tokens[index]
+            where = f"tokenizer.ggml.{key}_token_id"
+            values[f"{name}_token"] = tokens[_token_id(file, where, index, tokens)]
     values["model_max_length"] = file[f"{file.architecture}.context_length"]
     values["clean_up_tokenization_spaces"] = False
     template = file.get("tokenizer.chat_template")

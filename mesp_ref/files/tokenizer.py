@@ -46,6 +46,28 @@ def read_tokenizer_config(path: str | Path) -> dict[str, Any]:
     return read_fields(read_object(file, "a tokenizer's settings"), TOKENIZER, file)
 
 
+def read_chat_template(path: str | Path) -> tuple[str | None, str]:
+    """The source of a checkpoint directory's chat template, and where it stands; None without one.
+
+    It is chat_template.jinja, or `chat_template` of tokenizer_config.json (a text, or a list of
+    named ones of which "default" is taken).
+
+    Raises MespRefError for files that cannot be read.
+    """
+    directory = Path(path)
+    file, config = inside(directory, "chat_template.jinja"), read_tokenizer_config(directory)
+    if file.is_file():
+        try:
+            return read_bytes(file).decode("utf-8"), f"{file}: chat_template"
+        except (OSError, ValueError) as error:
+            raise MespRefError(f"{file}: not readable as UTF-8: {error}") from None
+    file, source = inside(directory, "tokenizer_config.json"), config.get("chat_template")
+    if isinstance(source, list):
+        named = [t.get("template") for t in source if t.get("name") == "default"]
+        source = named[0] if named else None
+    return source, f"{file}: chat_template"
+
+
 @contextmanager
 def reasons(what: str) -> Iterator[None]:
     """Whatever goes wrong inside the tokenizers package, as a MespRefError that begins with `what`.

@@ -17,7 +17,8 @@ from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.generate import generate
-from mesp_ref.engine.init import init_lora, parse_targets
+from mesp_ref.engine.init import init_lora
+from mesp_ref.engine.init import parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.models import load_model

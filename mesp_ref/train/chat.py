@@ -15,9 +15,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 
-from mesp_ref.errors import MespRefError, shown
-from mesp_ref.files.strict import inside, read_bytes
-from mesp_ref.files.tokenizer import read_tokenizer_config
+from mesp_ref.errors import MespRefError
+from mesp_ref.files.tokenizer import read_chat_template, read_tokenizer_config
 from mesp_ref.train.traced import (
     OTHER,
     Span,
@@ -348,28 +347,10 @@ def load_chat_template(path: str | Path, now: datetime | None = None) -> ChatTem
 
     Raises MespRefError for files that cannot be read and templates that do not compile.
     """
-    directory = Path(path)
-    config_file = inside(directory, "tokenizer_config.json")
-    template_file = inside(directory, "chat_template.jinja")
-    config = read_tokenizer_config(directory)
-    source = config.get("chat_template")
-    if template_file.is_file():
-        try:
-            source = read_bytes(template_file).decode("utf-8")
-        except (OSError, ValueError) as error:
-            raise MespRefError(f"{template_file}: not readable as UTF-8: {error}") from None
-    else:
-        template_file = config_file
-    if isinstance(source, list):
-        named = [t for t in source if isinstance(t, dict) and t.get("name") == "default"]
-        source = named[0].get("template") if named else None
+    source, where = read_chat_template(path)
     if source is None:
         return None
-    if not isinstance(source, str):
-        raise MespRefError(
-            f"{template_file}: chat_template: found {shown(source)}, expected a text"
-        )
-    return ChatTemplate(source, _special_tokens(config), f"{template_file}: chat_template", now)
+    return ChatTemplate(source, _special_tokens(read_tokenizer_config(path)), where, now)
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.api import METHODS, check_offload, check_perturbations, loss_and_grads
+from mesp_ref.api import METHODS
+from mesp_ref.api import check_offload
+from mesp_ref.api import check_perturbations
+from mesp_ref.api import loss_and_grads
 from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import arrays_in_memory

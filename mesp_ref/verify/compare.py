@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.api import METHODS, loss_and_grads
+from mesp_ref.api import METHODS
+from mesp_ref.api import loss_and_grads
 from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.init import init_lora, parse_targets
+from mesp_ref.engine.init import init_lora
+from mesp_ref.engine.init import parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.figure import new_figure

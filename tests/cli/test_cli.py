@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,7 @@ def test_every_example_runs_as_written(line, reader, capsys, request):
         pytest.importorskip("torch")
     last = [word for word in argv[2:] if not word.startswith("-")][-1:]
     writes = {"build", "export", "gguf"} & set(argv)
-    if "--to" in argv:
+    if {"--to", "gguf-model", "gguf-adapter"} & set(argv):
         last, writes = argv[3:4], True
     for before, word in itertools.pairwise(argv):
         if before != "--out" and not (writes and [word] == last):
@@ -204,13 +205,16 @@ def test_the_examples_are_those_of_every_command():
 
 
 def test_the_command_lines_of_the_readme_run_in_their_order(
-    tmp_path, monkeypatch, tiny_model_dir, outputs, capsys
+    tmp_path, monkeypatch, tiny_config, tokenizer, outputs, capsys
 ):
-    """As written, all steps included; the models are tiny ones under the names of the README."""
+    """As written, all steps included; the models are tiny ones under the names of the README, with
+    heads that share out the hidden size, as llama.cpp wants them."""
     monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()
+    model = write_model(tmp_path / "tiny", replace(tiny_config, hidden_size=24), tokenizer)
     Path("path/to").mkdir(parents=True)
     for name in ("path/to/Qwen2.5-0.5B", "smollm2"):
-        Path(name).symlink_to(tiny_model_dir, target_is_directory=True)
+        Path(name).symlink_to(model, target_is_directory=True)
     for name in ("notes.txt", "proverbs.txt"):
         Path(name).write_text(words(2000), encoding="utf-8")
     Path("my-outputs").symlink_to(outputs)

@@ -89,9 +89,13 @@ def write_gguf(
     pre: str = "qwen2",
     kinds: Callable[[str], Any] = lambda name: Type.F32,
     edit: Callable[[Any], object] = lambda writer: None,
+    split: int = 0,
 ) -> Path:
-    """A GGUF file of `arrays`, q and k interleaved and without biases when it is a llama."""
-    writer = gguf.GGUFWriter(path, architecture)
+    """A GGUF file of `arrays`, q and k interleaved and without biases when it is a llama.
+
+    With `split` it is several files of so many tensors each, beside `path`.
+    """
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -318,8 +322,8 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": ({"architecture": "gemma"}, "general.architecture: found 'gemma', expected"),
     "tokenizer": ({"pre": "llama-bpe"}, "tokenizer.ggml.pre: found 'llama-bpe'"),
     "type": (
-        {"kinds": lambda n: Type.Q5_0 if "up_proj" in n else Type.F32},
-        "blk.0.ffn_up.weight: type: found Q5_0, expected F32, F16, Q8_0, Q4_1",
+        {"edit": lambda w: setattr(w.tensors[0]["blk.0.ffn_up.weight"], "dtype", Type.I32)},
+        "blk.0.ffn_up.weight: type: found I32, expected F32, F16, BF16, Q4_0",
     ),
     "tensor": (
         {"edit": lambda w: w.add_tensor("blk.0.attn_q_norm.weight", np.ones(16, np.float32))},
