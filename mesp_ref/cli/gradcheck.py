@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         stream = open_stream(
             model, data, seq_len=args.seq_len, form=args.form, packing=args.packing
         )
-        ids, labels = as_batch(stream.once(args.batch_size))
+        ids, labels, _ = as_batch(stream.once(args.batch_size))
     found = list(
         checkpoint_gradcheck(
             model, adapter, ids, labels, method=args.method, directions=args.directions,

@@ -65,8 +65,9 @@ def add_data(parser: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--packing", choices=PACKINGS, default="auto",
-        help="pack: documents one after another, cut into sequences; pad: one document per "
-        "sequence (default: pad for messages, else pack)",
+        help="pack: documents one after another, cut into sequences in which none sees another and "
+        "each begins at position 0, so that gradients are those of the documents apart; pad: one "
+        "document per sequence (default: pad for conversations and prompts, else pack)",
     )  # fmt: skip
 
 

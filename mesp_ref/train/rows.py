@@ -23,10 +23,14 @@ PACKINGS = ("auto", "pack", "pad")
 
 
 class Row(NamedTuple):
-    """One sequence: what the model reads, and what it must say (IGNORED where it need not)."""
+    """One sequence: what the model reads, and what it must say (IGNORED where it need not).
+
+    `positions` count each document of a packed row from 0; None where a row is one document.
+    """
 
     ids: Array  # [T] int32
     labels: Array  # [T] int32; labels[t] is predicted from ids[:t], so labels[0] never counts
+    positions: Array | None = None  # [T] int32
 
     @property
     def counted(self) -> int:
@@ -223,7 +227,8 @@ class Encoder:
 class RowStream:
     """Rows of a file, endlessly, in an order that (seed, cursor) alone decides.
 
-    packing   "pack": documents one after another, cut into rows of seq_len.
+    packing   "pack": documents one after another, cut into rows of seq_len, where none sees another
+              and each begins at position 0; one that is cut begins anew in the next row.
               "pad": a document per row; longer ones are cut into several, conversations cut short.
               "auto": pad for conversations, else pack
     shuffle   False for evaluation: pages and rows in the order of the file, every token once.
@@ -289,7 +294,7 @@ class RowStream:
                 if given == limit:
                     return
                 given += 1
-                yield Row(row.ids.copy(), row.labels.copy())
+                yield Row(*(None if part is None else part.copy() for part in row))
 
     def require_full_row(self) -> None:
         """Raise MespRefError when packed data has fewer tokens than one sequence."""
@@ -339,9 +344,10 @@ class RowStream:
         return self._order[1]
 
     def _read(self, pages: Array) -> list[Row]:
-        """Documents of some pages, tokenised. Text pages that follow each other stay one text;
-        where they do not, the first token cannot be foreseen and is not asked for."""
+        """Documents of some pages, tokenised. Text pages that follow each other are one document;
+        those that do not are several, and the first token of each is not asked for."""
         documents: list[Row] = []
+        stretch: list[Array] = []
         last = -2
         for page in sorted(int(page) for page in pages):
             if self.data.jsonl:
@@ -349,41 +355,83 @@ class RowStream:
                     where = f"{self.data.path}: line {number}"
                     documents.append(self.encoder.record(record, where))
                 continue
-            ids = self.encoder.text(self.data.read(page).decode("utf-8"))
-            labels = ids.copy()
-            if page != last + 1:
-                labels[:1] = IGNORED
-            documents.append(Row(ids, labels))
+            if page != last + 1 and stretch:
+                documents.append(_joined(stretch))
+                stretch = []
+            stretch.append(self.encoder.text(self.data.read(page).decode("utf-8")))
             last = page
-        return documents
+        return [*documents, _joined(stretch)] if stretch else documents
 
     def _cut(self, documents: Sequence[Row]) -> Iterator[Row]:
         """Rows of at most seq_len tokens that have something to learn."""
-        if self.pack and documents:
-            ids, labels = (np.concatenate(part) for part in zip(*documents, strict=True))
-            documents = [Row(ids, labels)]
+        if self.pack:
+            yield from self._packed(documents)
+            return
         for document in documents:
             length = len(document.ids)
-            chat = not self.pack and bool((document.labels == IGNORED).any())
+            chat = bool((document.labels == IGNORED).any())
             for start in range(0, min(length, self.seq_len) if chat else length, self.seq_len):
-                if self.pack and self.shuffle:
-                    start = max(min(start, length - self.seq_len), 0)
                 piece = slice(start, start + self.seq_len)
                 row = Row(document.ids[piece], document.labels[piece])
                 if row.counted:
                     yield row
 
+    def _packed(self, documents: Sequence[Row]) -> Iterator[Row]:
+        """Documents one after another, cut every seq_len tokens. None sees another: positions begin
+        anew with each, and in each row, and the first token of each is nobody's to foresee."""
+        documents = [document for document in documents if len(document.ids)]
+        if not documents:
+            return
+        ids, labels = (np.concatenate([d[part] for d in documents]) for part in (0, 1))
+        starts = np.cumsum([0, *(len(d.ids) for d in documents[:-1])])
+        labels[starts] = IGNORED
+        for start in range(0, len(ids), self.seq_len):
+            if self.shuffle:
+                start = max(min(start, len(ids) - self.seq_len), 0)
+            stop = min(start + self.seq_len, len(ids))
+            inside = starts[np.searchsorted(starts, start, "right") : np.searchsorted(starts, stop)]
+            row = Row(ids[start:stop], labels[start:stop], _positions(stop - start, inside - start))
+            if row.counted:
+                yield row
 
-def as_batch(rows: Iterable[Row]) -> tuple[Array, Array]:
+
+def _joined(stretch: Sequence[Array]) -> Row:
+    ids = np.concatenate(stretch)
+    return Row(ids, ids)
+
+
+def _positions(length: int, starts: Array) -> Array | None:
+    """Positions of a row in which documents begin at `starts`, and at 0: [T] int32, or None."""
+    if not len(starts):
+        return None
+    begins = np.zeros(length, np.int32)
+    begins[starts] = starts
+    return np.arange(length, dtype=np.int32) - np.maximum.accumulate(begins)
+
+
+class Batch(NamedTuple):
+    """Rows side by side: [N,T] int64 each. `positions` is None where no row is packed."""
+
+    ids: Array
+    labels: Array
+    positions: Array | None
+
+
+def as_batch(rows: Iterable[Row]) -> Batch:
     """Rows side by side, padded on the right to the longest.
 
-    Shapes    -> input_ids, labels [N,T] int64. Padding has id 0 and label IGNORED: no counted token
-              can see it, for attention is causal
+    Padding has id 0 and label IGNORED, and is a document of its own in packed rows: no counted token
+    can see it, for attention is causal
     """
     rows = list(rows)
     shape = (len(rows), max(len(row.ids) for row in rows))
     ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+    positions = np.tile(np.arange(shape[1]), (shape[0], 1))
     for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = row.ids
-        labels[i, : len(row.labels)] = row.labels
-    return ids, labels
+        length = len(row.ids)
+        ids[i, :length], labels[i, :length] = row.ids, row.labels
+        if row.positions is not None:
+            positions[i, :length] = row.positions
+            positions[i, length:] = np.arange(shape[1] - length)
+    packed = any(row.positions is not None for row in rows)
+    return Batch(ids, labels, positions if packed else None)

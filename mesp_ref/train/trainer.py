@@ -199,11 +199,14 @@ class Trainer:
     ) -> tuple[float, dict[str, Array]]:
         config = self.config
         noise = np.random.SeedSequence([config.seed, 4, self.step, part])
+        ids, labels, positions = as_batch(batch)
         try:
             return loss_and_grads(
                 self.model,
                 self.adapter,
-                *as_batch(batch),
+                ids,
+                labels,
+                position_ids=positions,
                 method=config.method,
                 trainable=self.trainable,
                 seed=int(noise.generate_state(1)[0]),

@@ -20,11 +20,10 @@ from mesp_ref.files.output import write_aside
 from mesp_ref.job.directory import Event, finite
 from mesp_ref.ops import Array
 from mesp_ref.train.opening import open_stream
-from mesp_ref.train.rows import Cursor, Row, as_batch
+from mesp_ref.train.rows import Batch, Cursor, Row, as_batch
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig, Trainer
 
 REFERENCE = "store_all"
-Batch = tuple[Array, Array]
 _COLOURS = ("#bbbbbb", "#4477aa", "#228833", "#ccbb44", "#cc3311")
 
 
@@ -123,8 +122,9 @@ def _gradients(
 ) -> dict[str, Array]:
     train = _settings(options, method)
     return loss_and_grads(
-        model, adapter, *batch, method=method, seed=train.seed, eps=train.eps,
-        perturbations=train.perturbations, checkpoints=train.checkpoints, **more,
+        model, adapter, batch.ids, batch.labels, method=method, seed=train.seed, eps=train.eps,
+        perturbations=train.perturbations, checkpoints=train.checkpoints,
+        position_ids=batch.positions, **more,
     )[1]  # fmt: skip
 
 

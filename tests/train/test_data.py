@@ -294,7 +294,7 @@ def test_conversations_are_cut_short_and_dropped_when_nothing_is_left(tmp_path, 
 
 def test_batches_are_padded_on_the_right():
     long, short = np.array([4, 5, 6], np.int32), np.array([7, 8], np.int32)
-    ids, labels = as_batch([Row(long, long), Row(short, np.array([IGNORED, 8], np.int32))])
+    ids, labels, _ = as_batch([Row(long, long), Row(short, np.array([IGNORED, 8], np.int32))])
     assert ids.tolist() == [[4, 5, 6], [7, 8, 0]]
     assert labels.tolist() == [[4, 5, 6], [-100, 8, -100]]
     assert (Row(long, long).counted, Row(short, short).counted) == (2, 1)
