@@ -9,6 +9,7 @@ from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.train.rows import PACKINGS
+from mesp_ref.train.sources import FORMATS
 
 DTYPES = ("float32", "float64")
 _LINE = 10_000  # characters: of our own lines none is longer
@@ -57,11 +58,12 @@ def add_data(parser: Any) -> None:
     """--data, --format and --packing."""
     parser.add_argument(
         "--data", metavar="FILE",
-        help="text or JSONL; default: conversations about stories that come with this package",
+        help="text, JSONL, a JSON list, CSV, TSV, Parquet, Arrow, a directory of save_to_disk, or gzip "
+        "of one; default: conversations about stories that come with this package",
     )  # fmt: skip
     parser.add_argument(
-        "--format", choices=("auto", "text", "jsonl"), default="auto", dest="form",
-        help="default: jsonl for .jsonl, .ndjson and .json, else text",
+        "--format", choices=FORMATS, default="auto", dest="form",
+        help="default: what the file's content is",
     )  # fmt: skip
     parser.add_argument(
         "--packing", choices=PACKINGS, default="auto",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 POOL_BYTES = 1 << 20
 PACKINGS = ("auto", "pack", "pad")
+_PACKED = ("text", "tokens")  # forms that are packed unless it is said otherwise
 
 
 class Row(NamedTuple):
@@ -143,17 +144,27 @@ class Encoder:
         return ids.astype(np.int32)
 
     def record(self, record: dict[str, Any], where: str) -> Row:
-        """One JSONL record as a row of any length. Everything counts, except in `messages`, where
-        only what the assistant says does, up to and with the token that ends its turn."""
-        if "messages" in record:
+        """A record as a row of any length. Everything counts, except in `messages`, where only what
+        the assistant says does, up to and with the token that ends its turn, and in `prompt`.
+        A record that has both is a conversation for a model with a chat template."""
+        if "messages" in record and (self.template is not None or "prompt" not in record):
             return self._chat(record, where)
         if "tokens" in record:
             ids = np.array(record["tokens"], np.int32)
+        elif "prompt" in record:
+            asked = self.text(record["prompt"], special=True)
+            answer = self._ended(self.text(record["completion"]))
+            ids = np.concatenate([asked, answer])
+            return Row(ids, np.concatenate([np.full_like(asked, IGNORED), answer]))
         else:
-            ids = self.text(record["text"], special=True)
-            if self.ends and not (ids.size and ids[-1] in self.ends):
-                ids = np.append(ids, np.int32(self.ends[0]))
+            ids = self._ended(self.text(record["text"], special=True))
         return Row(ids, ids)
+
+    def _ended(self, ids: Array) -> Array:
+        """With an end token, if the model has one and it is not there."""
+        if self.ends and not (ids.size and ids[-1] in self.ends):
+            return np.append(ids, np.int32(self.ends[0]))
+        return ids
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> Array:
         """Token ids that ask for the next turn of a conversation, [T] int32."""
@@ -230,7 +241,7 @@ class RowStream:
     packing   "pack": documents one after another, cut into rows of seq_len, where none sees another
               and each begins at position 0; one that is cut begins anew in the next row.
               "pad": a document per row; longer ones are cut into several, conversations cut short.
-              "auto": pad for conversations, else pack
+              "auto": pack for texts and tokens, else pad
     shuffle   False for evaluation: pages and rows in the order of the file, every token once.
               True: pages and rows in a seeded order, new in each epoch; the last row of a pool
               reaches back over tokens of the row before, so that it has seq_len tokens too
@@ -251,7 +262,7 @@ class RowStream:
             raise MespRefError(f"packing: found {packing!r}, expected one of {', '.join(PACKINGS)}")
         self.data, self.encoder, self.pages = data, encoder, np.asarray(pages)
         self.seq_len, self.seed, self.shuffle = seq_len, seed, shuffle
-        self.pack = packing == "pack" or (packing == "auto" and "messages" not in data.kinds)
+        self.pack = packing == "pack" or (packing == "auto" and not {*data.kinds} - {*_PACKED})
         self.cursor = Cursor()
         mean = max(data.size // data.pages, 1)
         self._pool_pages = max(POOL_BYTES // mean, 1)
@@ -351,8 +362,7 @@ class RowStream:
         last = -2
         for page in sorted(int(page) for page in pages):
             if self.data.jsonl:
-                for number, record in self.data.records(page):
-                    where = f"{self.data.path}: line {number}"
+                for where, record in self.data.records(page):
                     documents.append(self.encoder.record(record, where))
                 continue
             if page != last + 1 and stretch:

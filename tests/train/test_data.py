@@ -380,9 +380,9 @@ BAD_FILES = {
     "only space": ("t.txt", b" \n\t\n", "empty, expected text"),
     "binary": ("t.txt", b"GGUF\x03\x00\xff\xfe", "byte 6: found 0xff, expected UTF-8"),
     "cut character": ("t.txt", "caf\u00e9".encode()[:-1], "found the end inside a character"),
-    "empty lines": ("d.jsonl", b"\n\n", "empty, expected a JSON object per line"),
+    "empty lines": ("d.jsonl", b"\n\n", "empty, expected records: a JSON object per line"),
     "not JSON": ("d.jsonl", b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
-    "array file": ("d.json", b'[{"text": "a"}]', "line 1: found list, expected a JSON object"),
+    "list of lists": ("d.json", b'[["a"]]', "record 1: found list, expected a JSON object"),
     "no field": ("d.jsonl", b'{"prompt": "a"}', "line 1: found fields 'prompt', expected text"),
     "text a number": ("d.jsonl", b'{"text": 3}', "line 1: text: found int"),
     "no turns": ("d.jsonl", b'{"messages": []}', "line 1: messages: found"),
@@ -453,8 +453,8 @@ def test_other_files_are_refused(tmp_path, encoder, text_file):
         open_data(tmp_path / "missing.txt")
     with pytest.raises(MespRefError, match="not a regular file"):
         open_data(tmp_path)
-    with pytest.raises(MespRefError, match="format: found 'csv'"):
-        open_data(text_file, form="csv")
+    with pytest.raises(MespRefError, match="format: found 'xml'"):
+        open_data(text_file, form="xml")
     with pytest.raises(MespRefError, match="packing: found 'tight'"):
         RowStream(open_data(text_file), encoder, [0], seq_len=8, packing="tight")
     with pytest.raises(MespRefError, match=r"val-fraction: found 1\.0"):
