@@ -3,6 +3,7 @@
 import reprlib
 import unicodedata
 from collections.abc import Callable
+from typing import Any
 
 _LONGEST = 1000  # characters of a line; a name in a file may have millions
 _NAME = 120  # of a name; PEFT's longest tensor names have 80
@@ -66,6 +67,17 @@ class MespRefError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(escaped(message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and sent to other processes as it is, whatever a subclass's `__init__` takes."""
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(kind: type[MespRefError], args: tuple[Any, ...], more: dict[str, Any]) -> MespRefError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(more)
+    return error
 
 
 class MespRefWarning(UserWarning):

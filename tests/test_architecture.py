@@ -17,6 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Lower layers first: a module may import its own layer and those above it in this list.
 LAYERS = (
     ("errors",),
+    ("bounds",),
     ("ops",),
     ("engine",),
     ("lean",),

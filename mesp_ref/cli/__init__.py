@@ -4,7 +4,8 @@ Results go to standard output, progress to standard error. A user's mistake is o
 error and exit code 2; Ctrl-C is 130.
 """
 
-import os
+import contextlib
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -26,8 +27,7 @@ from mesp_ref.cli import (
     quantize,
 )
 from mesp_ref.cli.options import Parser
-from mesp_ref.errors import MespRefError, MespRefWarning, escaped
-from mesp_ref.lean.allocator import keep_freed_memory
+from mesp_ref.errors import MespRefError, MespRefWarning, escaped, shown
 
 _DESCRIPTION = """\
 Qwen2.5 with LoRA in pure NumPy, every backward pass written by hand.
@@ -38,6 +38,8 @@ gradients in little memory (MeSP); try the adapter; evaluate it; fold it into th
 
 _EPILOG = """\
 each command explains itself: mesp-ref finetune --help
+BLAS has one thread, which is never slow beside other work, unless OPENBLAS_NUM_THREADS says otherwise;
+finetune --workers N uses N idle cores.
 
 examples:
   mesp-ref finetune
@@ -71,26 +73,29 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 1 for a check that failed, 2 for a mistake,
-    130 for Ctrl-C."""
+    130 for Ctrl-C, 128 and its number for another signal."""
     warnings.formatwarning = _warning
-    if argv is None:  # a process of its own, whose allocator is ours to set
-        keep_freed_memory()
     try:
-        args = build_parser().parse_args(argv)
+        parser = build_parser()
+        if not (sys.argv[1:] if argv is None else argv):
+            parser.print_help()
+            return 0
+        args = parser.parse_args(argv)
         code: int = args.run(args)
         sys.stdout.flush()
         return code
     except MespRefError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:
-        print(f"\nmesp-ref: {escaped(str(interrupt)) or 'interrupted'}", file=sys.stderr)
-        return 130
+        _say(str(interrupt) or "interrupted", before="\n")
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         return _fail(f"{error.filename or 'system'}: {error.strerror or error}")
-    except MemoryError:
+    except UnicodeEncodeError as error:
+        return _fail(f"found characters that are no text, {shown(error.object)}, expected UTF-8")
+    except (MemoryError, OverflowError):
         return _fail("out of memory; try a smaller --batch-size or --seq-len")
 
 
@@ -106,10 +111,16 @@ def _warning(
 ) -> str:
     """One line for a warning of ours; as usual for those of others."""
     if issubclass(category, MespRefWarning):
-        return f"mesp-ref: warning: {' '.join(str(message).split())}\n"
+        return f"mesp-ref: warning: {escaped(' '.join(str(message).split()))}\n"
     return _usual(message, category, filename, lineno, line)
 
 
 def _fail(message: str) -> int:
-    print(f"mesp-ref: error: {escaped(' '.join(message.split()))}", file=sys.stderr)
+    _say(f"error: {' '.join(message.split())}")
     return 2
+
+
+def _say(line: str, before: str = "") -> None:
+    """One line on standard error, where there is one that takes it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(f"{before}mesp-ref: {escaped(line)}", file=sys.stderr)

@@ -21,7 +21,7 @@ from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.names import shared_name
 from mesp_ref.files.output import check_file
 from mesp_ref.job.defaults import RECIPE, data_file
-from mesp_ref.job.directory import Event
+from mesp_ref.job.metrics import Event
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
 from mesp_ref.verify.compare import CompareOptions, compare, describe_gradient, plot_comparison
 

@@ -3,6 +3,7 @@
 import argparse
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -12,18 +13,17 @@ from mesp_ref.cli.options import (
     add_json,
     add_model,
     add_special_tokens,
-    at_least,
-    open_adapter,
     print_json,
     say,
 )
+from mesp_ref.cli.trained import open_trained, warn_of_length
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.finite import not_finite
-from mesp_ref.files.models import load_model
 from mesp_ref.job.defaults import data_file
 from mesp_ref.job.directory import finite
 from mesp_ref.train.opening import open_stream
+from mesp_ref.train.rows import Row
 from mesp_ref.train.trainer import evaluate, perplexity
 
 _HELP = """\
@@ -62,9 +62,7 @@ def _refuse(value: float, model: Model) -> NoReturn:
 
 
 def run(args: argparse.Namespace) -> int:
-    at_least(args, seq_len=2, batch_size=1, rows=1)
-    model = load_model(args.model, dtype=args.dtype)
-    adapter = open_adapter(args.adapter, model)
+    model, adapter = open_trained(args)
     with data_file(args.data, count=200, seed=1) as data:
         stream = open_stream(
             model,
@@ -74,9 +72,18 @@ def run(args: argparse.Namespace) -> int:
             packing=args.packing,
             special_in_text=args.special_tokens_in_text,
         )
-        value, tokens, accuracy = evaluate(model, adapter, stream.once(args.rows), args.batch_size)
+        longest = 0
+
+        def rows() -> Iterator[Row]:
+            nonlocal longest
+            for row in stream.once(args.rows):
+                longest = max(longest, len(row.ids))
+                yield row
+
+        value, tokens, accuracy = evaluate(model, adapter, rows(), args.batch_size)
     if not math.isfinite(value):
         _refuse(value, model)
+    warn_of_length(model, longest)
     turns = stream.encoder.counts
     if told := turns.told():
         say(f"chats: {told}", file=sys.stderr)

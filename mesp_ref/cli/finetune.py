@@ -1,6 +1,9 @@
 """mesp-ref finetune: train a LoRA adapter."""
 
 import argparse
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 from mesp_ref.api import METHODS
@@ -17,8 +20,10 @@ from mesp_ref.cli.options import (
 from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import EVAL_EVERY, RECIPE
-from mesp_ref.job.directory import Event
+from mesp_ref.job.directory import resumed_folder, run_place
 from mesp_ref.job.finetune import FinetuneOptions, finetune
+from mesp_ref.job.metrics import Event
+from mesp_ref.job.record import saved_options
 from mesp_ref.lean.activations import KINDS
 from mesp_ref.train.optim import SCHEDULES
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
@@ -47,7 +52,7 @@ examples:
   mesp-ref finetune --method mezo --perturbations 4 --steps 2 --out runs/forward-only
   mesp-ref finetune --data notes.txt --seq-len 64 --steps 4 --eval-every 1 --patience 2
   mesp-ref finetune --model Qwen2.5-0.5B --data chats.jsonl --steps 2 --out runs/chats
-  mesp-ref finetune --model Qwen2.5-0.5B --data chats.jsonl --steps 2 --out runs/chats --resume
+  mesp-ref finetune --resume runs/chats
 """
 
 
@@ -61,6 +66,9 @@ def add(commands: Any) -> None:
     group.add_argument("--rslora", action="store_true", help="scale alpha/sqrt(R) instead")
     _add_training(parser.add_argument_group("training", _recipe()))
     _add_output(parser.add_argument_group("evaluation and output"))
+    # What was not given is None, so that the options of a run that goes on are not overruled.
+    fields = {**FinetuneOptions.__dataclass_fields__, **TrainConfig.__dataclass_fields__}
+    parser.set_defaults(**dict.fromkeys(fields))
 
 
 def _recipe() -> str:
@@ -89,8 +97,8 @@ def _add_training(group: Any) -> None:
         "accumulate": "batches per step; the gradient is that of one large batch (default: 4)",
         "warmup": "steps until the full learning rate (default: 5%% of the steps; 0 if constant)",
         "perturbations": "of MeZO per batch, two forwards each; the estimate is their mean (default: 1)",
-        "workers": "threads that share each block, one BLAS thread each; their number decides the "
-        "last bits (default: 1)",
+        "workers": "threads that share each block, one BLAS thread each, for as many idle cores; their "
+        "number decides the last bits (default: 1)",
         "seed": "decides the adapter's start, the data's order and MeZO's noise (default: 0)",
     }
     numbers = {
@@ -131,9 +139,9 @@ def _add_output(group: Any) -> None:
         help="replace the run in --out, once this one is complete",
     )
     group.add_argument(
-        "--resume", action="store_true",
-        help="go on with the run in --out, or with the last runs/NNN; the rest of the command is "
-        "that of the run",
+        "--resume", nargs="?", const=True, metavar="DIR",
+        help="go on with the run in DIR, in --out, or with the last runs/NNN, with the options of its "
+        "run.json; a complete run is prolonged by --steps",
     )  # fmt: skip
     group.add_argument(
         "--inexact", action="store_true",
@@ -177,6 +185,7 @@ def _add_samples(group: Any) -> None:
 
 def _options(args: argparse.Namespace) -> FinetuneOptions:
     """The command line as options; what was not given keeps the library's default."""
+    saved = _saved(args) if args.resume else {}
     for name in ("method", "checkpoints"):
         if args.memory_limit is not None and getattr(args, name) is not None:
             raise MespRefError(
@@ -184,12 +193,30 @@ def _options(args: argparse.Namespace) -> FinetuneOptions:
             )
     given = {name: value for name, value in vars(args).items() if value is not None}
     train = {name: given.pop(name) for name in TrainConfig.__dataclass_fields__ if name in given}
-    if args.model is None:
+    if saved:
+        train, given = saved.pop("train") | train, saved | given
+    elif args.model is None:
         train = RECIPE | train
         given = {"eval_every": EVAL_EVERY} | given
     known = FinetuneOptions.__dataclass_fields__
     rest = {name: value for name, value in given.items() if name in known}
     return FinetuneOptions(train=TrainConfig(**train), **rest)
+
+
+def _saved(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the run to go on with; --out becomes its directory."""
+    if isinstance(args.resume, str):
+        if args.out is not None and Path(args.out) != Path(args.resume):
+            raise MespRefError(
+                f"--out: found {args.out} beside --resume {args.resume}, expected one of the two"
+            )
+        args.out = args.resume
+    if args.overwrite:
+        raise MespRefError("--overwrite: found beside --resume, expected one of the two")
+    args.resume = True
+    place = run_place(args.out, resume=True)
+    args.out = str(place)
+    return saved_options(resumed_folder(place)) | {"overwrite": False, "inexact": False}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -206,13 +233,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+# How the templates of Qwen and Llama 3 mark turns; others are shown as they are.
+_TURN = re.compile(
+    r"(?:<\|im_start\|>|<\|start_header_id\|>)(\w+)(?:<\|end_header_id\|>\n)?\n"
+    r"(.*?)(?:<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|$)", re.DOTALL
+)  # fmt: skip
+
+
+def _turns(prompt: str) -> list[str]:
+    """A sample's prompt: who says what, a line each, or the text that is continued."""
+    turns = [(role, said) for role, said in _TURN.findall(prompt) if said]
+    if not turns:
+        return [f"prompt   {prompt!r}"]
+    return [f"{role:<8} {said!r}" for role, said in turns]
+
+
 def _describe(summary: Event) -> list[str]:
     before, after = summary["before"], summary["after"]
     lines = []
     if summary["prompt"] is not None:
-        lines += [f"prompt   {summary['prompt']!r}, from {summary['prompt_source']}"]
+        lines += _turns(summary["prompt"])
+        lines[-1] += f", from {summary['prompt_source']}"
         lines += [f"before   {before['sample']!r}", f"after    {after['sample']!r}"]
-    if after["loss"] is not None:
+    if None not in (before["loss"], after["loss"]):
         change = "held-out loss {:.4f} -> {:.4f}".format(before["loss"], after["loss"])
         if None not in (before["perplexity"], after["perplexity"]):
             change += f", perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}"
@@ -223,11 +266,16 @@ def _describe(summary: Event) -> list[str]:
     if summary["adapter_step"] != summary["steps"]:
         lines.append(f"the adapter is that of step {summary['adapter_step']}, the best")
     lines.append(
-        f"{summary['steps']} steps, {summary['tokens']} tokens in {summary['seconds']:.1f} s, "
+        f"{summary['steps']} steps, {summary['computed_tokens']} tokens, {summary['tokens']} of them "
+        f"learned, in {summary['seconds']:.1f} s, "
         f"peak memory {summary['peak_memory_mib']:.0f} MiB beside the mapped weights"
     )
     lines.append(
         f"adapter in {summary['adapter']}, metrics in {summary['out']}/metrics.jsonl, "
-        f"loss curve in {summary['curve']}"
+        f"loss curve in {summary['curve'] or 'no file'}"
     )
+    lines += [f"warning  {text}" for text in summary["warnings"]]
+    chat = " --chat" * summary["chat"]
+    out = shlex.quote(summary["out"])
+    lines.append(f'try it:  mesp-ref generate --adapter {out}{chat} --prompt "..."')
     return lines

@@ -7,18 +7,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tokenizers.decoders import DecodeStream
+
 from mesp_ref.cli.options import (
     add_command,
     add_json,
     add_model,
     add_special_tokens,
-    at_least,
-    open_adapter,
     print_json,
 )
+from mesp_ref.cli.trained import open_trained, warn_of_length
 from mesp_ref.engine.generate import generate
 from mesp_ref.errors import MespRefError, prose
-from mesp_ref.files.models import load_model
 from mesp_ref.train.opening import open_encoder
 from mesp_ref.train.rows import Encoder
 
@@ -29,6 +29,7 @@ to standard output, without the prompt. Greedy unless a --temperature is given.
 examples:
   mesp-ref generate --prompt "Once upon a time"
   mesp-ref generate --chat --prompt "Tell me a story about Ivy." --temperature 0.8 --top-p 0.9 --json
+  mesp-ref generate --adapter runs/001 --chat --prompt "What was Mila doing?"
   mesp-ref generate --model Qwen2.5-0.5B --adapter runs/notes/adapter --prompt "I" --max-new-tokens 5
 """
 
@@ -56,6 +57,16 @@ def add(commands: Any) -> None:
     add_json(parser)
 
 
+def _standard_input() -> str:
+    """All of it, as UTF-8 in any locale, without a byte order mark: some editors begin texts so."""
+    binary = getattr(sys.stdin, "buffer", None)
+    try:
+        text = sys.stdin.read() if binary is None else binary.read().decode("utf-8")
+    except UnicodeDecodeError:
+        raise MespRefError("--prompt -: standard input: not UTF-8 text") from None
+    return str(text).removeprefix("\ufeff")
+
+
 def _text(args: argparse.Namespace) -> str:
     """The prompt as it was given."""
     if args.prompt_file is not None:
@@ -65,8 +76,7 @@ def _text(args: argparse.Namespace) -> str:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise MespRefError(f"{args.prompt_file}: --prompt-file: {reason}") from None
     else:
-        # a byte order mark is how some editors and shells begin a text, not a part of it
-        text = sys.stdin.read().removeprefix("\ufeff") if args.prompt == "-" else args.prompt
+        text = _standard_input() if args.prompt == "-" else args.prompt
     return str(text)
 
 
@@ -90,16 +100,15 @@ def _prompt(args: argparse.Namespace, encoder: Encoder, directory: Path) -> tupl
 
 
 def run(args: argparse.Namespace) -> int:
-    at_least(args, seed=0)
-    model = load_model(args.model, dtype=args.dtype)
+    model, adapter = open_trained(args)
     assert model.path is not None
-    adapter = open_adapter(args.adapter, model)
     kind = "messages" if args.chat else "text"
     encoder = open_encoder(model, {kind}, datetime.now(), args.special_tokens_in_text)
     (prompt, ids), tokenizer = _prompt(args, encoder, model.path), encoder.tokenizer
     assert tokenizer is not None
     if not ids:
         raise MespRefError("--prompt: found no text, expected some to continue")
+    written = _Written(tokenizer, quiet=args.json)
     begin = time.perf_counter()
     [new] = generate(
         model,
@@ -111,11 +120,35 @@ def run(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         seed=args.seed,
         eos_token_id=encoder.turn_ends,
+        on_token=written,
     )
     seconds = time.perf_counter() - begin
     text = tokenizer.decode(new, skip_special_tokens=True)
     if args.json:
         print_json({"prompt": prompt, "text": text, "token_ids": new, "seconds": seconds})
     else:
-        print(prose(text))
+        written.end(text)
+    warn_of_length(model, len(ids) + len(new))
     return 0
+
+
+class _Written:
+    """Text on standard output as its tokens come, whole characters at a time; none is obeyed."""
+
+    def __init__(self, tokenizer: Any, quiet: bool):
+        self._stream, self._tokenizer = DecodeStream(skip_special_tokens=True), tokenizer
+        self._quiet, self._text = quiet, ""
+
+    def __call__(self, prompt: int, token: int) -> None:
+        if not self._quiet:
+            self._say(self._stream.step(self._tokenizer, token) or "")
+
+    def end(self, text: str) -> None:
+        """What `text`, the whole of it, has beyond that; on a line of its own where they differ."""
+        same = text.startswith(self._text)
+        self._say(text[len(self._text) :] + "\n" if same else f"\n{text}\n")
+
+    def _say(self, piece: str) -> None:
+        self._text += piece
+        sys.stdout.write(prose(piece))
+        sys.stdout.flush()

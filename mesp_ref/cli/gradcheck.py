@@ -12,7 +12,6 @@ from mesp_ref.cli.options import (
     add_json,
     add_lora,
     add_model_only,
-    at_least,
     lora_settings,
     open_adapter,
     print_json,
@@ -77,7 +76,6 @@ def _adapter(args: argparse.Namespace, model: Model) -> Adapter:
 
 
 def run(args: argparse.Namespace) -> int:
-    at_least(args, seq_len=2, batch_size=1, directions=0, entries=0, seed=0, tensors=0)
     if args.directions == args.tensors == 0:
         raise MespRefError("--directions: found 0 beside --tensors 0, expected something to check")
     model = load_model(args.model, dtype="float64")

@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_json, at_least, print_json, say
+from mesp_ref.cli.options import add_command, add_json, print_json, say
 from mesp_ref.engine.adapter import adapter_shapes
 from mesp_ref.engine.init import parse_targets
 from mesp_ref.files.checkpoint import weight_files
@@ -33,7 +33,6 @@ def add(commands: Any) -> None:
 
 
 def _facts(args: argparse.Namespace) -> dict[str, Any]:
-    at_least(args, rank=1)
     targets = parse_targets(args.targets)
     model = load_model(args.model)
     assert model.path is not None

@@ -4,10 +4,9 @@ import argparse
 from typing import Any
 
 from mesp_ref.cli.options import DTYPES, add_command, add_json, add_model_only, print_json, say
+from mesp_ref.cli.trained import open_trained
 from mesp_ref.files.merge import merge
-from mesp_ref.files.models import load_model
 from mesp_ref.files.output import check_directory
-from mesp_ref.files.peft import load_adapter
 
 _HELP = """\
 Write a checkpoint directory whose weights are W + (alpha/R)·B·A, with the tokenizer beside them.
@@ -22,7 +21,9 @@ examples:
 def add(commands: Any) -> None:
     parser = add_command(commands, "merge", run, "fold an adapter into its model", _HELP)
     add_model_only(parser)
-    parser.add_argument("--adapter", required=True, metavar="DIR", help="PEFT adapter directory")
+    parser.add_argument(
+        "--adapter", required=True, metavar="DIR", help="PEFT adapter directory, or a run's"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="new checkpoint directory")
     parser.add_argument(
         "--dtype", choices=("float16", "bfloat16", *DTYPES), default="float32",
@@ -35,8 +36,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     check_directory(args.out, args.overwrite, [args.model, args.adapter])
     compute = "float64" if args.dtype == "float64" else "float32"
-    model = load_model(args.model, dtype=compute)
-    adapter = load_adapter(args.adapter, dtype=compute, config=model.config)
+    model, adapter = open_trained(argparse.Namespace(**vars(args) | {"dtype": compute}))
+    assert adapter is not None
     merge(model, adapter, args.out, dtype=args.dtype, overwrite=args.overwrite)
     if args.json:
         print_json({"out": args.out, "dtype": args.dtype, "tensors": len(adapter.weights) // 2})

@@ -2,8 +2,13 @@
 
 import argparse
 import json
+import os
+import re
+import sys
 from typing import Any, NoReturn, TextIO
 
+from mesp_ref.bounds import check_bounds
+from mesp_ref.cli.meant import meant_command, meant_option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, escaped
@@ -11,6 +16,10 @@ from mesp_ref.files.peft import load_adapter
 from mesp_ref.train.rows import PACKINGS
 from mesp_ref.train.sources import FORMATS
 
+_NO_SUCH_COMMAND = (
+    r"^argument (?:COMMAND|ACTION|KIND): invalid choice: '(.*?)' \(choose from (.*)\)"
+)
+_TEXTS = ("prompt", "system", "text")
 DTYPES = ("float32", "float64")
 _LINE = 10_000  # characters: of our own lines none is longer
 
@@ -22,8 +31,34 @@ class Parser(argparse.ArgumentParser):
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
 
+    def parse_args(self, *given: Any, **settings: Any) -> Any:
+        """As argparse does; every number held against its bounds, and no path without a name."""
+        args, unknown = self.parse_known_args(*given, **settings)
+        if unknown:
+            parser = getattr(args, "parser", self)
+            meant = meant_option(unknown[0], parser.format_help())
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        check_bounds(vars(args), options=True)
+        for name, value in vars(args).items():
+            if isinstance(value, str) and name in _TEXTS:
+                setattr(args, name, _text(value, f"--{name}"))
+            elif value == "" and name != "memory_limit":  # which says what a size looks like
+                raise MespRefError(f"--{name.replace('_', '-')}: found nothing, expected a name")
+        return args
+
     def error(self, message: str) -> NoReturn:
+        choice = re.search(_NO_SUCH_COMMAND, message)
+        if choice:
+            message += meant_command(choice[1], re.findall(r"[\w-]+", choice[2]))
         raise MespRefError(f"{message}; see {self.prog} --help")
+
+
+def _text(value: str, option: str) -> str:
+    """Words of the command line as UTF-8, whatever encoding the locale has Python take them for."""
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeError:
+        raise MespRefError(f"{option}: found bytes that are no text, expected UTF-8") from None
 
 
 def add_command(commands: Any, name: str, module: Any, summary: str, text: str) -> Parser:
@@ -32,16 +67,16 @@ def add_command(commands: Any, name: str, module: Any, summary: str, text: str) 
     parser: Parser = commands.add_parser(
         name, help=summary, description=description.strip(), epilog="examples:\n" + examples
     )
-    parser.set_defaults(run=module)
+    parser.set_defaults(run=module, parser=parser)
     return parser
 
 
 def add_model(parser: Any) -> None:
     """--model, --adapter and --dtype."""
     add_model_only(parser)
-    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter directory")
+    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter directory, or a run's")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: %(default)s)"
+        "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: float32)"
     )
 
 
@@ -49,8 +84,8 @@ def add_model_only(parser: Any) -> None:
     """--model."""
     parser.add_argument(
         "--model", metavar="DIR",
-        help="Hugging Face checkpoint directory (Qwen2); default: the small story model that comes "
-        "with this package",
+        help="Hugging Face checkpoint directory (Qwen2); default: the one an --adapter was trained on, "
+        "or the small story model that comes with this package",
     )  # fmt: skip
 
 
@@ -94,15 +129,6 @@ def add_lora(parser: Any) -> None:
     )  # fmt: skip
 
 
-def at_least(args: argparse.Namespace, **least: int) -> None:
-    """Refuse numbers that are too small, by the name of their option."""
-    for name, low in least.items():
-        value = getattr(args, name)
-        if value is not None and value < low:
-            option = name.replace("_", "-")
-            raise MespRefError(f"--{option}: found {value}, expected {low} or more")
-
-
 def lora_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What was said about a new adapter: arguments of init_lora."""
     said = {name: getattr(args, name) for name in ("rank", "alpha", "targets")}
@@ -137,8 +163,10 @@ def open_adapter(path: str | None, model: Model) -> Adapter | None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object, on a line of its own. What a terminal would obey is written \\uXXXX."""
-    text = json.dumps(value, ensure_ascii=False)
+    """One JSON object, on a line of its own. What a terminal would obey is written \\uXXXX, and so
+    is what is not ASCII where the output is not UTF-8."""
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+    text = json.dumps(value, ensure_ascii=not utf8)
     print(text if text.isprintable() else "".join(map(_printable, text)))
 
 

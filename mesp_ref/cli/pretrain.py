@@ -5,7 +5,7 @@ from typing import Any
 
 from mesp_ref.cli.options import add_command, add_json, print_json, say
 from mesp_ref.cli.progress import Progress
-from mesp_ref.job.directory import Event
+from mesp_ref.job.metrics import Event
 from mesp_ref.job.pretrain import PretrainOptions, pretrain
 
 _HELP = """\

@@ -1,12 +1,14 @@
 """A run told to a person: a progress bar on a terminal, some lines in a log."""
 
+import contextlib
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
 
 from mesp_ref.errors import escaped
-from mesp_ref.job.directory import Event
+from mesp_ref.job.metrics import Event
 from mesp_ref.train.rows import TurnCounts
 
 _LINES = 10  # how many steps a log shows
@@ -16,9 +18,9 @@ class Progress:
     """Receives the events of a run. Everything goes to standard error, or nowhere with `quiet`."""
 
     def __init__(self, quiet: bool = False):
-        self.quiet, self.terminal = quiet, sys.stderr.isatty()
+        self.quiet, self.terminal = quiet, sys.stderr is not None and sys.stderr.isatty()
         self.bar: Any = None
-        self.steps = 0
+        self.steps, self.began = 0, time.time()
 
     def __call__(self, event: Event) -> None:
         if not self.quiet:
@@ -27,10 +29,11 @@ class Progress:
                 handle(event)
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        """Take the bar off the terminal, if that still takes anything."""
+        bar, self.bar = self.bar, None
+        if bar is not None:
+            with contextlib.suppress(OSError, ValueError):
+                bar.close()
 
     def _say(self, *lines: str) -> None:
         tqdm.write("\n".join(map(escaped, lines)), file=sys.stderr)
@@ -55,8 +58,13 @@ class Progress:
             self._say(f"chats    {told}")
         if event["memory"]:
             self._say(f"memory   {event['memory']}")
+        self.began = time.time() - event["seconds"]
         if event["step"]:
-            self._say(f"resume   after step {event['step']} of {self.steps}")
+            more = "; it is complete: --steps with a larger number goes on" * event["complete"]
+            self._say(f"resume   after step {event['step']} of {self.steps}{more}")
+
+    def _warning(self, event: Event) -> None:
+        self._say(f"warning  {event['text']}")
 
     def _evaluating(self, event: Event) -> None:
         if self.terminal:
@@ -96,6 +104,7 @@ class Progress:
                     total=self.steps, desc="training", unit="step", initial=event["step"] - 1
                 )
                 self.bar.desc = "training"
+                self.bar.start_t = self.began  # a resumed run's clock goes on
             self.bar.set_postfix_str(
                 f"loss {event['loss']:.3f}, {speed:.0f} tokens/s, {memory:.0f} MiB", refresh=False
             )

@@ -77,6 +77,7 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     eos_token_id: Any = "config",
+    on_token: Callable[[int, int], object] = lambda prompt, token: None,
 ) -> list[list[int]]:
     """Continue each prompt; returns the new tokens only, the end token included when it came.
 
@@ -84,6 +85,7 @@ def generate(
     (up to rounding), whatever the others are. Every prompt draws from its own stream of `seed`.
 
     temperature 0 is greedy. `eos_token_id` is one id, several, None for never, or "config".
+    `on_token` is called with the number of the prompt and each new token as it comes.
 
     Raises MespRefError for an empty prompt, ids outside the vocabulary, options out of range.
     """
@@ -103,7 +105,11 @@ def generate(
     for indices in by_length.values():
         ids = check_ids(model.config, [list(prompts[i]) for i in indices], "prompts")
         rngs = [np.random.default_rng((seed, i)) for i in indices]
-        texts = _run(model, ids, adapter, rngs, pick, max_new_tokens, ends)
+
+        def tell(i: int, token: int, indices: list[int] = indices) -> None:
+            on_token(indices[i], token)
+
+        texts = _run(model, ids, adapter, rngs, pick, max_new_tokens, ends, tell)
         for i, text in zip(indices, texts, strict=True):
             results[i] = text
     return results
@@ -135,6 +141,7 @@ def _run(
     pick: Callable[[Array, np.random.Generator], int],
     max_new_tokens: int,
     ends: frozenset[int],
+    on_token: Callable[[int, int], object],
 ) -> list[list[int]]:
     """Continue prompts of one length, [N, T], together; a sequence leaves the batch at its end."""
     caches = _new_caches(model, len(ids), ids.shape[1] + max_new_tokens)
@@ -149,6 +156,7 @@ def _run(
         tokens = [pick(z, rngs[i]) for z, i in zip(scores, alive, strict=True)]
         for i, token in zip(alive, tokens, strict=True):
             texts[i].append(token)
+            on_token(int(i), token)
         going = np.array([token not in ends for token in tokens])
         if not going.any():
             break

@@ -24,6 +24,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.aside import is_aside
 from mesp_ref.files.manifest import Manifest
 from mesp_ref.files.output import (
+    await_folder,
     check_directory,
     recover,
     replace_directory,
@@ -31,11 +32,11 @@ from mesp_ref.files.output import (
     write_aside,
     writing,
 )
-from mesp_ref.files.strict import inside, open_regular, parse_json
+from mesp_ref.files.strict import inside, open_regular
 from mesp_ref.job.lock import DirectoryLock, is_lock
+from mesp_ref.job.metrics import Metrics, Totals, is_event
 from mesp_ref.job.state import check_facts, load_state
 
-Event = dict[str, Any]
 RUNS = Path("runs")
 
 
@@ -55,6 +56,41 @@ def numbered_runs() -> list[int]:
     if not RUNS.is_dir():
         return []
     return sorted(int(p.name) for p in RUNS.iterdir() if p.is_dir() and p.name.isdecimal())
+
+
+def run_place(path: str | Path | None, resume: bool) -> Path:
+    """The directory that `path` stands for; MespRefError where there is no run to go on with."""
+    if path is None:
+        runs = numbered_runs()
+        if resume and not runs:
+            raise MespRefError(
+                f"--resume: found no run in {RUNS}, expected one; name its directory, or leave "
+                "--resume out to start one"
+            )
+        return RUNS / f"{runs[-1] if resume else [0, *runs][-1] + 1:03d}"
+    place = Path(path)
+    return Path(os.path.realpath(place)) if place.name in ("", "..") else place
+
+
+def resumed_folder(place: Path) -> Path:
+    """Where the files of the run lie with which --resume goes on: `place`, or beside it."""
+    await_folder(place)
+    here, waiting = Manifest.read(place), _waiting(place)
+    swapped = here is not None and here.state == "pending"
+    waits = waiting is not None and waiting.state == "pending" and not swapped
+    return _beside(place) if waits else place
+
+
+def _beside(place: Path) -> Path:
+    """Where a run lies that is to replace the one at `place`."""
+    return place.with_name(f"{place.name}.new")
+
+
+def _waiting(place: Path) -> Manifest | None:
+    """The manifest of a run that was to replace the one at `place`, if no link leads to it."""
+    if _beside(place).is_symlink():
+        return None
+    return Manifest.begun(_beside(place), lambda name, file: is_lock(file))
 
 
 class RunDirectory:
@@ -80,18 +116,11 @@ class RunDirectory:
         resume: bool = False,
         inputs: Sequence[str | Path | None] = (),
     ):
-        self.numbered = path is None and not (resume and numbered_runs())
-        if path is not None:
-            self.place = Path(path)
-        else:
-            runs = numbered_runs() or [0]
-            self.place = RUNS / f"{runs[-1] + (1 if self.numbered else 0):03d}"
+        self.numbered = path is None and not resume
+        self.place = run_place(path, resume)
         if overwrite and resume:
             raise MespRefError("--overwrite: found beside --resume, expected one of the two")
-        if self.place.name in ("", ".."):
-            self.place = Path(os.path.realpath(self.place))
         self.path, self.overwrite, self.created, self._made = self.place, overwrite, False, False
-        self._pending: list[Event] = []
         self._locks: list[DirectoryLock] = []
         self._inputs = inputs
         self._old: Manifest | None = None
@@ -100,6 +129,7 @@ class RunDirectory:
         self._lock(self.place)
         if resume or self.overwrite:
             self._settle(resume)
+        self.metrics = Metrics(self.file("metrics.jsonl"))
 
     def _lock(self, folder: Path) -> None:
         if folder.is_dir():
@@ -120,7 +150,7 @@ class RunDirectory:
     @property
     def _new(self) -> Path:
         """Where a run lies that is to replace the one at `place`."""
-        return self.place.with_name(f"{self.place.name}.new")
+        return _beside(self.place)
 
     def _occupied(self) -> bool:
         """Whether anything lies there; hidden files, such as killed processes leave, do not count."""
@@ -153,14 +183,14 @@ class RunDirectory:
 
     def _waits(self) -> str:
         """The end of a line about `place`, where a run waits to replace the one there."""
-        waiting = self._waiting()
+        waiting = _waiting(self.place)
         if waiting is None or waiting.state != "pending":
             return ""
         return f"; {self._new} holds a run that was to replace it: --resume goes on with that one"
 
     def _replaceable(self) -> Manifest | None:
         """The manifest of the run at `place`, if nothing else lies there or in the way."""
-        here, waiting = Manifest.read(self.place), self._waiting()
+        here, waiting = Manifest.read(self.place), _waiting(self.place)
         swapped = here is not None and here.state == "pending"  # then it is the old run
         if os.path.lexists(self._new) and (
             waiting is None or (waiting.state == "complete" and not swapped)
@@ -171,22 +201,16 @@ class RunDirectory:
             )
         return check_directory(self.place, True, self._inputs, self._is_ours)
 
-    def _waiting(self) -> Manifest | None:
-        """The manifest of a run that was to replace the one at `place`, if no link leads to it."""
-        if self._new.is_symlink():
-            return None
-        return Manifest.begun(self._new, lambda name, file: is_lock(file))
-
     def _is_ours(self, name: str, file: Path) -> bool:
         """Files whose content no manifest can list: the lock, and events that come one by one."""
         if name == "metrics.jsonl":
             with open_regular(file) as lines:
-                return all(_is_event(line) for line in lines)
+                return all(is_event(line) for line in lines)
         return name == ".lock" and is_lock(file)
 
     def _settle(self, resume: bool) -> None:
         """Finish a replacement that was cut short, or go on with one that waits."""
-        here, waiting = Manifest.read(self.place), self._waiting()
+        here, waiting = Manifest.read(self.place), _waiting(self.place)
         if here is not None and here.state == "pending":  # in its place, but not yet alone
             if waiting is not None:
                 waiting.remove(self._is_ours)
@@ -208,6 +232,18 @@ class RunDirectory:
             return None
         arrays, facts = load_state(file)
         return arrays, check_facts(file, facts)
+
+    def resumable(self) -> tuple[Any, Any] | None:
+        """Arrays and facts of the last save; None for a run that was killed before its first.
+
+        Raises MespRefError where there is nothing to go on from.
+        """
+        if not self.file("run.json").is_file():
+            raise MespRefError(
+                f"{self.path}: --resume: found no run.json, expected the directory of a run; "
+                "leave --resume out to start one"
+            )
+        return self.saved()
 
     def _require_untrained(self) -> None:
         """What lies in the directory must be ours, and nothing that was trained."""
@@ -235,9 +271,8 @@ class RunDirectory:
             self.discard()
             raise
         self.created = True
-        pending, self._pending = self._pending, []
-        for event in pending:
-            self.log(event)
+        self.metrics.file = self.file("metrics.jsonl")  # it may have another place by now
+        self.metrics.open()
 
     def _make(self) -> None:
         """The folder, locked, with nothing in it that is not ours to replace."""
@@ -268,7 +303,7 @@ class RunDirectory:
             self._require_untrained()
             self._locks.pop().release()
         self.path, self._made = self._new, True
-        waiting = self._waiting()
+        waiting = _waiting(self.place)
         if waiting is not None:
             self._lock(self.path)
             self._locks.pop().release()
@@ -320,61 +355,10 @@ class RunDirectory:
             "as it was until the new run is complete"
         )
 
-    def reopen(self, step: int) -> None:
-        """Go on after `step`: later lines of metrics.jsonl are dropped."""
+    def reopen(self, step: int) -> Totals:
+        """Go on after `step`: later lines of metrics.jsonl are dropped. What the others come to."""
         inside(self.path, "adapter")
         self._clear_asides()
-        kept = [event for event in self._stored() if event["step"] <= step]
-        with write_aside(self.file("metrics.jsonl")) as aside:
-            aside.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+        totals = self.metrics.cut(step)
         self.created = True
-
-    def log(self, event: Event) -> None:
-        """Append one line to metrics.jsonl, or keep it until there is one."""
-        if not self.created:
-            self._pending.append(event)
-            return
-        try:
-            with self.file("metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event) + "\n")
-        except OSError as error:
-            raise MespRefError(
-                f"{self.file('metrics.jsonl')}: cannot be written: {error.strerror}"
-            ) from None
-
-    def events(self) -> list[Event]:
-        """The events of this run so far."""
-        return self._stored() if self.created else self._pending
-
-    def _stored(self) -> list[Event]:
-        """The lines of metrics.jsonl; a last one that was torn by a crash is left out."""
-        file, found = self.file("metrics.jsonl"), []
-        if file.is_file():
-            with open_regular(file) as lines:
-                for line in lines:
-                    with contextlib.suppress(ValueError):
-                        found.append(parse_json(line))
-        return [event for event in found if _sound(event)]
-
-
-def _is_event(line: bytes) -> bool:
-    """Whether a line of metrics.jsonl was written by a run, even if a crash tore it."""
-    try:
-        return _sound(parse_json(line))
-    except ValueError:
-        return line.startswith(b'{"event": ') and not line.endswith(b"\n")
-
-
-def _sound(event: Any) -> bool:
-    """Whether a line of metrics.jsonl has what tables, curves and summaries take from it."""
-    if not isinstance(event, dict) or type(event.get("step")) is not int:
-        return False
-    numbers: dict[str, tuple[str, ...]] = {"step": ("loss",), "eval": ("loss", "accuracy")}
-    texts: dict[str, tuple[str, ...]] = {"sample": ("prompt", "text")}
-    kind = event.get("event")
-    return (
-        isinstance(kind, str)
-        and all(isinstance(event.get(name), (int, float)) for name in numbers.get(kind, ()))
-        and all(isinstance(event.get(name), str) for name in texts.get(kind, ()))
-        and (kind != "eval" or isinstance(event.get("perplexity", ""), (int, float, type(None))))
-    )
+        return totals

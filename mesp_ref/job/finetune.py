@@ -1,7 +1,9 @@
 """The main job: fine-tune a checkpoint with LoRA, from a data file to an adapter directory."""
 
+import contextlib
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref.bounds import check_bounds
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.generate import generate
@@ -22,12 +25,14 @@ from mesp_ref.files.names import model_name
 from mesp_ref.files.peft import load_adapter, save_adapter
 from mesp_ref.job.curves import plot_loss, write_csv
 from mesp_ref.job.defaults import data_file
-from mesp_ref.job.directory import Event, RunDirectory, finite, write_json
+from mesp_ref.job.directory import RunDirectory, finite, write_json
 from mesp_ref.job.limit import sampling_need, within
+from mesp_ref.job.metrics import Event, Totals
 from mesp_ref.job.patience import Best
-from mesp_ref.job.process import PeakMemory, StopRequest
+from mesp_ref.job.process import StopRequest
+from mesp_ref.job.report import Reporter
 from mesp_ref.job.state import environment, model_fingerprint, save_state
-from mesp_ref.memory import Choice, Schedule
+from mesp_ref.memory import Choice, PeakResident, Schedule
 from mesp_ref.ops import IGNORED
 from mesp_ref.train.data import DataFile, open_data, split_pages
 from mesp_ref.train.opening import open_encoder
@@ -38,7 +43,6 @@ from mesp_ref.train.trainer import (
     Trainer,
     evaluate,
     perplexity,
-    require_least,
 )
 
 Report = Callable[[Event], object]
@@ -80,7 +84,7 @@ class FinetuneOptions:
     inexact: bool = False
 
     def __post_init__(self) -> None:
-        require_least(self, eval_rows=0, eval_every=0, patience=0, save_every=1, sample_tokens=0)
+        check_bounds(vars(self))
         if self.patience and not (self.eval_every and self.eval_rows):
             raise MespRefError(
                 f"patience: found {self.patience} without evaluations to wait for, expected "
@@ -89,11 +93,19 @@ class FinetuneOptions:
 
 
 # What an option that a saved run does not know must have been.
-_DEFAULTS = {"perturbations": 1, "patience": 0, "workers": 1, "special_tokens_in_text": False}
+_DEFAULTS = {
+    "perturbations": 1,
+    "patience": 0,
+    "workers": 1,
+    "form": "auto",
+    "special_tokens_in_text": False,
+}
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with a line that says what was saved and how to go on."""
+    """Ctrl-C or a signal like it, with a line that says what was saved and how to go on."""
+
+    signal = int(signal.SIGINT)
 
 
 def _open_adapter(options: FinetuneOptions, model: Model) -> Adapter:
@@ -152,10 +164,11 @@ def finetune(options: FinetuneOptions, report: Report = lambda event: None) -> E
     """Fine-tune; returns the summary that is also written to summary.json.
 
     Everything is checked before the first file is written. `report` receives events as they happen:
-    ready, eval, sample, step, saved.
+    ready, eval, sample, step, saved, warning. What it raises is warned of and ends nothing, but
+    KeyboardInterrupt, which stops the run as Ctrl-C does.
 
     Raises MespRefError for whatever is wrong with the options, files, data, or the loss;
-    Interrupted after Ctrl-C, when state and adapter are saved.
+    Interrupted after Ctrl-C, SIGTERM or SIGHUP, when state and adapter are saved.
     """
     with data_file(options.data) as data:
         directory = RunDirectory(
@@ -163,7 +176,7 @@ def finetune(options: FinetuneOptions, report: Report = lambda event: None) -> E
             inputs=[options.model, options.data, options.val_data, options.adapter],
         )  # fmt: skip
         try:
-            return Run(options, data, report, directory).execute()
+            return Run(options, data, Reporter(report), directory).execute()
         finally:
             directory.release()
 
@@ -172,10 +185,10 @@ class Run:
     """A fine-tuning run on a data file that is ready to go: all inputs opened and checked."""
 
     def __init__(
-        self, options: FinetuneOptions, data: Path, report: Report, directory: RunDirectory
+        self, options: FinetuneOptions, data: Path, report: Reporter, directory: RunDirectory
     ):
         self.options, self.report, self.directory = options, report, directory
-        saved = self.directory.saved() if options.resume else None
+        saved = self.directory.resumable() if options.resume else None
         self.started = saved[1]["started"] if saved else datetime.now().isoformat("T", "seconds")
         now = datetime.fromisoformat(self.started)
         self.model = load_model(options.model, dtype=options.dtype)
@@ -183,6 +196,7 @@ class Run:
         kinds = {k for f in files for k in f.kinds}
         encoder = open_encoder(self.model, kinds, now, options.special_tokens_in_text)
         self.tokenizer, self.ends, self.turns = encoder.tokenizer, encoder.turn_ends, encoder.counts
+        self.chat = encoder.template is not None
         self.stream, self.heldout = _open_streams(options, files, encoder)
         adapter = _open_adapter(options, self.model)
         assert self.model.path is not None
@@ -202,7 +216,9 @@ class Run:
         self.prompt = self._affordable(self._prompt_ids(encoder))
         if saved:
             self._restore(*saved)
-        self._clean, self._trained, self._seconds, self._peak = True, 0, 0.0, 0.0
+        self._clean, self.totals = True, Totals()
+        self._results: dict[str, dict[int, Event]] = {"eval": {}, "sample": {}}
+        self._warn_of_length()
         self.written: int | None = None  # the step whose adapter is on disk
 
     def _identity(self, adapter: Adapter, files: list[DataFile]) -> dict[str, Any]:
@@ -218,6 +234,7 @@ class Run:
             "rslora": adapter.use_rslora,
             "packing": options.packing,
             "special_tokens_in_text": options.special_tokens_in_text,
+            "form": options.form,
             "val_fraction": options.val_fraction,
             "patience": options.patience,
             "eval_every": options.eval_every if options.patience else None,
@@ -232,8 +249,7 @@ class Run:
         directory, before = self.directory.path, facts["identity"]
         for name, now in self.identity.items():
             then = before.get(name, _DEFAULTS.get(name))
-            longer = name == "steps" and self.options.train.schedule == "constant"
-            if then == now or (longer and now >= facts["step"]):
+            if then == now or (name == "steps" and self._extends(then, facts["step"])):
                 continue
             kind = "another file or content" if name in ("data", "val_data", "model") else repr(now)
             was = (
@@ -242,8 +258,8 @@ class Run:
                 else repr(then)
             )
             raise MespRefError(
-                f"{directory}: --resume: {name}: found {kind}, expected {was}; repeat the command "
-                "of the run and add --resume"
+                f"{directory}: --resume: {name}: found {kind}, expected {was}; --resume with the "
+                "directory alone takes the options of the run"
             )
         for name, here in environment().items():
             there = facts["environment"].get(name)
@@ -252,6 +268,7 @@ class Run:
                     f"{directory}: --resume: {name}: found {here}, expected {there} for the same "
                     "bits; restore it (threads: OPENBLAS_NUM_THREADS), or add --inexact"
                 )
+        self._check_progress(facts)
         self.trainer.restore(arrays, facts)
         self.best = Best(**(facts.get("best") or {}))
 
@@ -261,6 +278,41 @@ class Run:
         if self.options.prompt is not None:
             return "--prompt"
         return "the first held-out row" if self.heldout else "the first row of the data"
+
+    def _check_progress(self, facts: Mapping[str, Any]) -> None:
+        """Raise MespRefError for a place in the data where this many steps cannot have come to."""
+        train, (epoch, pool, start) = self.options.train, facts["cursor"]
+        rows = facts["step"] * train.batch_size * train.accumulate
+        most = {"step": (facts["step"], facts["identity"]["steps"]),
+                "tokens": (facts["tokens"], rows * train.seq_len),
+                "cursor": (max(epoch, start), rows),
+                "cursor's pool": (pool, self.stream.pools - 1)}  # fmt: skip
+        for name, (found, limit) in most.items():
+            if found > limit:
+                raise MespRefError(
+                    f"{self.directory.path}: --resume: state.safetensors: {name}: found {found}, "
+                    f"expected at most {limit}; the file is damaged, start a new run"
+                )
+
+    def _extends(self, before: object, step: int) -> bool:
+        """Whether the run may have more steps than it was started with: finished, or never slowing."""
+        train = self.options.train
+        if not isinstance(before, int) or train.steps < step:
+            return False
+        if train.schedule != "constant" and step >= before:
+            self.report.warn(
+                f"{before} steps become {train.steps}: the learning rate goes on as the "
+                f"{train.schedule} of a run of {train.steps}"
+            )
+        return train.schedule == "constant" or step >= before
+
+    def _warn_of_length(self) -> None:
+        length, known = self.options.train.seq_len, self.model.config.max_position_embeddings
+        if length > known:
+            self.report.warn(
+                f"seq_len {length} is beyond max_position_embeddings, {known}: the model has never "
+                "seen such positions"
+            )
 
     def _prompt_ids(self, encoder: Encoder) -> list[int]:
         """What the samples continue: --prompt, or the beginning of a held-out (or first) row."""
@@ -292,34 +344,55 @@ class Run:
     def execute(self) -> Event:
         """Evaluate, train, evaluate; save on the way and whatever happens."""
         self.report(self._ready())
-        with StopRequest() as stop, PeakMemory() as memory:
+        with StopRequest() as stop, PeakResident() as memory:
             try:
                 self._begin(stop)
                 self._loop(stop, memory)
                 self._evaluate(stop)
                 if self.kept != self.trainer.step:
                     self.adapter = self._best_adapter()
-                self._sample()
-                self._peak = max(self._peak, memory.take())
+                self._decorate("sample", self._sample)
+                self.totals.peak_mib = max(self.totals.peak_mib, memory.take())
                 return self._finish()
             except KeyboardInterrupt:
-                raise Interrupted(self._interrupted()) from None
+                interrupted = Interrupted(self._interrupted())
+                interrupted.signal = stop.requested or interrupted.signal
+                raise interrupted from None
             except MespRefError as error:
                 raise MespRefError(self._failed(error)) from None
 
     def _begin(self, stop: StopRequest) -> None:
         """The run's files: those of a new run after its first evaluation, or those of the old."""
         if self.resumed:
-            self.directory.reopen(self.trainer.step)
-            self.written = self.kept
-            if self.kept == self.trainer.step:  # a save may have been cut in two
-                save_adapter(self.adapter, self.directory.adapter, overwrite=True)
+            self._go_on(stop)
             return
         self._evaluate(stop)
-        self._sample()
+        self._decorate("sample", self._sample)
         stop.check()
         self.directory.create(self._configuration())
         self._save()
+
+    def _go_on(self, stop: StopRequest) -> None:
+        """What was saved and logged; an evaluation that was cut short is made up for."""
+        self.totals = self.directory.reopen(self.trainer.step)
+        if self.totals.steps < self.trainer.step:
+            self.report.warn(
+                f"{self.directory.metrics.file} holds {self.totals.steps} of {self.trainer.step} "
+                "steps: table, curve and summary lack the others"
+            )
+        for event in self.directory.metrics:
+            self._remember(event)
+        self.written = self.kept
+        write_json(self.directory.file("run.json"), self._configuration())  # it may have more steps
+        if self.kept == self.trainer.step:  # a save may have been cut in two
+            save_adapter(self.adapter, self.directory.adapter, overwrite=True)
+        if self._due():
+            self._evaluate(stop)
+
+    def _due(self) -> bool:
+        """Whether the held-out rows are to be evaluated at this step."""
+        every, step = self.options.eval_every, self.trainer.step
+        return step == 0 or bool(every and step % every == 0 and step != self.options.train.steps)
 
     @property
     def kept(self) -> int:
@@ -337,14 +410,22 @@ class Run:
         )
 
     def _finish(self) -> Event:
-        """Table, picture and summary of a complete run."""
+        """Table, picture and summary of a complete run; without a picture it is complete, too."""
+        self.directory.metrics.write()
+        self._decorate("metrics.csv or loss.png", self._draw)
         summary = self._summary()
-        self._draw()
         write_json(self.directory.file("summary.json"), summary)
         self.directory.complete()
         return summary
 
-    def _loop(self, stop: StopRequest, memory: PeakMemory) -> None:
+    def _decorate(self, what: str, make: Callable[[], object]) -> None:
+        """Make what a run can do without."""
+        try:
+            make()
+        except Exception as error:
+            self.report.warn(f"{what}: not made: {type(error).__name__}: {error}")
+
+    def _loop(self, stop: StopRequest, memory: PeakResident) -> None:
         options, trainer = self.options, self.trainer
         memory.take()
         while trainer.step < options.train.steps and not self.stopped:
@@ -353,25 +434,37 @@ class Run:
             self._clean = False
             result = trainer.advance()
             self._clean = True
-            seconds, peak = time.perf_counter() - begin, memory.take()
-            self._seconds, self._trained = self._seconds + seconds, self._trained + result.tokens
-            self._peak = max(self._peak, peak)
+            seconds = max(time.perf_counter() - begin, 1e-9)  # the clock of some systems is coarse
             event = {"event": "step", **result._asdict(), "epoch": self.stream.cursor.epoch}
-            event |= {"seconds": seconds, "tokens_per_second": result.tokens / seconds}
-            self._log(event | {"memory_mib": peak})
-            last = trainer.step == options.train.steps
-            if options.eval_every and trainer.step % options.eval_every == 0 and not last:
+            event |= {"seconds": seconds, "tokens_per_second": result.computed_tokens / seconds}
+            event["memory_mib"] = memory.take()
+            self.totals.add(event)
+            self._log(event)
+            if self._due():
                 self._evaluate(stop)
+            last = trainer.step == options.train.steps
             if trainer.step % options.save_every == 0 or last or self.stopped:
                 self._save()
 
     def _log(self, event: Event) -> None:
-        self.directory.log(event)
+        """Tell and write an event. One that the disk has no room for waits for the next."""
+        try:
+            self.directory.metrics.log(event)
+        except MespRefError as error:
+            self.report.warn(f"{error}; trying again with each step")
+        self._remember(event)
         self.report(event)
 
+    def _remember(self, event: Event) -> None:
+        """Keep results of the first, the best and the latest step; a long run has many."""
+        if event["event"] in self._results:
+            results = self._results[event["event"]]
+            results[event["step"]] = event
+            for step in results.keys() - {0, self.best.step, self.trainer.step}:
+                del results[step]
+
     def _logged(self, kind: str, step: int) -> Event | None:
-        found = [e for e in self.directory.events() if e["event"] == kind and e["step"] == step]
-        return found[-1] if found else None
+        return self._results[kind].get(step)
 
     def _evaluate(self, stop: StopRequest) -> None:
         """Held-out loss at this step, unless it is known already; with --patience, keep the best."""
@@ -444,7 +537,8 @@ class Run:
         if not self.directory.created:
             return "interrupted before the first step; nothing was written"
         if self._clean:
-            self._save()
+            with contextlib.suppress(KeyboardInterrupt):  # what is told is read from the disk
+                self._save()
         return (
             f"interrupted at step {self.trainer.step}; {self._saved()} are in "
             f"{self.directory.path}: {self.directory.how_to_go_on}"
@@ -491,6 +585,8 @@ class Run:
             "heldout_rows": len(self.heldout),
             "turns": dataclasses.asdict(self.turns),
             "out": None if self.directory.numbered else str(self.directory.place),
+            "complete": self.resumed and self.trainer.step >= self.options.train.steps,
+            "seconds": self.totals.seconds,
             "memory": None if self.choice is None else str(self.choice),
         }
 
@@ -505,9 +601,9 @@ class Run:
 
     def _draw(self) -> None:
         """The metrics as a table and as a picture."""
-        events, train = self.directory.events(), self.options.train
+        events = self.directory.metrics
         write_csv(self.directory.file("metrics.csv"), events)
-        title = f"Fine-tuning {escaped(self.name or 'a model')} with {train.method}"
+        title = f"Fine-tuning {escaped(self.name or 'a model')} with {self.options.train.method}"
         plot_loss(self.directory.file("loss.png"), events, title)
 
     def _model_name(self) -> str:
@@ -527,11 +623,12 @@ class Run:
                 "accuracy": loss and loss["accuracy"],
                 "sample": sample and sample["text"],
             }
-        sample = self._said(self.kept)
+        sample, totals, place = self._said(self.kept), self.totals, self.directory.place
+        drawn = self.directory.file("loss.png").is_file()
         return {
-            "out": str(self.directory.place),
-            "adapter": str(self.directory.place / "adapter"),
-            "curve": str(self.directory.place / "loss.png"),
+            "out": str(place),
+            "adapter": str(place / "adapter"),
+            "curve": str(place / "loss.png") if drawn else None,
             "method": self.options.train.method,
             "steps": self.trainer.step,
             "adapter_step": self.kept,
@@ -539,10 +636,15 @@ class Run:
             "tokens": self.trainer.tokens,
             "epochs": self.stream.cursor.epoch,
             "turns": dataclasses.asdict(self.turns),
-            "seconds": self._seconds,
-            "tokens_per_second": self._trained / self._seconds if self._seconds else None,
-            "peak_memory_mib": self._peak,
+            "computed_tokens": totals.computed_tokens,
+            "seconds": totals.seconds,
+            "tokens_per_second": totals.computed_tokens / totals.seconds
+            if totals.seconds
+            else None,
+            "peak_memory_mib": totals.peak_mib,
+            "warnings": list(self.report.warnings),
             "prompt": sample and sample["prompt"],
             "prompt_source": sample and self.prompt_source,
+            "chat": self.chat,
             **sides,
         }

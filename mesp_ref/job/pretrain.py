@@ -6,21 +6,25 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from mesp_ref.bounds import check_bounds
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.model import Model
+from mesp_ref.errors import MespRefError
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.models import random_model
 from mesp_ref.files.output import new_directory, write_aside
 from mesp_ref.job.card import model_card
-from mesp_ref.job.directory import Event, write_json
-from mesp_ref.job.process import PeakMemory
+from mesp_ref.job.directory import write_json
+from mesp_ref.job.metrics import Event
+from mesp_ref.job.report import Reporter
 from mesp_ref.job.state import environment
 from mesp_ref.job.storyteller import StoryRows, heldout_loss, openings, tell
+from mesp_ref.memory import PeakResident
 from mesp_ref.stories.tales import TALES
 from mesp_ref.stories.tokenizer import END, tokenizer_config, train_tokenizer
 from mesp_ref.train.optim import AdamW
 from mesp_ref.train.rows import RowStream
-from mesp_ref.train.trainer import TrainConfig, Trainer, require_least
+from mesp_ref.train.trainer import TrainConfig, Trainer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,6 +33,7 @@ Report = Callable[[Event], object]
 # A mean square that remembers 50 steps: the gradients of the first hundred steps are ten times as
 # large as later ones, and AdamW's usual 1000 steps would slow down a good part of a short run.
 _BETAS = (0.9, 0.98)
+_PARAMETERS = 10**9
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,13 @@ class PretrainOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        require_least(self, heldout=1, samples=1)
+        check_bounds(vars(self))
+        size = self.layers * self.hidden_size * (3 * self.intermediate_size + 2 * self.hidden_size)
+        if size > _PARAMETERS:
+            raise MespRefError(
+                f"layers: found some {size:,} parameters with hidden_size and intermediate_size, "
+                f"expected at most {_PARAMETERS:,} of a model that is trained from nothing"
+            )
         self.train_config()
 
     def command(self) -> str:
@@ -109,6 +120,7 @@ def pretrain(options: PretrainOptions, report: Report = lambda event: None) -> E
     Raises MespRefError for options out of range, a place that cannot be written and a loss that is
     not finite; then nothing is written.
     """
+    report = Reporter(report)
     with new_directory(options.out, overwrite=options.overwrite) as aside:
         tokenizer = train_tokenizer(options.vocab_size, options.seed)
         config = options.model_config(tokenizer)
@@ -130,11 +142,11 @@ def pretrain(options: PretrainOptions, report: Report = lambda event: None) -> E
 def _train(trainer: Trainer, report: Report) -> float:
     """All steps of a run; returns their seconds."""
     begin = time.perf_counter()
-    with PeakMemory() as memory:
+    with PeakResident() as memory:
         while trainer.step < trainer.config.steps:
             start = time.perf_counter()
             result = trainer.advance()
-            speed = result.tokens / (time.perf_counter() - start)
+            speed = result.computed_tokens / (time.perf_counter() - start)
             facts = {"tokens_per_second": speed, "memory_mib": memory.take()}
             report({"event": "step", **result._asdict(), **facts})
     return time.perf_counter() - begin

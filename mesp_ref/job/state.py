@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref.api import METHODS
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.checkpoint import weight_files
@@ -24,6 +25,7 @@ from mesp_ref.files.safetensors import MappedFile
 from mesp_ref.files.strict import open_regular, parse_json
 from mesp_ref.files.writer import Writer
 from mesp_ref.job.patience import Best
+from mesp_ref.lean.activations import KINDS
 from mesp_ref.ops import Array
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -54,40 +56,55 @@ def load_state(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
     return {name: file.raw(name) for name in file}, facts
 
 
+def _count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _when(value: object) -> bool:
+    with contextlib.suppress(TypeError, ValueError):
+        return bool(datetime.fromisoformat(value))  # type: ignore[arg-type]
+    return False
+
+
+def _three(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_count, value))
+
+
+def _named(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _best(value: object) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    lowest, latest = value.get("loss"), value.get("latest")
+    return (
+        value.keys() == set(Best._fields)
+        and all(_count(value[name]) for name in ("step", "waited"))
+        and (lowest is None or type(lowest) in (int, float))  # JSON here has no NaN
+        and (type(latest) is int and latest >= -1)
+    )
+
+
+def _identity(value: object) -> bool:
+    known = {"method": tuple(METHODS), "checkpoints": KINDS}
+    return (
+        isinstance(value, dict)
+        and all(value.get(name) in allowed for name, allowed in known.items())
+        and _count(value.get("steps"))
+    )
+
+
 def check_facts(path: str | Path, facts: Any) -> dict[str, Any]:
     """The facts of a run's saved state, every field of its type; MespRefError for the first other.
 
-    step, tokens: counts; cursor: three counts; started: when; identity, environment: names to
-    values; best: the fields of Best, or missing
+    step, tokens: counts; cursor: three counts; started: when; identity: names to values, a method,
+    checkpoints and a number of steps among them; environment: names to values; best: the fields of
+    Best, or missing
     """
 
-    def count(value: object) -> bool:
-        return type(value) is int and value >= 0
-
-    def when(value: object) -> bool:
-        with contextlib.suppress(TypeError, ValueError):
-            return bool(datetime.fromisoformat(value))  # type: ignore[arg-type]
-        return False
-
-    def three(value: object) -> bool:
-        return isinstance(value, list) and len(value) == 3 and all(map(count, value))
-
-    def named(value: object) -> bool:
-        return isinstance(value, dict)
-
-    def best(value: object) -> bool:
-        if not isinstance(value, dict):
-            return value is None
-        lowest, latest = value.get("loss"), value.get("latest")
-        return (
-            value.keys() == set(Best._fields)
-            and all(count(value[name]) for name in ("step", "waited"))
-            and (lowest is None or isinstance(lowest, float))
-            and type(latest) is int
-        )
-
-    fields = {"step": count, "tokens": count, "cursor": three, "started": when,
-              "identity": named, "environment": named, "best": best}  # fmt: skip
+    fields = {"step": _count, "tokens": _count, "cursor": _three, "started": _when,
+              "identity": _identity, "environment": _named, "best": _best}  # fmt: skip
     for field, holds in fields.items():
         found = facts.get(field) if isinstance(facts, dict) else facts
         if not holds(found):

@@ -6,11 +6,13 @@ then all of it runs on all cores.
 """
 
 import contextvars
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
@@ -50,13 +52,67 @@ def blas_threads() -> int:
     return max(found, default=1)
 
 
+def _take_control() -> None:
+    """Let this thread set OpenBLAS's threads: newer threadpoolctl lets only the last one that did."""
+    for library in _blas().lib_controllers:
+        clear = getattr(library, "clear_controlling_thread", None)
+        if clear is not None:
+            clear(force=True)
+
+
+class _OneThread:
+    """BLAS held to one thread while anybody is in the `with`.
+
+    The number of BLAS threads belongs to the process. Were each call to restore what it found, the
+    second of two that overlap would find 1 and leave it there. So the first one in sets it, and the
+    last one out gives it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                _take_control()
+                self._limit = _blas().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        if self._limit is not None:
+            _take_control()
+            self._limit.restore_original_limits()
+            self._limit = None
+            _take_control()  # and leave it to whoever comes next
+
+    def forked(self) -> None:
+        """In the child of a fork only one thread lives on: nobody else is inside, or ever leaves."""
+        self._lock, self._inside = threading.Lock(), 0
+        self._give_back()
+
+
+_ONE_THREAD = _OneThread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ONE_THREAD.forked)
+
+
 @contextmanager
 def hire(count: int) -> Iterator[Workers]:
-    """Workers for the time of a `with`; meanwhile BLAS has one thread in the whole process."""
+    """Workers for the time of a `with`; meanwhile BLAS has one thread in the whole process.
+
+    Threads may hire at the same time: BLAS has its threads back when the last one is done.
+    """
     if count == 1:
         yield ALONE
         return
-    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(count - 1) as pool:
+    with _ONE_THREAD, ThreadPoolExecutor(count - 1) as pool:
 
         def each(f: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
             """The first item here, the others in the pool, which sees the caller's np.errstate."""

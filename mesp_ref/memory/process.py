@@ -1,15 +1,13 @@
-"""What the kernel says of this process: memory of its own, and pages of mapped files."""
+"""What the system says of this process: memory of its own, and pages of mapped files."""
 
 import threading
-from pathlib import Path
 from typing import NamedTuple
 
-_STATUS = Path("/proc/self/status")
-_FIELDS = ("RssAnon", "RssFile", "VmData")
+import psutil
 
 
 class Resident(NamedTuple):
-    """Bytes in RAM, or 0 where the system does not tell (all but Linux)."""
+    """Bytes of this process; 0 where the system does not tell (mapped, data: all but Linux)."""
 
     anonymous: int = 0  # NumPy, Python, BLAS: nobody but the process can free it
     mapped: int = 0  # weights and checkpoints on disk: the system may drop these pages at any time
@@ -17,28 +15,34 @@ class Resident(NamedTuple):
 
 
 def resident() -> Resident:
-    """Memory of this process now."""
+    """Memory of this process now.
+
+    Linux: resident pages without and of files, private memory. Elsewhere all that is resident, or
+    on Windows private; mapped weights are part of it where the system counts them so.
+    """
     try:
-        lines = _STATUS.read_text(encoding="ascii").splitlines()
-        found = dict(line.split(":", 1) for line in lines if ":" in line)
-        return Resident(*(int(found[name].split()[0]) * 1024 for name in _FIELDS))
-    except (OSError, KeyError):  # not Linux, or one whose kernel does not tell them apart
+        found = psutil.Process().memory_info()
+    except (psutil.Error, OSError):  # no /proc, no file handle left: a number is no reason to stop
         return Resident()
+    if not hasattr(found, "shared"):
+        return Resident(anonymous=getattr(found, "private", found.rss))
+    return Resident(found.rss - found.shared, found.shared, found.data)
 
 
 class PeakResident:
-    """The most of each while active, looked at 200 times a second: the kernel keeps no such peak.
+    """The most of each while active, looked at 50 times a second: the kernel keeps no such peak.
 
     with PeakResident() as seen: ...
-    seen.before, seen.peak
+    seen.before, seen.peak; `take` in between
     """
 
-    _INTERVAL = 0.005  # seconds; a look takes some 50 µs
+    def __init__(self, interval: float = 0.02):
+        self._interval = interval  # seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "PeakResident":
         self.before = self.peak = resident()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
@@ -46,8 +50,14 @@ class PeakResident:
         self.peak = Resident(*map(max, self.peak, resident()))
 
     def _watch(self) -> None:
-        while not self._stop.wait(self._INTERVAL):
+        while not self._stop.wait(self._interval):
             self._look()
+
+    def take(self) -> float:
+        """The peak of the process's own memory since the last call, in MiB."""
+        self._look()
+        peak, self.peak = self.peak, Resident()
+        return peak.anonymous / 2**20
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()

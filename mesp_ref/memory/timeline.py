@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mesp_ref.files.figure import new_figure
 from mesp_ref.files.output import write_aside
 from mesp_ref.memory.kinds import KINDS, by_kind
 from mesp_ref.memory.ledger import Ledger
@@ -73,12 +74,17 @@ def plot_timelines(
 
 
 def _picture(rows: Mapping[str, Timeline], title: str) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib takes a second
-    from matplotlib.figure import Figure
+    image = io.BytesIO()
+    size = (11, 1.1 + 2.3 * len(rows))
+    with new_figure(figsize=size, dpi=130, layout="constrained") as figure:
+        _fill(figure, rows, title)
+        figure.savefig(image, format="png", facecolor="white")
+    return image.getvalue()
+
+
+def _fill(figure: Any, rows: Mapping[str, Timeline], title: str) -> None:
     from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(11, 1.1 + 2.3 * len(rows)), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, (method, row) in zip(grid, rows.items(), strict=True):
@@ -90,9 +96,6 @@ def _picture(rows: Mapping[str, Timeline], title: str) -> bytes:
         handles=patches[::-1], loc="outside right center", frameon=False, fontsize=8,
         title="alive, by kind", alignment="left",
     )  # fmt: skip
-    image = io.BytesIO()
-    figure.savefig(image, format="png", facecolor="white")
-    return image.getvalue()
 
 
 def _draw(axes: Any, method: str, row: Timeline) -> None:

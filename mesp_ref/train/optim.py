@@ -25,6 +25,7 @@ class Optimizer(Protocol):
     def step(self, params: Mapping[str, Array], grads: Mapping[str, Array], lr: float) -> None: ...
     def state_dict(self) -> dict[str, Array]: ...
     def load_state_dict(self, state: Mapping[str, Array]) -> None: ...
+    def require_state_of(self, params: Mapping[str, Array]) -> None: ...
 
 
 def _flat(params: Mapping[str, Array], name: str, grad: Array) -> Array:
@@ -110,6 +111,12 @@ class SGD:
         """Go on from what `state_dict` gave; the arrays are copied."""
         self.velocity = _take(state, "velocity")
 
+    def require_state_of(self, params: Mapping[str, Array]) -> None:
+        """Raise MespRefError unless what is kept belongs to just these parameters."""
+        _require_names(self.velocity, params if self.momentum else {}, "velocity")
+        for name, velocity in self.velocity.items():
+            _require_like(name, params[name], velocity)
+
 
 class AdamW:
     """Adam with bias correction and decoupled weight decay.
@@ -180,12 +187,32 @@ class AdamW:
         """Go on from what `state_dict` gave; the arrays are copied."""
         self.mean, self.square = _take(state, "mean"), _take(state, "square")
         counts = _take(state, "count")
-        self.count = {name: int(t.flat[0]) for name, t in counts.items() if t.size == 1}
-        if (
-            any(t < 1 for t in self.count.values())
-            or not self.mean.keys() == self.square.keys() == self.count.keys()
-        ):
+        for name, t in counts.items():
+            if t.size != 1 or t.dtype.kind != "i" or not 1 <= t.flat[0] < 2**53:
+                raise MespRefError(
+                    f"optimiser state: count/{name}: found {t.dtype} {list(t.shape)}, expected one "
+                    "positive integer"
+                )
+        self.count = {name: int(t.flat[0]) for name, t in counts.items()}
+        if not self.mean.keys() == self.square.keys() == self.count.keys():
             raise MespRefError("optimiser state: mean, square and count name different tensors")
+
+    def require_state_of(self, params: Mapping[str, Array]) -> None:
+        """Raise MespRefError unless what is kept belongs to just these parameters."""
+        _require_names(self.count, params, "mean, square and count")
+        for name in self.count:
+            _require_like(name, params[name], self.mean[name], self.square[name])
+            if (self.square[name] < 0).any():
+                raise MespRefError(
+                    f"optimiser state: square/{name}: found a negative number, expected squares"
+                )
+
+
+def _require_names(kept: Mapping[str, object], params: Mapping[str, Array], kinds: str) -> None:
+    """Raise MespRefError when state and parameters do not name the same tensors."""
+    for name in kept.keys() ^ params.keys():
+        found = "found, expected none: there is no such parameter" if name in kept else "missing"
+        raise MespRefError(f"optimiser state: {kinds} of {name}: {found}")
 
 
 def _require_like(name: str, w: Array, *kept: Array) -> None:

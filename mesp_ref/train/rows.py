@@ -434,6 +434,11 @@ def as_batch(rows: Iterable[Row]) -> Batch:
     can see it, for attention is causal
     """
     rows = list(rows)
+    if not rows:
+        raise MespRefError(
+            "rows: found none with a token to learn from, expected at least one; conversations are "
+            "cut short at --seq-len: try a larger one"
+        )
     shape = (len(rows), max(len(row.ids) for row in rows))
     ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
     positions = np.tile(np.arange(shape[1]), (shape[0], 1))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref.api import METHODS, check_offload, check_perturbations, loss_and_grads
+from mesp_ref.bounds import check_bounds
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import arrays_in_memory
 from mesp_ref.engine.inputs import NotFinite
@@ -33,11 +34,7 @@ from mesp_ref.train.rows import Cursor, Row, RowSource, as_batch
 DEFAULT_LR = {"adamw": 2e-4, "sgd": 1e-1, "mezo": 1e-4}
 
 
-def require_least(options: object, **least: int) -> None:
-    """Raise MespRefError for the first of the named fields that lies below its least value."""
-    for name, low in least.items():
-        if getattr(options, name) < low:
-            raise MespRefError(f"{name}: found {getattr(options, name)}, expected at least {low}")
+TOKENS_PER_STEP = 1 << 27  # of all batches of a step: their rows are in memory at once
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,13 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 found = getattr(self, name)
                 raise MespRefError(f"{name}: found {found!r}, expected one of {', '.join(allowed)}")
-        require_least(self, steps=1, batch_size=1, accumulate=1, seq_len=2, seed=0, workers=1)
+        check_bounds(vars(self))
+        tokens = self.batch_size * self.accumulate * self.seq_len
+        if tokens > TOKENS_PER_STEP:
+            raise MespRefError(
+                f"batch_size: found {tokens:,} tokens a step with accumulate and seq_len, expected "
+                f"at most {TOKENS_PER_STEP:,}"
+            )
         if not (0 < self.base_lr < math.inf):
             raise MespRefError(f"lr: found {self.lr}, expected a positive number")
         if not (0 < self.eps < math.inf):
@@ -141,7 +144,8 @@ class StepResult(NamedTuple):
     loss: float  # mean over the counted tokens of the step
     lr: float
     grad_norm: float  # before clipping
-    tokens: int  # counted tokens
+    tokens: int  # counted tokens: those that are learned
+    computed_tokens: int  # all that went through the model: prompts, padding and a row's first, too
 
 
 class Trainer:
@@ -192,7 +196,8 @@ class Trainer:
         self.step += 1
         tokens = sum(row.counted for row in rows)
         self.tokens += tokens
-        return StepResult(self.step, value, lr, norm, tokens)
+        computed = sum(len(batch) * max(len(row.ids) for row in batch) for batch in batches)
+        return StepResult(self.step, value, lr, norm, tokens, computed)
 
     def _gradients(
         self, batch: Sequence[Row], part: int, on_gradients: Any = None
@@ -293,11 +298,15 @@ class Trainer:
                     f"saved state: {name}: found {found}, expected {param.dtype} "
                     f"{list(param.shape)}"
                 )
-        for name, param in self.params.items():
-            param[...] = arrays[f"param/{name}"]
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise MespRefError(f"saved state: {name}: found NaN or infinity, expected numbers")
         prefix = "optimizer/"
         state = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
         self.optimizer.load_state_dict(state)
+        self.optimizer.require_state_of(self.params if facts["step"] else {})
+        for name, param in self.params.items():
+            param[...] = arrays[f"param/{name}"]
         self.step, self.tokens = int(facts["step"]), int(facts["tokens"])
         self.stream.cursor = Cursor(*facts["cursor"])
 

@@ -15,13 +15,16 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.figure import new_figure
 from mesp_ref.files.models import load_model
 from mesp_ref.files.output import write_aside
-from mesp_ref.job.directory import Event, finite
+from mesp_ref.job.directory import finite
+from mesp_ref.job.metrics import Event
+from mesp_ref.job.report import Reporter
 from mesp_ref.ops import Array
 from mesp_ref.train.opening import open_stream
 from mesp_ref.train.rows import Batch, Cursor, Row, as_batch
-from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig, Trainer
+from mesp_ref.train.trainer import DEFAULT_LR, TOKENS_PER_STEP, TrainConfig, Trainer
 
 REFERENCE = "store_all"
 _COLOURS = ("#bbbbbb", "#4477aa", "#228833", "#ccbb44", "#cc3311")
@@ -56,6 +59,7 @@ def compare(
     Time        median over the steps; the methods take turns, so a slow minute slows all of them
     Raises      MespRefError for whatever is wrong with model, data or options
     """
+    report = Reporter(report)
     model = load_model(options.model, dtype=options.dtype)
     rows = _rows(options, model)
     trainers = {name: _trainer(options, model, rows, name) for name in METHODS}
@@ -97,6 +101,12 @@ class _Replay:
 def _rows(options: CompareOptions, model: Model) -> list[Row]:
     """All that is trained on."""
     train = options.train
+    needed = train.steps * train.batch_size * train.seq_len
+    if needed > TOKENS_PER_STEP:  # kept, for every method sees the same
+        raise MespRefError(
+            f"steps: found {needed:,} tokens with batch_size and seq_len, expected at most "
+            f"{TOKENS_PER_STEP:,}"
+        )
     stream = open_stream(
         model, options.data, seq_len=train.seq_len, form=options.form,
         packing=options.packing, seed=train.seed,
@@ -203,10 +213,15 @@ def plot_comparison(
     path: Path, found: Mapping[str, Event], title: str, overwrite: bool = True
 ) -> None:
     """Losses, memory and time in one figure."""
-    from matplotlib.figure import Figure
+    with new_figure(figsize=(11, 3.8), dpi=120, layout="constrained") as figure:
+        figure.suptitle(title)
+        _draw(figure, found)
+        with write_aside(path, overwrite=overwrite) as aside:
+            figure.savefig(aside, format="png")
 
-    figure = Figure(figsize=(11, 3.8), dpi=120, layout="constrained")
-    figure.suptitle(title)
+
+def _draw(figure: Any, found: Mapping[str, Event]) -> None:
+    """Curves on the left, bars beside them."""
     curves, memory, clock = figure.subplots(1, 3, width_ratios=(2, 1, 1))
     names = list(found)
     for i, (name, colour) in enumerate(zip(names, _COLOURS, strict=False)):
@@ -226,5 +241,3 @@ def plot_comparison(
         axes.bar_label(drawn, fmt="%.3g", padding=3)
         axes.set(xlabel=label, xlim=(0, 1.4 * max(values)))
         axes.invert_yaxis()
-    with write_aside(path, overwrite=overwrite) as aside:
-        figure.savefig(aside, format="png")

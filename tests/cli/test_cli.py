@@ -149,6 +149,8 @@ def provide(word, model, request):
     adapter = mr.init_lora(model.config, rank=2, seed=1, b_std=0.1)
     if word.endswith("adapter"):
         mr.save_adapter(adapter, word)
+    elif word == "runs/001":
+        mr.save_adapter(adapter, "runs/001/adapter")
     elif word == "notes-mlx":
         save_mlx_adapter(adapter, word)
     elif word.endswith(".gguf"):
@@ -181,7 +183,9 @@ def test_every_example_runs_as_written(line, reader, capsys, request):
         if before != "--out" and not (writes and [word] == last):
             provide(word, reader, request)
     if "--resume" in argv:
-        assert main([word for word in argv if word != "--resume"]) == 0
+        Path("begun.txt").write_text(words(900), encoding="utf-8")
+        begin = ["--data", "begun.txt", "--steps", "2", "--seq-len", "16", "--out", argv[-1]]
+        assert main(["finetune", *begin]) == 0
     if "--help" in argv:
         with pytest.raises(SystemExit) as stop:
             main(argv)
@@ -337,6 +341,44 @@ def test_generate_continues_and_answers(here, capsys, monkeypatch):
     Path("p.txt").write_text("The ship")
     assert main([*argv, "--prompt-file", "p.txt"]) == 0
     assert json.loads(capsys.readouterr().out)["token_ids"] == want
+
+
+def test_generate_writes_as_it_goes_and_finds_its_base(here, finetune, capsys, monkeypatch):
+    """Pieces as they come, whole characters, together what --json says; from a run or its adapter."""
+    assert finetune() == 0
+    summary = capsys.readouterr().out
+    assert summary.splitlines()[-1] == 'try it:  mesp-ref generate --adapter run --prompt "..."'
+    line = ["generate", "--prompt", "Who? é", "--max-new-tokens", "40", "--temperature", "2"]
+    assert main([*line, "--model", "model", "--adapter", "run/adapter", "--json"]) == 0
+    want = json.loads(capsys.readouterr().out)["text"]
+    assert len(want) > 10
+    for adapter in ("run", "run/adapter"):
+        pieces, write = [], sys.stdout.write
+        monkeypatch.setattr(sys.stdout, "write", lambda text: pieces.append(text) or write(text))  # noqa: B023
+        assert main([*line, "--adapter", adapter]) == 0
+        monkeypatch.undo()
+        monkeypatch.chdir(here)
+        # what a terminal would obey is shown as Python would escape it; line ends and tabs stay
+        codes = {i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), 127)} | {13: "\\r"}
+        assert "".join(pieces) == want.translate(codes) + "\n"
+        assert len([piece for piece in pieces if piece]) > 5
+    shutil.copytree("run/adapter", "alone")
+    config = json.loads(Path("alone/adapter_config.json").read_text())
+    gone = config | {"base_model_name_or_path": "somebody/else"}
+    Path("alone/adapter_config.json").write_text(json.dumps(gone))
+    assert main([*line, "--adapter", "alone"]) == 2
+    assert "was trained on 'somebody/else', which is no directory" in capsys.readouterr().err
+
+
+def test_samples_are_shown_as_turns():
+    from mesp_ref.cli.finetune import _turns
+
+    chatml = "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nWho\nis?<|im_end|>\n"
+    chatml += "<|im_start|>assistant\n"
+    assert _turns(chatml) == ["system   'Be.'", "user     'Who\\nis?'"]
+    llama = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
+    assert _turns(llama) == ["user     'Who?'"]
+    assert _turns("Once") == ["prompt   'Once'"]
 
 
 def test_merge_gives_a_model_that_needs_no_adapter(here, capsys):
@@ -504,9 +546,23 @@ CHECK = "gradcheck --model model --data notes.txt --seq-len 16 "
 SAY = "generate --model model --prompt Hi "
 
 MISTAKES = {
-    "no command": ("", None, "required: COMMAND"),
-    "unknown command": ("train", None, "invalid choice: 'train'"),
-    "unknown option": (GOOD + "--epochs 3", None, "unrecognized arguments: --epochs 3"),
+    "unknown command": ("train", None, "did you mean finetune?; see mesp-ref --help"),
+    "misspelt command": ("fintune", None, "did you mean finetune?"),
+    "unknown option": (
+        GOOD + "--epochs 3",
+        None,
+        "arguments: --epochs 3; did you mean --steps (an",
+    ),
+    "rate": (GOOD + "--learning-rate 3", None, "did you mean --lr?; see mesp-ref finetune --help"),
+    "batch": (GOOD + "--batch=3", None, "did you mean --batch-size?"),
+    "misspelt option": (
+        SAY + "--temprature 3",
+        None,
+        "did you mean --temperature?; see mesp-ref gen",
+    ),
+    "no row": ("gradcheck --tensors 1 --seq-len 24", None, "rows: found none"),
+    "no such thing": (SAY + "--epochs 3", None, "arguments: --epochs 3; see mesp-ref generate"),
+    "no action": ("golden chek", None, "did you mean check?"),
     "not a number": (GOOD + "--steps many", None, "--steps: invalid int value: 'many'"),
     "no model": (FINETUNE + "missing", None, "missing: not found, expected"),
     "model type": (FINETUNE + "{model}", {"model_type": "llama"}, "model_type: found 'llama'"),
@@ -612,19 +668,19 @@ MISTAKES = {
     "text as JSONL": (GOOD + "--format jsonl", None, "notes.txt: line 1: not JSON"),
     "blank": (DATA + "blank.txt", None, "blank.txt: empty"),
     "no val data": (GOOD + "--val-data missing.txt", None, "missing.txt: not found"),
-    "batch": (GOOD + "--batch-size 0", None, "batch_size: found 0"),
-    "sequence": (GOOD + "--seq-len 1", None, "seq_len: found 1"),
+    "batch size": (GOOD + "--batch-size 0", None, "--batch-size: found 0"),
+    "sequence": (GOOD + "--seq-len 1", None, "--seq-len: found 1"),
     "alpha": (GOOD + "--alpha nan", None, "alpha: found nan"),
     "no target": (GOOD + "--targets ,", None, "targets"),
     "momentum": (GOOD + "--momentum 0.9", None, "momentum: found 0.9 with adamw"),
     "clip": (GOOD + "--clip -1", None, "clip: found -1.0"),
-    "save every": (GOOD + "--save-every 0", None, "save_every: found 0"),
+    "save every": (GOOD + "--save-every 0", None, "--save-every: found 0"),
     "finetune seed": (GOOD + "--seed -1", None, "seed: found -1"),
     "nobody's adapter": (GOOD + "--adapter model", None, "adapter_config.json: not found"),
     "abbreviated": (GOOD + "--step 3", None, "unrecognized arguments: --step 3"),
     "out below a file": (GOOD.replace("--out run", "--out notes.txt/run"), None, "notes.txt"),
-    "new tokens": (SAY + "--max-new-tokens 0", None, "max_new_tokens: found 0"),
-    "top-k": (SAY + "--top-k 0", None, "top_k: found 0"),
+    "new tokens": (SAY + "--max-new-tokens 0", None, "--max-new-tokens: found 0"),
+    "top-k": (SAY + "--top-k 0", None, "--top-k: found 0"),
     "no prompt": ("generate --model model", None, "--prompt --prompt-file is required"),
     "eval sequence": ("eval --model model --data notes.txt --seq-len 1", None, "--seq-len: found"),
     "merge nothing": ("merge --model model --out merged", None, "required: --adapter"),
@@ -704,6 +760,11 @@ def test_resume_of_another_run_is_one_line_and_changes_nothing(here, finetune, c
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert f"mesp-ref: error: run: {found}" in shown.err
     assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == before
+
+
+def test_without_arguments_it_shows_its_help(capsys):
+    assert main([]) == 0
+    assert "examples:" in capsys.readouterr().out
 
 
 def test_the_module_is_the_command(here):

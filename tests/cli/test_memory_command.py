@@ -64,10 +64,12 @@ def test_a_system_that_does_not_tell_shows_no_zeros(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Without /proc there is nothing to say about the process, rather than 0 MB."""
-    from mesp_ref.memory import process
+
+    def silent() -> None:
+        raise FileNotFoundError("/proc/1/stat")
 
     command = ["memory", "qwen2.5-0.5b", "--method", "mesp", "--seq-len", "9", "--measure"]
-    monkeypatch.setattr(process, "_STATUS", Path("/no/such/file"))
+    monkeypatch.setattr("psutil.Process", silent)
     assert main(command) == 0
     said = capsys.readouterr().out
     assert ", measured " in said

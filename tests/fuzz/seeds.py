@@ -154,16 +154,28 @@ def _resume(folder: Path) -> list[bytes]:
     trainer = Trainer(mr.random_model(CONFIG), adapter, Rows(), config)  # type: ignore[arg-type]
     zeros = {name: np.zeros_like(w) for name, w in trainer.params.items()}
     trainer.optimizer.step(trainer.params, zeros, 0.0)
+    trainer.step = 1
     arrays, facts = trainer.state()
     facts |= {
-        "identity": {"lr": 1.0},
+        "identity": {"lr": 1.0, "method": "mesp", "checkpoints": "ram", "steps": 9},
         "environment": environment(),
         "started": "2026-01-01T00:00:00",
     }
     save_state(folder / "state.safetensors", arrays, facts)
     write_json(folder / "run.json", {})
     events = (
-        {"event": "step", "step": 1, "loss": 1.0},
+        {
+            "event": "step",
+            "step": 1,
+            "loss": 1.0,
+            "lr": 0.1,
+            "grad_norm": 1.0,
+            "tokens": 3,
+            "computed_tokens": 4,
+            "seconds": 0.1,
+            "tokens_per_second": 40.0,
+            "memory_mib": 9.0,
+        },
         {"event": "eval", "step": 1, "loss": 1.0, "accuracy": 0.5, "perplexity": None},
         {"event": "sample", "step": 1, "prompt": "a", "text": "b"},
     )

@@ -201,7 +201,7 @@ def _resume(folder: Path) -> None:
             zeros = {name: np.zeros_like(w) for name, w in trainer.params.items()}
             trainer.optimizer.step(trainer.params, zeros, 0.0)
             directory.reopen(trainer.step)
-        write_csv(folder / "metrics.csv", directory.events())
+        write_csv(folder / "metrics.csv", directory.metrics)
     finally:
         directory.release()
 

@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import mesp_ref as mr
 from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.job.finetune import FinetuneOptions, finetune
 from mesp_ref.memory import Ledger, resident
 from mesp_ref.train.rows import Row
 from mesp_ref.train.trainer import TrainConfig, Trainer
@@ -79,3 +81,38 @@ def _ledger(trainer: Trainer) -> list[tuple[str, int]]:
     with Ledger([*weights, *adapter.weights.values(), *optimizer]) as ledger:
         trainer.advance()
     return [(moment.op, moment.held) for moment in ledger.moments]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [600, pytest.param(3000, marks=pytest.mark.slow), pytest.param(30_000, marks=pytest.mark.slow)],
+)
+def test_a_run_with_evaluations_does_not_grow(
+    steps: int, tiny_model_dir: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """What is traced after all steps and after two thirds differs by less than the events between.
+
+    A run that kept them would have some 300 bytes a step more (60,000); one that read all to find
+    one, as much in its peak. What is allowed is for caches of CPython.
+    """
+    train = TrainConfig(steps=steps, seq_len=8, accumulate=1, schedule="constant", lr=1e-4)
+    options = FinetuneOptions(
+        model=str(tiny_model_dir), data=str(text_file), out=str(tmp_path / "run"), train=train,
+        rank=1, targets="q_proj", sample_tokens=0, eval_rows=1, eval_every=10, save_every=100,
+    )  # fmt: skip
+    seen = np.zeros((3, 2), int)  # tracemalloc between steps, its peak since the look before
+
+    def look(event: dict[str, Any]) -> None:
+        if event["event"] == "saved" and event["step"] % (steps // 3) == 0 and event["step"]:
+            gc.collect()
+            seen[event["step"] * 3 // steps - 1] = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+
+    tracemalloc.start()
+    try:
+        finetune(options, look)
+    finally:
+        tracemalloc.stop()
+    assert seen.all()
+    assert seen[2, 0] - seen[1, 0] < 5000, seen
+    assert seen[2, 1] - seen[1, 1] < 50_000, seen

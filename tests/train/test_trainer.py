@@ -412,18 +412,18 @@ def test_runs_repeat_bit_for_bit(options, tmp_path):
     assert adapter_bytes(tmp_path / "run") != adapter_bytes(tmp_path / "seeded")
 
 
-class PowerCutError(Exception):
+class PowerCutError(BaseException):
     """The machine stops."""
 
 
-@pytest.mark.parametrize("when", ["before 1", "step 1", "step 6", "saved 8", "step 12", "eval 12"])
+@pytest.mark.parametrize("when", ["step 1", "step 6", "saved 8", "step 12", "eval 12"])
 def test_resume_is_exact_wherever_the_run_stopped(options, tmp_path, when):
     whole = dataclasses.replace(options, out=str(tmp_path / "whole"))
     finetune(whole)
     kind, step = when.split()
 
     def cut(event):
-        if kind == "before" or (event["event"], event.get("step")) == (kind, int(step)):
+        if (event["event"], event.get("step")) == (kind, int(step)):
             raise PowerCutError
 
     with pytest.raises(PowerCutError):
@@ -488,7 +488,7 @@ def change_train(options, **change):
     [
         (lambda o: change_train(o, seed=5), "--resume: seed: found 5, expected 0"),
         (lambda o: change_train(o, lr=0.5), "--resume: lr: found 0.5, expected 0.01"),
-        (lambda o: change_train(o, steps=20), "--resume: steps: found 20, expected 12"),
+        (lambda o: change_train(o, steps=8), "--resume: steps: found 8, expected 12"),
         (lambda o: dataclasses.replace(o, rank=4), "--resume: rank: found 4, expected 8"),
         (lambda o: dataclasses.replace(o, targets="q_proj"), "--resume: targets: found"),
         (lambda o: dataclasses.replace(o, dtype="float64"), "--resume: dtype: found 'float64'"),

@@ -49,6 +49,23 @@ def test_torch_function(dtype: Any) -> None:
     rejected(gradcheck_function(torch_function(1.001), args, names=("x", "w")), "x")
 
 
+def test_torch_argmax_bfloat16_and_dictionaries() -> None:
+    """The powers of gradcheck reach through: outputs without gradient, 16 bits, containers."""
+    torch = pytest.importorskip("torch")
+    import ml_dtypes
+
+    from mesp_ref.verify.adapters.torch import gradcheck_function
+
+    top = gradcheck_function(lambda x: tuple(torch.max(x, dim=-1)), (X,))
+    assert top.passed, top
+    low = gradcheck_function(
+        torch_function(1.0), (X.astype(ml_dtypes.bfloat16), W.astype(ml_dtypes.bfloat16))
+    )
+    assert low.passed, low
+    nested = gradcheck_function(lambda p, x: {"y": p["w"] * torch.tanh(x)}, ({"w": W}, X))
+    assert nested.passed, nested
+
+
 def jax_function(factor: float) -> Any:
     jax = pytest.importorskip("jax")
     np_ = jax.numpy

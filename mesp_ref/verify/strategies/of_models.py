@@ -1,8 +1,4 @@
-"""Hypothesis strategies: op cases, shapes, values, labels, configurations, adapters.
-
-Sizes shrink, numbers do not: values come from one drawn seed, so a failing example ends at the
-smallest failing shape instead of at prettier numbers. Needs the package hypothesis.
-"""
+"""Op cases, configurations, models, adapters and batches of mesp_ref."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,44 +10,10 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
-from mesp_ref.ops import IGNORED, Array
+from mesp_ref.ops import Array
 from mesp_ref.registry import Args, OpSpec, Sizes
 from mesp_ref.verify.samples import sample_model
-
-TINY, ORDINARY, LARGE = 1e-6, 1.0, 30.0  # scales of activations
-
-seeds = st.integers(0, 2**32 - 1)
-
-
-def generators() -> st.SearchStrategy[np.random.Generator]:
-    """A generator from a drawn seed."""
-    return seeds.map(np.random.default_rng)
-
-
-def shapes(axes: int, largest: int = 5) -> st.SearchStrategy[tuple[int, ...]]:
-    """A shape of `axes` lengths from 1 to `largest`; shrinks to all ones."""
-    return st.tuples(*[st.integers(1, largest)] * axes)
-
-
-@st.composite
-def values(
-    draw: st.DrawFn,
-    shape: tuple[int, ...] | st.SearchStrategy[tuple[int, ...]],
-    scales: Sequence[float] = (ORDINARY, TINY, LARGE),
-    dtype: Any = "float64",
-) -> Array:
-    """Normal numbers of one drawn scale: the first shrinks first; pass (1.0,) for tame ones only."""
-    size = draw(shape) if isinstance(shape, st.SearchStrategy) else shape
-    numbers = draw(generators()).standard_normal(size) * draw(st.sampled_from(list(scales)))
-    return np.asarray(numbers, dtype)
-
-
-@st.composite
-def labels(draw: st.DrawFn, shape: tuple[int, ...], vocabulary: int) -> Array:
-    """Labels in [0, vocabulary) of which a drawn share, none to all, is −100."""
-    rng, share = draw(generators()), draw(st.sampled_from([0.3, 0.0, 1.0]))
-    drawn = rng.integers(0, vocabulary, shape)
-    return np.where(rng.random(shape) < share, IGNORED, drawn)
+from mesp_ref.verify.strategies.arrays import LARGE, ORDINARY, TINY, generators, labels, seeds
 
 
 def sizes(largest: int = 4) -> st.SearchStrategy[Sizes]:
