@@ -96,6 +96,11 @@ def add_data(parser: Any) -> None:
         help="text, JSONL, a JSON list, CSV, TSV, Parquet, Arrow, a directory of save_to_disk, or gzip "
         "of one; default: conversations about stories that come with this package",
     )  # fmt: skip
+    add_forms(parser)
+
+
+def add_forms(parser: Any) -> None:
+    """--format and --packing."""
     parser.add_argument(
         "--format", choices=FORMATS, default="auto", dest="form",
         help="default: what the file's content is",

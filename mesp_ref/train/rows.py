@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
@@ -12,6 +12,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.tokenizer import reasons
 from mesp_ref.ops import IGNORED, Array
 from mesp_ref.train.chat import ChatTemplate, Cut, Span
+from mesp_ref.train.contents import Contents, fitted
 from mesp_ref.train.data import DataFile, cut_text
 from mesp_ref.train.spelling import Control, Speller
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 POOL_BYTES = 1 << 20
+COUNTED_POOLS = 8  # how much of a file is counted before the first step
 PACKINGS = ("auto", "pack", "pad")
 _PACKED = ("text", "tokens")  # forms that are packed unless it is said otherwise
 
@@ -37,6 +39,13 @@ class Row(NamedTuple):
     def counted(self) -> int:
         """Number of tokens that the loss counts."""
         return int(np.count_nonzero(self.labels[1:] != IGNORED))
+
+
+class Documents(NamedTuple):
+    """Documents of a pool, each as a row of any length, and the TurnCounts of reading them."""
+
+    rows: list[Row]
+    turns: dict[str, int]
 
 
 class Cursor(NamedTuple):
@@ -72,6 +81,11 @@ class TurnCounts:
     rewritten: int = 0
     silent: int = 0
     forged: int = 0
+
+    def since(self, before: "TurnCounts") -> dict[str, int]:
+        """What has been met after `before`."""
+        then = asdict(before)
+        return {name: number - then[name] for name, number in asdict(self).items()}
 
     def told(self) -> str:
         """What is not learned and why, in a line; empty where all is as anybody would expect."""
@@ -240,7 +254,8 @@ class RowStream:
 
     packing   "pack": documents one after another, cut into rows of seq_len, where none sees another
               and each begins at position 0; one that is cut begins anew in the next row.
-              "pad": a document per row; longer ones are cut into several, conversations cut short.
+              "pad": a document per row; longer ones are cut into several, those of which only parts
+              are learned behind the last part that ends within a row, see `contents.fitted`.
               "auto": pack for texts and tokens, else pad
     shuffle   False for evaluation: pages and rows in the order of the file, every token once.
               True: pages and rows in a seeded order, new in each epoch; the last row of a pool
@@ -267,7 +282,7 @@ class RowStream:
         mean = max(data.size // data.pages, 1)
         self._pool_pages = max(POOL_BYTES // mean, 1)
         self.pools = -(-len(self.pages) // self._pool_pages)
-        self._documents: list[Row] | None = None
+        self._documents: Documents | None = None
         self._order: tuple[int, Array] = (-1, self.pages)
         self._rows: tuple[tuple[int, int], list[Row]] = ((-1, -1), [])
 
@@ -305,7 +320,8 @@ class RowStream:
                 if given == limit:
                     return
                 given += 1
-                yield Row(*(None if part is None else part.copy() for part in row))
+                positions = None if row.positions is None else row.positions.copy()
+                yield Row(row.ids.copy(), row.labels.copy(), positions)
 
     def require_full_row(self) -> None:
         """Raise MespRefError when packed data has fewer tokens than one sequence."""
@@ -319,11 +335,41 @@ class RowStream:
         if self.pools == 1 and not rows:
             self._refuse_barren()
 
+    def contents(self, pools: int | None = COUNTED_POOLS) -> Contents:
+        """What the first epoch holds, counted in at most `pools` pools spread over it: some MiB are
+        tokenised before the first step, gigabytes are not. None: counted in all of it.
+        """
+        data, page_bytes = self.data, np.diff(self.data.offsets.astype(np.int64))
+        found = Contents(
+            data.kinds, self.seq_len, bytes=int(page_bytes[self.pages].sum()), unused=data.unused
+        )
+        count = self.pools if pools is None else min(pools, self.pools)
+        for pool in np.linspace(self.pools - 1, 0, count).round().astype(int).tolist():
+            documents, turns = self._pool_documents(0, pool)
+            for document in documents:
+                found.add_document(document.labels, self.pack)
+            rows = self._arranged(documents, 0, pool)
+            found.rows += len(rows)
+            found.tokens += sum(len(row.ids) for row in rows)
+            found.learned += sum(row.counted for row in rows)
+            if self.pack:
+                sizes = np.array([len(d.ids) for d in documents if len(d.ids)], np.int64)
+                last = np.cumsum(sizes) - 1
+                first_row, last_row = (last + 1 - sizes) // self.seq_len, last // self.seq_len
+                found.continued += int(np.count_nonzero(last_row > first_row))
+            for name in ("answers", "excluded", "rewritten", "forged"):
+                setattr(found, name, getattr(found, name) + turns[name])
+            found.bytes_read += int(page_bytes[self._pool_of(0, pool)].sum())
+            self._rows = ((0, pool), rows)
+        return found
+
     def _refuse_barren(self) -> NoReturn:
+        found = self.contents()
         told = self.encoder.counts.told()
         raise MespRefError(
             f"{self.data.path}: found no token to learn from in sequences of {self.seq_len}, "
-            "expected some; conversations are cut short there: try a larger --seq-len"
+            f"expected some; {found.too_long} of {found.documents} have no answer that ends there, "
+            f"the longest has {found.longest} tokens: try a larger --seq-len"
             + (f" ({told})" if told else "")
         )
 
@@ -334,13 +380,27 @@ class RowStream:
         return self._rows[1]
 
     def _make_rows(self, epoch: int, pool: int) -> list[Row]:
+        return self._arranged(self._pool_documents(epoch, pool).rows, epoch, pool)
+
+    def _pool_of(self, epoch: int, pool: int) -> Array:
+        """Numbers of the pages of a pool."""
+        size = self._pool_pages
+        return self._page_order(epoch)[pool * size : (pool + 1) * size]
+
+    def _pool_documents(self, epoch: int, pool: int) -> "Documents":
+        """The documents of a pool, and what was met in them; a small file is tokenised only once."""
+        if self._documents is not None:
+            return self._documents
+        before = replace(self.encoder.counts)
+        rows = self._read(self._pool_of(epoch, pool))
+        documents = Documents(rows, self.encoder.counts.since(before))
+        if self.pools == 1:
+            self._documents = documents
+        return documents
+
+    def _arranged(self, documents: Sequence[Row], epoch: int, pool: int) -> list[Row]:
+        """Rows of a pool in the order of an epoch."""
         rng = np.random.default_rng([self.seed, 2, epoch, pool])
-        documents = self._documents
-        if documents is None:
-            size = self._pool_pages
-            documents = self._read(self._page_order(epoch)[pool * size : (pool + 1) * size])
-            if self.pools == 1:  # a small file: tokenise it only once
-                self._documents = documents
         if self.shuffle and self.data.jsonl:
             documents = [documents[i] for i in rng.permutation(len(documents))]
         rows = list(self._cut(documents))
@@ -378,10 +438,11 @@ class RowStream:
             yield from self._packed(documents)
             return
         for document in documents:
-            length = len(document.ids)
-            chat = bool((document.labels == IGNORED).any())
-            for start in range(0, min(length, self.seq_len) if chat else length, self.seq_len):
-                piece = slice(start, start + self.seq_len)
+            chat, length = bool((document.labels == IGNORED).any()), len(document.ids)
+            if chat:
+                length = fitted(document.labels, self.seq_len).stop
+            for start in range(0, length, self.seq_len):
+                piece = slice(start, min(start + self.seq_len, length))
                 row = Row(document.ids[piece], document.labels[piece])
                 if row.counted:
                     yield row

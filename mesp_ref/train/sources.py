@@ -275,9 +275,9 @@ def _arrow(path: Path, file: BinaryIO | None, form: str) -> Iterator[str]:
 
 def _rows(pyarrow: Any, path: Path, file: Any, form: str) -> Iterator[dict[str, Any]]:
     if form == "parquet":
-        import pyarrow.parquet
+        from pyarrow.parquet import ParquetFile
 
-        table = pyarrow.parquet.ParquetFile(file)
+        table = ParquetFile(file)
         schema, batches = table.schema_arrow, None
     elif file.read(6) == b"ARROW1":
         table = pyarrow.ipc.open_file(file)

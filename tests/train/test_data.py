@@ -284,11 +284,14 @@ def test_conversations_are_cut_short_and_dropped_when_nothing_is_left(tmp_path, 
     data = open_data(write_lines(tmp_path / "d.jsonl", {"messages": TURNS}))
     [whole] = RowStream(data, encoder, all_pages(data), seq_len=512, shuffle=False).once()
     first = int(np.flatnonzero(whole.labels != IGNORED)[0])
-    cut = RowStream(data, encoder, all_pages(data), seq_len=first + 2, shuffle=False)
-    [row] = cut.once()
-    np.testing.assert_array_equal(row.ids, whole.ids[: first + 2])
-    nothing = RowStream(data, encoder, all_pages(data), seq_len=first, shuffle=False)
-    with pytest.raises(MespRefError, match="no token to learn from"):
+    second = int(np.flatnonzero(whole.labels != IGNORED)[-1])
+    for seq_len in (first + 7, second):  # "Fine." and <|im_end|> are 6 tokens
+        cut = RowStream(data, encoder, all_pages(data), seq_len=seq_len, shuffle=False)
+        [row] = cut.once()
+        np.testing.assert_array_equal(row.ids, whole.ids[: first + 6])
+        assert row.labels[-1] == encoder.ends[0]
+    nothing = RowStream(data, encoder, all_pages(data), seq_len=first + 5, shuffle=False)
+    with pytest.raises(MespRefError, match="1 of 1 have no answer that ends there, the longest"):
         nothing.take(1)
 
 
