@@ -19,7 +19,8 @@ import os
 import re
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +36,7 @@ from mesp_ref.train.sources import (
     FORMATS,
     LINE_LIMIT,
     READ_BYTES,
+    Held,
     converted,
     peek,
     recognised,
@@ -67,7 +69,7 @@ class DataFile:
     written: int  # st_mtime_ns when the file was checked
     format: str = "text"  # as `sources.recognised` names it
     unused: tuple[str, ...] = ()  # fields of records that nobody reads
-    held: BinaryIO | None = None
+    held: Held | None = None
 
     @property
     def pages(self) -> int:
@@ -77,7 +79,7 @@ class DataFile:
         """The bytes of one page."""
         start, stop = int(self.offsets[page]), int(self.offsets[page + 1])
         if self.held is not None:
-            return os.pread(self.held.fileno(), stop - start, start)
+            return self.held.read(start, stop - start)
         try:
             with open_regular(self.path) as file:
                 status = os.fstat(file.fileno())
@@ -118,8 +120,8 @@ def open_data(
     if not path.exists():
         raise MespRefError(f"{path}: not found, expected a file of texts or records")
     if path.is_dir() and any((path / n).is_file() for n in ("state.json", "dataset_dict.json")):
-        held = converted(path, None, "arrow")
-        return _scan_lines(path, held, vocab_size, "arrow", held)
+        with converted(path, None, "arrow") as room:
+            return replace(_scan_lines(path, room, vocab_size, "arrow"), held=Held(room))
     if not path.is_file():
         raise MespRefError(
             f"{path}: not a regular file, nor a data set's directory (with state.json), expected "
@@ -136,24 +138,27 @@ def _open_file(
     path: Path, file: BinaryIO, seq_len: int, form: str, vocab_size: int | None
 ) -> DataFile:
     head, whole = peek(file)
-    held = None
-    if head.startswith(b"\x1f\x8b"):
-        file = held = unpacked(path, file)
-        head, whole = peek(file)
-    if form == "auto":
-        form = recognised(path, head, whole)
-    if form == "text":
-        return _scan_text(path, file, seq_len, held)
-    if form != "jsonl":
-        file = held = converted(path, file, form)
-    return _scan_lines(path, file, vocab_size, form, held)
+    given = file
+    with ExitStack() as stack:
+        if head.startswith(b"\x1f\x8b"):
+            file = stack.enter_context(unpacked(path, file))
+            head, whole = peek(file)
+        if form == "auto":
+            form = recognised(path, head, whole)
+        if form == "text":
+            data = _scan_text(path, file, seq_len)
+        else:
+            if form != "jsonl":
+                file = stack.enter_context(converted(path, file, form))
+            data = _scan_lines(path, file, vocab_size, form)
+        return data if file is given else replace(data, held=Held(file))
 
 
 def _place(path: Path, form: str, number: int) -> str:
     return f"{path}: {'line' if form == 'jsonl' else 'record'} {number}"
 
 
-def _scan_text(path: Path, file: BinaryIO, seq_len: int, held: BinaryIO | None) -> DataFile:
+def _scan_text(path: Path, file: BinaryIO, seq_len: int) -> DataFile:
     """One pass: hash, UTF-8, anything but space; then the cuts."""
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     position, blank = 0, True
@@ -178,9 +183,7 @@ def _scan_text(path: Path, file: BinaryIO, seq_len: int, held: BinaryIO | None) 
     offsets = _text_cuts(file, position, page)
     none = np.zeros(0, np.uint64)
     written = os.fstat(file.fileno()).st_mtime_ns
-    return DataFile(
-        path, False, offsets, none, ("text",), digest.hexdigest(), position, written, held=held
-    )
+    return DataFile(path, False, offsets, none, ("text",), digest.hexdigest(), position, written)
 
 
 def _text_cuts(file: BinaryIO, size: int, page: int) -> Array:
@@ -222,9 +225,7 @@ def cut_text(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def _scan_lines(
-    path: Path, file: BinaryIO, vocab_size: int | None, form: str, held: BinaryIO | None = None
-) -> DataFile:
+def _scan_lines(path: Path, file: BinaryIO, vocab_size: int | None, form: str) -> DataFile:
     """One pass over the lines: hash, every record checked, pages cut between records."""
     size = os.fstat(file.fileno()).st_size
     page_bytes = min(max(size // 1024, 1), _PAGE_BYTES // 2)
@@ -255,7 +256,7 @@ def _scan_lines(
     offsets.append(position)
     return DataFile(
         path, True, np.array(offsets), np.array(first_lines), tuple(k for k in FORMS if k in kinds),
-        digest.hexdigest(), position, os.fstat(file.fileno()).st_mtime_ns, form, tuple(unused), held,
+        digest.hexdigest(), position, os.fstat(file.fileno()).st_mtime_ns, form, tuple(unused),
     )  # fmt: skip
 
 

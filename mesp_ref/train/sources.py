@@ -9,11 +9,13 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import tempfile
+import weakref
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
@@ -37,6 +39,18 @@ _FOREIGN = {
     b"SQLite format 3": "an SQLite database", b"\x93NUMPY": "a NumPy array",
     b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text",
 }  # fmt: skip
+
+
+class Held:
+    """A temporary file without a name, read at any place; it goes with the last who holds this."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
+
+    def read(self, start: int, size: int) -> bytes:
+        """`size` bytes from `start`."""
+        return os.pread(self._file, size, start)
 
 
 def recognised(path: Path, head: bytes, whole: bool) -> str:
@@ -126,14 +140,14 @@ def unpacked(path: Path, file: BinaryIO) -> BinaryIO:
 
 def converted(path: Path, file: BinaryIO | None, form: str) -> BinaryIO:
     """A file of another kind as JSON lines, one to a record, in a temporary file."""
-    lines: Iterable[str]
+    lines: Generator[str, None, None]
     if form in ("csv", "tsv"):
         lines = _csv(path, cast(BinaryIO, file), form)
     elif form == "json":
-        lines = _Array(path, cast(BinaryIO, file))
+        lines = iter(_Array(path, cast(BinaryIO, file)))
     else:
         lines = _arrow(path, file, form)
-    with _room(path) as room:
+    with _room(path) as room, closing(lines):
         for number, line in enumerate(lines):
             if number == 0:  # what is of no form is refused before gigabytes are written
                 turned(_parsed(line, path), f"{path}: record 1")
@@ -156,7 +170,7 @@ class _Array:
         self.utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self.text, self.at, self.piece, self.count = "", 0, READ_BYTES, 0
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str, None, None]:
         self._skip("[")
         if self._next() == "]":
             return
@@ -218,7 +232,7 @@ class _Array:
         return value.replace("\r", " ").replace("\n", " ")  # no string of JSON holds one
 
 
-def _csv(path: Path, file: BinaryIO, form: str) -> Iterator[str]:
+def _csv(path: Path, file: BinaryIO, form: str) -> Generator[str, None, None]:
     """Rows of a table as objects by the names of its first line."""
     csv.field_size_limit(LINE_LIMIT)
     first = file.readline(_HEAD).decode("utf-8", "replace")
@@ -248,7 +262,7 @@ def _csv(path: Path, file: BinaryIO, form: str) -> Iterator[str]:
         text.detach()
 
 
-def _arrow(path: Path, file: BinaryIO | None, form: str) -> Iterator[str]:
+def _arrow(path: Path, file: BinaryIO | None, form: str) -> Generator[str, None, None]:
     """Rows of Parquet or Arrow; columns that nobody reads are named, and not read."""
     try:
         import pyarrow
@@ -269,7 +283,7 @@ def _arrow(path: Path, file: BinaryIO | None, form: str) -> Iterator[str]:
         raise MespRefError(f"{path}: record {number + 1}: not readable: {reason}") from None
     except TypeError as error:
         raise MespRefError(
-            f"{path}: record {number + 1}: {error}, expected strings, numbers and lists"
+            f"{path}: record {number}: {error}, expected strings, numbers and lists"
         ) from None
 
 
