@@ -28,8 +28,8 @@ from mesp_ref.stories import story, write_questions
 from mesp_ref.verify.compare import agreement
 
 COMMANDS = (
-    "finetune", "generate", "eval", "data", "merge", "info", "compare", "gradcheck", "convert", "pretrain",
-    "golden", "mutants",
+    "finetune", "generate", "eval", "data", "merge", "info", "compare", "gradcheck", "convert",
+    "pretrain", "golden", "mutants",
 )  # fmt: skip
 README = Path(__file__).parents[2] / "README.md"
 QUICK = ["--steps", "3", "--seq-len", "24", "--lr", "0.01", "--sample-tokens", "4", "--quiet"]
