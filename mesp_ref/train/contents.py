@@ -48,7 +48,7 @@ class Contents:
     bytes_read, bytes   what was counted, and the size of all
     """
 
-    kinds: Sequence[str] = ()
+    kinds: list[str] = field(default_factory=list)
     seq_len: int = 0
     documents: int = 0
     rows: int = 0
@@ -66,7 +66,7 @@ class Contents:
     forged: int = 0
     bytes_read: int = 0
     bytes: int = 0
-    unused: Sequence[str] = field(default_factory=tuple)
+    unused: list[str] = field(default_factory=list)
 
     def add_document(self, labels: Array, packed: bool) -> None:
         """Count a document by its labels [T]."""

@@ -340,9 +340,8 @@ class RowStream:
         tokenised before the first step, gigabytes are not. None: counted in all of it.
         """
         data, page_bytes = self.data, np.diff(self.data.offsets.astype(np.int64))
-        found = Contents(
-            data.kinds, self.seq_len, bytes=int(page_bytes[self.pages].sum()), unused=data.unused
-        )
+        found = Contents(list(data.kinds), self.seq_len, unused=list(data.unused))
+        found.bytes = int(page_bytes[self.pages].sum())
         count = self.pools if pools is None else min(pools, self.pools)
         for pool in np.linspace(self.pools - 1, 0, count).round().astype(int).tolist():
             documents, turns = self._pool_documents(0, pool)

@@ -150,4 +150,4 @@ def test_the_table_has_a_column_for_each_side() -> None:
     assert lines[-1] == "fields that nobody reads: id"
 
 
-PART = rows_module.Contents(("text",), 64, documents=3, rows=3, unused=("id",))
+PART = rows_module.Contents(["text"], 64, documents=3, rows=3, unused=["id"])
