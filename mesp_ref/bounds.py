@@ -1,10 +1,11 @@
-"""How small and how large each numeric option may be, on the command line and in Python alike.
+"""What an option says of itself, and how small and how large it may be: in Python and as --option.
 
 A number beyond them is a slip of the keyboard: it would take memory that no machine has, or never
 end. One name means one thing in all commands, so each stands here once. What a person hands over
 as a result, `golden compare --loss`, is judged, not bounded.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +39,17 @@ RANGES: dict[str, tuple[float, float]] = {
     "layers": (1, 1024), "heads": (1, 1024), "kv_heads": (1, 1024), "head_dim": (1, 1024),
     "heldout": (1, 10**6), "samples": (1, 10**6),
 }  # fmt: skip
+
+
+def option(
+    default: Any, help: str, *, metavar: str | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """A dataclass field that is an option of the command line, too: `cli.options.add_fields`.
+
+    help     "(default: …)" is added from the field, where the words do not say it
+    """
+    said = {"help": help, "metavar": metavar, "choices": choices}
+    return dataclasses.field(default=default, metadata=said)
 
 
 def check_bounds(values: Mapping[str, Any], options: bool = False) -> None:

@@ -71,11 +71,17 @@ def _read_folder(place: Path) -> int:
     return version
 
 
+def _event(step: int) -> dict[str, Any]:
+    names = ("loss", "lr", "grad_norm", "tokens", "computed_tokens", "seconds",
+             "tokens_per_second", "memory_mib")  # fmt: skip
+    return {"event": "step", "step": step, **dict.fromkeys(names, 1)}
+
+
 def _write_run(place: Path, version: int) -> None:
     directory = RunDirectory(place, overwrite=True)
     try:
         directory.create({"version": version})
-        directory.log({"event": "step", "step": version, "loss": 1.0})
+        directory.metrics.log(_event(version))
         save_state(directory.file("state.safetensors"), {"w": np.full(4, version)}, {})
         mr.save_adapter(_adapter(version, 8.0 * version), directory.adapter)
         write_json(directory.file("summary.json"), {"version": version})

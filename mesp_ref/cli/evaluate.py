@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from mesp_ref.cli.options import (
     add_command,
     add_data,
+    add_fields,
     add_json,
     add_model,
     add_special_tokens,
@@ -25,7 +26,7 @@ from mesp_ref.job.directory import finite
 from mesp_ref.train.contents import table
 from mesp_ref.train.opening import open_stream
 from mesp_ref.train.rows import Row
-from mesp_ref.train.trainer import evaluate, perplexity
+from mesp_ref.train.trainer import TrainConfig, evaluate, perplexity
 
 _HELP = """\
 Mean loss per token, perplexity, and the share of tokens that are the model's first choice, on a
@@ -45,12 +46,8 @@ def add(commands: Any) -> None:
     add_model(parser)
     add_data(parser)
     add_special_tokens(parser)
-    for name, default, text in (
-        ("seq-len", 256, "tokens per sequence (default: 256)"),
-        ("batch-size", 1, "sequences per batch (default: 1)"),
-        ("rows", None, "number of sequences (default: all)"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    add_fields(parser, TrainConfig, "seq_len", "batch_size")
+    parser.add_argument("--rows", type=int, metavar="N", help="number of sequences (default: all)")
     add_json(parser)
 
 

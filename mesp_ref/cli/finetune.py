@@ -6,10 +6,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mesp_ref.api import METHODS
 from mesp_ref.cli.options import (
     add_command,
     add_data,
+    add_fields,
     add_json,
     add_lora,
     add_model,
@@ -24,9 +24,7 @@ from mesp_ref.job.directory import resumed_folder, run_place
 from mesp_ref.job.finetune import FinetuneOptions, finetune
 from mesp_ref.job.metrics import Event
 from mesp_ref.job.record import saved_options
-from mesp_ref.lean.activations import KINDS
-from mesp_ref.train.optim import SCHEDULES
-from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
+from mesp_ref.train.trainer import TrainConfig
 
 _HELP = """\
 Train a LoRA adapter. Without --model and --data it is the story model that comes with this
@@ -66,7 +64,7 @@ def add(commands: Any) -> None:
     _add_data(parser.add_argument_group("data"))
     group = parser.add_argument_group("adapter")
     add_lora(group)
-    group.add_argument("--rslora", action="store_true", help="scale alpha/sqrt(R) instead")
+    add_fields(group, FinetuneOptions, "rslora")
     _add_training(parser.add_argument_group("training", _recipe()))
     _add_output(parser.add_argument_group("evaluation and output"))
     # What was not given is None, so that the options of a run that goes on are not overruled.
@@ -82,56 +80,14 @@ def _recipe() -> str:
 def _add_data(group: Any) -> None:
     add_data(group)
     add_special_tokens(group)
-    group.add_argument(
-        "--seq-len", type=int, metavar="T", help="tokens per sequence (default: 256)"
-    )
-    group.add_argument("--val-data", metavar="FILE", help="held-out data of its own")
-    group.add_argument(
-        "--val-fraction", type=float, default=0.05, metavar="P",
-        help="part of --data that is held out (default: 0.05; 0 for none)",
-    )  # fmt: skip
+    add_fields(group, TrainConfig, "seq_len")
+    add_fields(group, FinetuneOptions, "val_data", "val_fraction")
 
 
 def _add_training(group: Any) -> None:
-    rates = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LR.items())
-    texts = {
-        "steps": "optimiser steps (default: 100)",
-        "batch_size": "sequences per batch (default: 1)",
-        "accumulate": "batches per step; the gradient is that of one large batch (default: 4)",
-        "warmup": "steps until the full learning rate (default: 5%% of the steps; 0 if constant)",
-        "perturbations": "of MeZO per batch, two forwards each; the estimate is their mean (default: 1)",
-        "workers": "threads that share each block, one BLAS thread each, for as many idle cores; their "
-        "number decides the last bits (default: 1)",
-        "seed": "decides the adapter's start, the data's order and MeZO's noise (default: 0)",
-    }
-    numbers = {
-        "lr": f"learning rate (default: {rates})",
-        "clip": "bound on the gradient's norm (default: 1). With 0 and --accumulate 1 each block "
-        "is updated at once and only one block's gradients are ever in memory",
-        "weight_decay": "decoupled for adamw (default: 0)",
-        "momentum": "for sgd (default: 0)",
-        "eps": "step of MeZO's difference (default: 0.01)",
-    }
-    group.add_argument(
-        "--method", choices=tuple(METHODS), help="where gradients come from (default: mesp)"
-    )
-    group.add_argument("--optimizer", choices=("adamw", "sgd"), help="default: adamw")
-    group.add_argument("--schedule", choices=SCHEDULES, help="default: cosine")
-    for kind, letter, options in ((int, "N", texts), (float, "X", numbers)):
-        for name, text in options.items():
-            option = f"--{name.replace('_', '-')}"
-            group.add_argument(option, type=kind, metavar=letter, help=text)
-    group.add_argument(
-        "--checkpoints", choices=KINDS,
-        help="where block inputs wait for the backward (default: ram); disk: in TMPDIR, which should be "
-        "no tmpfs; offload: results of projections, too, faster while they fit into the page cache",
-    )  # fmt: skip
-    group.add_argument(
-        "--memory-limit", metavar="SIZE",
-        help="take the fastest exact method and place for checkpoints whose step fits: 64MB (10⁶ "
-        "bytes), 64MiB (2²⁰) or bytes, above weights, LoRA and optimiser; samples that need more "
-        "are left out",
-    )  # fmt: skip
+    names = [name for name in TrainConfig.__dataclass_fields__ if name != "seq_len"]
+    add_fields(group, TrainConfig, *names)
+    add_fields(group, FinetuneOptions, "memory_limit")
 
 
 def _add_output(group: Any) -> None:
@@ -150,40 +106,14 @@ def _add_output(group: Any) -> None:
         "--inexact", action="store_true",
         help="resume even with other threads or another NumPy, which changes the last bits",
     )  # fmt: skip
-    group.add_argument(
-        "--eval-every", type=int, metavar="N",
-        help="evaluate also every N steps; 0: only before and after "
-        f"(default: 0; {EVAL_EVERY} without --model)",
-    )  # fmt: skip
-    group.add_argument(
-        "--patience", type=int, metavar="N",
-        help="stop after N evaluations without a better held-out loss, and keep the best adapter "
-        "instead of the last one; 0: train all steps (default: 0)",
-    )  # fmt: skip
-    for name, default, text in (
-        ("eval-rows", 32, "held-out sequences to evaluate on, at most"),
-        ("save-every", 50, "save adapter and state every N steps"),
-        ("sample-tokens", 48, "tokens of the samples; 0 for none"),
-    ):
-        group.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
-        )
-    _add_samples(group)
-    group.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    add_json(group)
-
-
-def _add_samples(group: Any) -> None:
-    """--prompt and --no-sample."""
-    group.add_argument(
-        "--prompt", metavar="TEXT",
-        help="what the samples continue or answer (default: the beginning of a held-out row, which "
-        "is then printed and kept in summary.json and metrics.jsonl)",
-    )  # fmt: skip
+    names = "eval_every", "patience", "eval_rows", "save_every", "sample_tokens", "prompt"
+    add_fields(group, FinetuneOptions, *names)
     group.add_argument(
         "--no-sample", action="store_const", const=0, dest="sample_tokens",
         default=argparse.SUPPRESS, help="no samples: no text of the data is printed or kept",
     )  # fmt: skip
+    group.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    add_json(group)
 
 
 def _options(args: argparse.Namespace) -> FinetuneOptions:

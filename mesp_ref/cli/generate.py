@@ -46,7 +46,11 @@ def add(commands: Any) -> None:
         "--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s"
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="X", help="0 is greedy (default: 0)"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="0 is greedy (default: %(default)g)",
     )
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest mass P")

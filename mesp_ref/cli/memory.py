@@ -67,9 +67,13 @@ def add(commands: Any) -> None:
         "--method", choices=tuple(PEAKS), action="append",
         help="repeat for several (default: every method)",
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--seq-len", type=int, default=256, metavar="T", help="default: 256")
-    parser.add_argument("--rank", type=int, default=8, metavar="R", help="default: 8")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seq-len", type=int, default=256, metavar="T", help="default: %(default)s"
+    )
+    parser.add_argument("--rank", type=int, default=8, metavar="R", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="as for finetune")
     parser.add_argument("--targets", default="all", metavar="NAMES", help="as for finetune")
     parser.add_argument(

@@ -7,9 +7,10 @@ from mesp_ref.cli.options import add_command
 from mesp_ref.errors import MespRefError
 
 _HELP = """\
-Plant every seeded bug, and every automatic mutant of every backward, and see which oracle rejects
-it; beside them, whether a falling training loss would have. A table in Markdown. Takes some
-minutes; needs mpmath and hypothesis: pip install 'mesp-ref[test]'.
+Plant every seeded bug, and every automatic mutant of every function that a gradient passes through,
+and see which oracle rejects it; beside the bugs, whether a falling training loss would have. A table
+in Markdown. Takes some ten minutes, with --seeded two; needs mpmath and hypothesis:
+pip install 'mesp-ref[test]'.
 Exit code 0: every wrong gradient was found; 1: one survived; 2: misuse.
 
 examples:

@@ -1,15 +1,17 @@
 """What the commands share: a parser that fails in one line, common options, JSON output."""
 
 import argparse
+import inspect
 import json
 import os
 import re
 import sys
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, get_args
 
 from mesp_ref.bounds import check_bounds
 from mesp_ref.cli.meant import meant_command, meant_option
 from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.peft import load_adapter
@@ -76,7 +78,7 @@ def add_model(parser: Any) -> None:
     add_model_only(parser)
     parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter directory, or a run's")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: float32)"
+        "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: %(default)s)"
     )
 
 
@@ -124,10 +126,14 @@ def add_special_tokens(parser: Any) -> None:
 
 def add_lora(parser: Any) -> None:
     """--rank, --alpha and --targets."""
-    parser.add_argument("--rank", type=int, metavar="R", help="LoRA rank (default: 8)")
+    usual = {name: p.default for name, p in inspect.signature(init_lora).parameters.items()}
     parser.add_argument(
-        "--alpha", type=float, metavar="X", help="LoRA alpha; the scale is alpha/R (default: 16)"
+        "--rank", type=int, metavar="R", help=f"LoRA rank (default: {usual['rank']})"
     )
+    parser.add_argument(
+        "--alpha", type=float, metavar="X",
+        help=f"LoRA alpha; the scale is alpha/R (default: {usual['alpha']:g})",
+    )  # fmt: skip
     parser.add_argument(
         "--targets", metavar="NAMES",
         help="all (default), or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
@@ -144,6 +150,26 @@ def lora_settings(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.adapter} has its own"
         )
     return found
+
+
+def add_fields(parser: Any, options: Any, *names: str) -> None:
+    """An option for each named field of a dataclass, whose type, default and help stand there."""
+    for name in names:
+        field = options.__dataclass_fields__[name]
+        text, metavar, choices = (field.metadata[key] for key in ("help", "metavar", "choices"))
+        kinds = get_args(field.type) or (field.type,)
+        kind = next(found for found in kinds if found is not type(None))
+        shown = f"{field.default:g}" if kind is float and field.default else str(field.default)
+        if "(default:" not in text and kind is not bool:
+            text += " (default: {default})"
+        text = text.replace("{default}", shown)
+        settings: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind}
+        if choices:
+            settings = {"choices": choices}
+        elif kind is not bool:
+            settings["metavar"] = metavar or {int: "N", float: "X"}.get(kind)
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, default=field.default, help=text, **settings)
 
 
 def add_integers(parser: Any, *rows: tuple[str, int, str]) -> None:

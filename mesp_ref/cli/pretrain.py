@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_json, print_json, say
+from mesp_ref.cli.options import add_command, add_fields, add_json, print_json, say
 from mesp_ref.cli.progress import Progress
 from mesp_ref.job.metrics import Event
 from mesp_ref.job.pretrain import PretrainOptions, pretrain
@@ -22,40 +22,15 @@ examples:
   mesp-ref pretrain --out runs/tiny --steps 10 --layers 2 --hidden-size 64 --heldout 4 --samples 2
 """
 
-_NUMBERS = {
-    "steps": "optimiser steps",
-    "batch_size": "rows per step",
-    "seq_len": "tokens per row",
-    "seed": "decides the stories, their order and the weights at the start",
-    "vocab_size": "tokens of the byte-level BPE, at most",
-    "hidden_size": "width of the model",
-    "intermediate_size": "width of its MLPs",
-    "layers": "number of blocks",
-    "heads": "query heads",
-    "kv_heads": "key/value heads",
-    "head_dim": "size of a head",
-    "heldout": "stories to measure the loss on",
-    "samples": "stories to write, each way, for the grammar to check",
-}
-
 
 def add(commands: Any) -> None:
     parser = add_command(commands, "pretrain", run, "train the default checkpoint", _HELP)
     parser.add_argument("--out", required=True, metavar="DIR", help="new checkpoint directory")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
-    parser.add_argument(
-        "--method", choices=("store_all", "mebp", "mesp"), default=PretrainOptions.method,
-        help="where gradients come from: all give the same bits (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--lr", type=float, default=PretrainOptions.lr, metavar="X",
-        help="AdamW's learning rate after the warm-up (default: %(default)s)",
-    )  # fmt: skip
-    for name, text in _NUMBERS.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=getattr(PretrainOptions, name),
-            metavar="N", help=f"{text} (default: %(default)s)",
-        )  # fmt: skip
+    names = [
+        name for name in PretrainOptions.__dataclass_fields__ if name not in ("out", "overwrite")
+    ]
+    add_fields(parser, PretrainOptions, *names)
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     add_json(parser)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.bounds import check_bounds
+from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.generate import generate
@@ -24,7 +24,7 @@ from mesp_ref.files.models import load_model
 from mesp_ref.files.names import model_name
 from mesp_ref.files.peft import load_adapter, save_adapter
 from mesp_ref.job.curves import plot_loss, write_csv
-from mesp_ref.job.defaults import data_file
+from mesp_ref.job.defaults import EVAL_EVERY, data_file
 from mesp_ref.job.directory import RunDirectory, finite, write_json
 from mesp_ref.job.limit import sampling_need, within
 from mesp_ref.job.metrics import Event, Totals
@@ -65,20 +65,37 @@ class FinetuneOptions:
     rank: int | None = None
     alpha: float | None = None
     targets: str | None = None
-    rslora: bool = False
+    rslora: bool = option(False, "scale alpha/sqrt(R) instead")
     dtype: str = "float32"
     form: str = "auto"
     packing: str = "auto"
     special_tokens_in_text: bool = False
-    val_data: str | None = None
-    val_fraction: float = 0.05
-    eval_rows: int = 32
-    eval_every: int = 0
-    patience: int = 0
-    save_every: int = 50
-    prompt: str | None = None
-    sample_tokens: int = 48
-    memory_limit: str | int | None = None
+    val_data: str | None = option(
+        None, "held-out data of its own (default: a part of --data)", metavar="FILE"
+    )
+    val_fraction: float = option(
+        0.05, "part of --data that is held out (default: {default}; 0 for none)", metavar="P"
+    )
+    eval_rows: int = option(32, "held-out sequences to evaluate on, at most")
+    eval_every: int = option(
+        0, "evaluate also every N steps; 0: only before and after "
+        f"(default: {{default}}; {EVAL_EVERY} without --model)",
+    )  # fmt: skip
+    patience: int = option(
+        0, "stop after N evaluations without a better held-out loss, and keep the best adapter instead "
+        "of the last one; 0: train all steps",
+    )  # fmt: skip
+    save_every: int = option(50, "save adapter and state every N steps")
+    prompt: str | None = option(
+        None, "what the samples continue or answer (default: the beginning of a held-out row, which "
+        "is then printed and kept in summary.json and metrics.jsonl)", metavar="TEXT",
+    )  # fmt: skip
+    sample_tokens: int = option(48, "tokens of the samples; 0 for none")
+    memory_limit: str | int | None = option(
+        None, "take the fastest exact method and place for checkpoints whose step fits: 64MB (10⁶ "
+        "bytes), 64MiB (2²⁰) or bytes, above weights, LoRA and optimiser; samples that need more "
+        "are left out (default: no limit)", metavar="SIZE",
+    )  # fmt: skip
     overwrite: bool = False
     resume: bool = False
     inexact: bool = False

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mesp_ref.bounds import check_bounds
+from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
@@ -44,21 +44,24 @@ class PretrainOptions:
     """
 
     out: str
-    steps: int = 8000
-    batch_size: int = 8
-    seq_len: int = 256
-    lr: float = 2.5e-3
-    seed: int = 0
-    method: str = "store_all"
-    vocab_size: int = 1280
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    layers: int = 4
-    heads: int = 6
-    kv_heads: int = 2
-    head_dim: int = 32
-    heldout: int = 500
-    samples: int = 200
+    steps: int = option(8000, "optimiser steps")
+    batch_size: int = option(8, "rows per step")
+    seq_len: int = option(256, "tokens per row")
+    lr: float = option(2.5e-3, "AdamW's learning rate after the warm-up")
+    seed: int = option(0, "decides the stories, their order and the weights at the start")
+    method: str = option(
+        "store_all", "where gradients come from: all give the same bits",
+        choices=("store_all", "mebp", "mesp"),
+    )  # fmt: skip
+    vocab_size: int = option(1280, "tokens of the byte-level BPE, at most")
+    hidden_size: int = option(192, "width of the model")
+    intermediate_size: int = option(512, "width of its MLPs")
+    layers: int = option(4, "number of blocks")
+    heads: int = option(6, "query heads")
+    kv_heads: int = option(2, "key/value heads")
+    head_dim: int = option(32, "size of a head")
+    heldout: int = option(500, "stories to measure the loss on")
+    samples: int = option(200, "stories to write, each way, for the grammar to check")
     overwrite: bool = False
 
     def __post_init__(self) -> None:

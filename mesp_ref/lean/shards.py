@@ -186,12 +186,12 @@ def _by_cuts(
 
 
 def _by_cuts_bwd(
-    workers: Workers, cuts_of: CutsOf, f_bwd: Backward, dy: Array, n: Array, res: list[Any] | None,
+    workers: Workers, cuts_of: CutsOf, f_bwd: Backward, dy: Array, n: Array, res: list[Any],
     layer: Layer, *, params: bool = False,
 ) -> Half:  # fmt: skip
     """The sum of the parts' gradients of n, which all read, and their parameters' joined."""
     parts = _parts(workers, cuts_of, layer)
-    shares = list(zip(parts, res or [None] * len(parts), strict=True))
+    shares = list(zip(parts, res, strict=True))
     found = workers.each(lambda share: f_bwd(dy, n, share[1], share[0], params=params), shares)
     return total([dn for dn, _ in found]), join([grads for _, grads in found])
 
@@ -212,7 +212,7 @@ def _by_rows(
 
 def _by_rows_bwd(
     workers: Workers, f_bwd: Backward, otherwise: Backward, dy: Array, n: Array,
-    res: list[Any] | None, layer: Layer, *, params: bool = False,
+    res: list[Any], layer: Layer, *, params: bool = False,
 ) -> Half:  # fmt: skip
     """The parts' gradients of n one below the other, and the sum of their parameters'."""
     x, dy2 = ops.rows(n), ops.rows(dy)
@@ -221,7 +221,7 @@ def _by_rows_bwd(
     cuts = [slice(a, b) for a, b in ranges(len(x), workers.size)]
     found = workers.each(
         lambda share: f_bwd(dy2[share[0]], x[share[0]], share[1], layer, params=params),
-        list(zip(cuts, res or [None] * len(cuts), strict=True)),
+        list(zip(cuts, res, strict=True)),
     )
     dn, grads = [dn for dn, _ in found], [grads for _, grads in found]
     return np.concatenate(dn).reshape(n.shape), {k: total([g[k] for g in grads]) for k in grads[0]}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref.api import METHODS, check_offload, check_perturbations, loss_and_grads
-from mesp_ref.bounds import check_bounds
+from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import arrays_in_memory
 from mesp_ref.engine.inputs import NotFinite
@@ -37,6 +37,9 @@ DEFAULT_LR = {"adamw": 2e-4, "sgd": 1e-1, "mezo": 1e-4}
 TOKENS_PER_STEP = 1 << 27  # of all batches of a step: their rows are in memory at once
 
 
+_RATES = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LR.items())
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Two runs of one config on the same model, data and machine give the same bits.
@@ -54,34 +57,43 @@ class TrainConfig:
     Raises MespRefError naming the first field that is out of range.
     """
 
-    method: str = "mesp"
-    optimizer: str = "adamw"
-    lr: float | None = None
-    schedule: str = "cosine"
-    warmup: int | None = None
-    steps: int = 100
-    batch_size: int = 1
-    accumulate: int = 4
-    seq_len: int = 256
-    clip: float = 1.0
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    eps: float = 1e-2
-    perturbations: int = 1
-    workers: int = 1
-    checkpoints: str = "ram"
-    seed: int = 0
+    method: str = option("mesp", "where gradients come from", choices=tuple(METHODS))
+    optimizer: str = option("adamw", "what turns them into steps", choices=("adamw", "sgd"))
+    lr: float | None = option(None, f"learning rate (default: {_RATES})")
+    schedule: str = option("cosine", "of the learning rate", choices=SCHEDULES)
+    warmup: int | None = option(
+        None, "steps until the full learning rate (default: 5%% of the steps; 0 if constant)"
+    )
+    steps: int = option(100, "optimiser steps")
+    batch_size: int = option(1, "sequences per batch")
+    accumulate: int = option(4, "batches per step; the gradient is that of one large batch")
+    seq_len: int = option(256, "tokens per sequence", metavar="T")
+    clip: float = option(
+        1.0, "bound on the gradient's norm (default: {default}). With 0 and --accumulate 1 each block "
+        "is updated at once, and only one block's gradients are ever in memory",
+    )  # fmt: skip
+    weight_decay: float = option(0.0, "decoupled for adamw")
+    momentum: float = option(0.0, "for sgd")
+    eps: float = option(1e-2, "step of MeZO's difference")
+    perturbations: int = option(
+        1, "of MeZO per batch, two forwards each; the estimate is their mean"
+    )
+    workers: int = option(
+        1, "threads that share each block, one BLAS thread each, for as many idle cores; their number "
+        "decides the last bits",
+    )  # fmt: skip
+    checkpoints: str = option(
+        "ram", "where block inputs wait for the backward (default: {default}); disk: in TMPDIR, which "
+        "should be no tmpfs; offload: results of projections, too, faster while they fit into the page "
+        "cache",
+        choices=KINDS,
+    )  # fmt: skip
+    seed: int = option(0, "decides the adapter's start, the data's order and MeZO's noise")
 
     def __post_init__(self) -> None:
-        choices: dict[str, Sequence[str]] = {
-            "method": tuple(METHODS),
-            "optimizer": ("adamw", "sgd"),
-            "schedule": SCHEDULES,
-            "checkpoints": KINDS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                found = getattr(self, name)
+        for name, described in self.__dataclass_fields__.items():
+            allowed, found = described.metadata["choices"], getattr(self, name)
+            if allowed and found not in allowed:
                 raise MespRefError(f"{name}: found {found!r}, expected one of {', '.join(allowed)}")
         check_bounds(vars(self))
         tokens = self.batch_size * self.accumulate * self.seq_len

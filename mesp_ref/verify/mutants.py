@@ -9,11 +9,11 @@ import numpy as np
 from mesp_ref.api import loss_and_grads
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
-from mesp_ref.verify.automatic import Mutant, backwards, equivalent, mutants, survives
+from mesp_ref.verify.automatic import Mutant, equivalent, mutants, prepare, reachable, survives
 from mesp_ref.verify.bugs import BUGS, Bug
 from mesp_ref.verify.planted import planted
 from mesp_ref.verify.samples import sample_adapter, sample_model, small_config
-from mesp_ref.verify.suite import ORACLES, killed, model_cases
+from mesp_ref.verify.suite import ORACLES, killed
 
 
 class Fate(NamedTuple):
@@ -51,8 +51,7 @@ def _step(model: Model, adapter: Adapter, ids: np.ndarray, lr: float) -> float:
 
 def fate(bug: Bug) -> Fate:
     """Plant a bug and ask every oracle."""
-    for tiny in (True, False):
-        model_cases(tiny)  # measured on the right code
+    prepare()
     with planted(bug.functions()):
         killers = tuple(
             name for name in ORACLES if any(killed(name, subject) for subject in bug.subjects)
@@ -96,36 +95,37 @@ def _row(cells: Iterable[str]) -> str:
 
 
 class Automatic(NamedTuple):
-    """The automatic mutants: how many there are, who lives for a reason, who lives without."""
+    """The automatic mutants: of how many functions, how many, who lives for a reason, who without."""
 
+    functions: int
     total: int
     excused: list[tuple[Mutant, str]]
     alive: list[Mutant]
 
 
 def run_automatic() -> Automatic:
-    """Every mutant of every backward."""
-    excused, alive, total = [], [], 0
-    for path in backwards():
+    """Every mutant of every function that a gradient passes through."""
+    excused, alive, total, found = [], [], 0, reachable()
+    for path, subjects in found.items():
         for mutant in mutants(path):
             total += 1
-            if survives(mutant):
+            if survives(mutant, subjects):
                 reason = equivalent(mutant)
                 if reason is None:
                     alive.append(mutant)
                 else:
                     excused.append((mutant, reason))
-    return Automatic(total, excused, alive)
+    return Automatic(len(found), total, excused, alive)
 
 
 def _report(found: Automatic) -> str:
     killed = found.total - len(found.excused) - len(found.alive)
     lines = [
-        f"automatic mutants: {found.total}, killed {killed}, the same function {len(found.excused)}, "
-        f"alive {len(found.alive)}"
+        f"automatic mutants: {found.total}, of {found.functions} functions; killed {killed}, "
+        f"the same function {len(found.excused)}, alive {len(found.alive)}"
     ]
-    lines += [f"- {m.path}: {m.change}: {reason}" for m, reason in found.excused]
-    lines += [f"- ALIVE {m.path}: {m.change}" for m in found.alive]
+    lines += [f"- `{m.path}`: `{m.change}`: {reason}" for m, reason in found.excused]
+    lines += [f"- ALIVE `{m.path}`: `{m.change}`" for m in found.alive]
     return "\n".join(lines)
 
 
@@ -133,7 +133,7 @@ def main(automatic: bool = True) -> int:
     """Print the kill table and the automatic mutants; 1 when one survives, otherwise 0."""
     fates = [fate(bug) for bug in BUGS.values()]
     print(table(fates))
-    found = run_automatic() if automatic else Automatic(0, [], [])
+    found = run_automatic() if automatic else Automatic(0, 0, [], [])
     if automatic:
         print("\n" + _report(found))
     return int(any(not item.killers for item in fates) or bool(found.alive))

@@ -15,10 +15,11 @@ def original(path: str) -> Any:
     """What "ops.rmsnorm:rmsnorm_bwd" or "engine.adapter:Adapter.scale" names, below mesp_ref; or, by
     the whole name of its module, a function of an op that was registered from outside.
 
-    A function comes as a copy, which goes on computing what it does now whatever is planted.
+    A function comes as a copy, which goes on computing what it does now whatever is planted; of one
+    with a decorator it is the function below.
     """
     holder, name = _place(path)
-    found = vars(holder)[name]
+    found = inspect.unwrap(vars(holder)[name])
     if not isinstance(found, FunctionType):
         return found
     copy = FunctionType(
@@ -57,6 +58,7 @@ def _swapped(holder: Any, name: str, new: Any) -> Iterator[None]:
         finally:
             setattr(holder, name, old)
         return
+    old, new = inspect.unwrap(old), inspect.unwrap(new)  # what a decorator took, it calls again
     before = old.__code__, old.__defaults__, old.__kwdefaults__
     bare = isinstance(new, FunctionType) and new.__globals__ is old.__globals__
     if bare and not new.__code__.co_freevars:

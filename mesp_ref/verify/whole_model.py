@@ -39,14 +39,35 @@ def assemble(model: Model, adapter: Adapter | None, tensors: Args) -> tuple[Mode
     return Model(model.config, tables | own, model.path), lora
 
 
+def run_step(
+    model: Model, adapter: Adapter | None, ids: Array, labels: Array, tensors: Args,
+    *, overwrite: bool, **options: Any,
+) -> tuple[float, dict[str, Array]]:  # fmt: skip
+    """Loss and gradients with `tensors` in the place of the model's and the adapter's.
+
+    With `overwrite` a callback overwrites each block's parameters as soon as it has their gradients,
+    as an optimiser may.
+    """
+    grads: dict[str, Array] = {}
+
+    def collect(block: int, found: dict[str, Array]) -> None:
+        grads.update({name: np.array(grad) for name, grad in found.items()})
+        for name in found if overwrite else ():
+            tensors[name] += 1
+
+    placed = assemble(model, adapter, tensors)
+    value, _ = loss_and_grads(*placed, ids, labels, on_gradients=collect, **options)
+    return value, grads
+
+
 def model_subject(
     model: Model, adapter: Adapter | None, ids: Array, labels: Array,
-    *, method: str = "mesp", trainable: str = "all",
+    *, method: str = "mesp", trainable: str = "all", **options: Any,
 ) -> Subject:  # fmt: skip
     """The loss of a batch at the float64 values of every trainable tensor.
 
-    The backward hands each block's gradients to a callback that overwrites that block's parameters,
-    as an optimiser may: a method that still needs the old ones is found out.
+    The backward overwrites each block's parameters when it has their gradients: a method that still
+    needs the old ones is found out. `options` are those of loss_and_grads.
     """
     tensors = {} if adapter is None else dict(adapter.weights)
     if trainable == "all":
@@ -59,25 +80,18 @@ def model_subject(
     def forward(args: Args) -> Arrays:
         return (np.asarray(loss(*placed(args), ids, labels)),)
 
-    def gradients(args: Args, method: str, overwrite: bool) -> dict[str, Array]:
+    def gradients(args: Args, overwrite: bool, **options: Any) -> dict[str, Array]:
         point = {name: args[name].copy() for name in tensors}
-        grads: dict[str, Array] = {}
-
-        def collect(block: int, found: dict[str, Array]) -> None:
-            grads.update({name: np.array(grad) for name, grad in found.items()})
-            for name in found if overwrite else ():
-                point[name] += 1
-
-        options: Args = {"method": method, "trainable": trainable, "on_gradients": collect}
-        loss_and_grads(*placed(point), ids, labels, **options)
-        return grads
+        given = model, adapter, ids, labels, point
+        return run_step(*given, overwrite=overwrite, trainable=trainable, **options)[1]
 
     def backward(dys: Arrays, args: Args) -> dict[str, Array]:
-        return {name: dys[0] * grad for name, grad in gradients(args, method, True).items()}
+        grads = gradients(args, True, method=method, **options)
+        return {name: dys[0] * grad for name, grad in grads.items()}
 
     def magnitude(dys: Arrays, args: Args) -> dict[str, Array]:
         with planted(_YARDSTICKS):
-            grads = gradients(args, "store_all", False)
+            grads = gradients(args, False, method="store_all")
         return {name: np.abs(dys[0]) * grad for name, grad in grads.items()}
 
     name, scale = f"model by {method}", 0.0 if adapter is None else adapter.scale

@@ -101,7 +101,7 @@ def hours(monkeypatch):
     monkeypatch.setattr(quantised, "quantised_cases", lambda: ())
     monkeypatch.setattr(builder, "model_cases", lambda root: ())
     monkeypatch.setattr(mutants, "BUGS", {bug: mutants.BUGS[bug]})
-    monkeypatch.setattr(mutants, "backwards", lambda: ["ops.rope:rope_bwd"])
+    monkeypatch.setattr(mutants, "reachable", lambda: {"ops.rope:rope_bwd": ("rope",)})
     for name in SHAPES:
         monkeypatch.setitem(SHAPES, name, mr.Qwen2Config(99, 64, 128, 2, 4, 2, 16))
 

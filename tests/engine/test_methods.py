@@ -22,9 +22,11 @@ from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, 
 Case = tuple[mr.Model, mr.Adapter, Array, Array]
 
 
-def case(dtype: str = "float64", tied: bool = True, shape: tuple[int, int] = (2, 5)) -> Case:
+def case(
+    dtype: str = "float64", tied: bool = True, shape: tuple[int, int] = (2, 5), **changed: Any
+) -> Case:
     rng = np.random.default_rng(21)
-    config = small_config(tied)
+    config = small_config(tied, **changed)
     model, adapter = sample_model(rng, config, dtype), sample_adapter(rng, config, dtype)
     return model, adapter, *sample_batch(rng, config, shape)
 
@@ -35,7 +37,7 @@ def case(dtype: str = "float64", tied: bool = True, shape: tuple[int, int] = (2,
                                               ("mesp", "ram"), ("mesp", "disk")])  # fmt: skip
 @pytest.mark.parametrize("trainable", ["lora", "all"])
 def test_bit_identical(method: str, kind: str, dtype: str, tied: bool, trainable: str) -> None:
-    given = case(dtype, tied, (3, 70))  # 210 rows: the loss works in uneven chunks of 64
+    given = case(dtype, tied, (3, 70), vocab_size=1003)  # two uneven tiles of the vocabulary
     loss, grads = mr.loss_and_grads(*given, method="store_all", trainable=trainable)
     again, same = mr.loss_and_grads(*given, method=method, trainable=trainable, checkpoints=kind)
     assert again == loss
@@ -50,7 +52,8 @@ def test_bit_identical(method: str, kind: str, dtype: str, tied: bool, trainable
 @pytest.mark.parametrize("workers", [1, 2])
 def test_offloading_changes_no_bit(dtype: str, workers: int) -> None:
     """What is read from the file is what would have been computed again."""
-    given, options = case(dtype, shape=(2, 70)), {"method": "mesp_tiled", "workers": workers}
+    given = case(dtype, shape=(2, 71), vocab_size=1003, intermediate_size=901)  # several tiles
+    options = {"method": "mesp_tiled", "workers": workers}
     loss, grads = mr.loss_and_grads(*given, trainable="all", checkpoints="disk", **options)
     again, same = mr.loss_and_grads(*given, trainable="all", checkpoints="offload", **options)
     assert again == loss
@@ -67,7 +70,7 @@ def test_only_tiles_are_offloaded(method: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ram", "disk", "offload"])
 def test_tiles_change_only_the_order_of_sums(kind: str) -> None:
-    given = case(shape=(2, 70))
+    given = case(shape=(2, 71), vocab_size=1003, intermediate_size=650)  # two uneven tiles of each
     loss, grads = mr.loss_and_grads(*given, method="mesp", trainable="all")
     again, same = mr.loss_and_grads(*given, method="mesp_tiled", trainable="all", checkpoints=kind)
     assert again == pytest.approx(loss, rel=1e-14)

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import mesp_ref as mr
+from mesp_ref.cli import main
 from mesp_ref.job.directory import RunDirectory
 from mesp_ref.job.finetune import FinetuneOptions, Interrupted, finetune
 from mesp_ref.job.state import load_state
@@ -72,6 +74,23 @@ def test_the_old_run_stays_until_the_new_one_is_complete(
     finetune(dataclasses.replace(other, rank=2))
     assert mr.load_adapter(run / "adapter").rank == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "text.txt"]
+
+
+def test_the_directory_alone_goes_on_with_the_run_that_waits(
+    other: FinetuneOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--resume DIR takes the options of DIR.new, and what it tells names the final place."""
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        finetune(other, at("step", 3, interrupt))
+    assert main(["finetune", "--resume", str(run), "--quiet"]) == 0
+    assert mr.load_adapter(run / "adapter").rank == 3
+    assert not (tmp_path / "run.new").exists()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("try it:  mesp-ref generate ")
+    options = shlex.split(last.removeprefix("try it:  mesp-ref "))
+    assert options[options.index("--adapter") + 1] == str(run)
+    assert main([*options, "--max-new-tokens", "2"]) == 0  # which finds the base by itself
 
 
 def test_a_full_disk_leaves_the_old_run(

@@ -24,7 +24,7 @@ PYTHON = 96 * 1024  # bytes of Python objects and small temporaries beside the a
 # (config, batch, tokens, rank): no two axes alike; the last without shared heads
 CASES = {
     "grouped": (Qwen2Config(3001, 96, 336, 3, 6, 2, 24), 1, 97, 4),
-    "long": (Qwen2Config(257, 64, 160, 2, 8, 4, 16), 1, 301, 2),
+    "long": (Qwen2Config(1009, 64, 160, 2, 8, 4, 16), 1, 301, 2),  # two tiles of the vocabulary
     "batch": (Qwen2Config(1201, 80, 700, 2, 3, 3, 32, tie_word_embeddings=False), 3, 50, 16),
 }
 

@@ -25,7 +25,7 @@ from mesp_ref.golden.builder.write import write_case, write_manifest
 from mesp_ref.golden.check import judge
 from mesp_ref.registry import OPS, Golden, OpSpec, register
 from mesp_ref.verify import oracles, strategies
-from mesp_ref.verify.automatic import backwards, equivalent, mutants, survives
+from mesp_ref.verify.automatic import equivalent, mutants, reachable, survives
 from mesp_ref.verify.planted import original, planted
 from mesp_ref.verify.properties import check_properties
 from mesp_ref.verify.result import require
@@ -72,7 +72,8 @@ def test_every_oracle_looks_at_a_new_op(oracle: str, row: OpSpec) -> None:
 
 def test_what_holds_for_every_op_is_asked_of_a_new_one(row: OpSpec) -> None:
     asked = {item.name for item, _ in check_properties([row.name])}
-    assert asked == {"tanh_gate_scaling", "tanh_gate_additivity"}
+    wanted = ("scaling", "additivity", "saturation", "dropping")
+    assert asked == {f"tanh_gate_{what}" for what in wanted}
 
 
 @given(data=st.data(), rng=strategies.generators())
@@ -86,12 +87,15 @@ def test_a_new_op_has_a_strategy_and_a_rounding_bound(
     require(oracles.float32(subject, rng, row.reduction_length(sizes)))
 
 
-def test_every_mutant_of_its_backwards_is_killed(row: OpSpec) -> None:
-    paths = [path for path, subjects in backwards().items() if row.name in subjects]
-    assert paths == [f"{NAME}:tanh_gate_bwd", f"{NAME}:tanh_gate_bwd_params"]
-    found = [mutant for path in paths for mutant in mutants(path)]
-    assert len(found) >= 30
-    assert not [m.change for m in found if survives(m) and equivalent(m) is None]
+def test_every_mutant_of_its_functions_is_killed(row: OpSpec) -> None:
+    subjects = {path: found for path, found in reachable().items() if path.startswith(NAME)}
+    assert subjects == {
+        f"{NAME}:tanh_gate{end}": (row.name,) for end in ("", "_bwd", "_bwd_params")
+    }
+    found = [mutant for path in subjects for mutant in mutants(path)]
+    assert len(found) >= 40
+    doomed = [m for m in found if equivalent(m) is None]
+    assert not [m.change for m in doomed if survives(m, subjects[m.path])]
 
 
 def test_a_wrong_forward_is_seen_at_fifty_digits_only(row: OpSpec) -> None:

@@ -16,6 +16,7 @@ from mesp_ref.verify.properties import (
     norm_and_rope,
     projections,
     swiglu,
+    tiles,
 )
 from mesp_ref.verify.properties.claim import Property, check_properties, properties
 

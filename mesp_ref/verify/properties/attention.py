@@ -29,12 +29,23 @@ def softmax_rows(rng: np.random.Generator) -> Iterator[Finding]:
 
 
 @holds("causal_softmax")
+def softmax_of_each(rng: np.random.Generator) -> Iterator[Finding]:
+    """A stack of score matrices is each of them alone, to the bit."""
+    spec, args, dp = drawn("causal_softmax", rng)
+    (p, ds), at = (spec.forward(**args)[0], spec.vjp(dp, args)["s"]), (1, 0)
+    one = {"s": args["s"][at]}
+    yield exactly("causal_softmax", "p of one", spec.forward(**one)[0], p[at])
+    yield exactly("causal_softmax", "ds of one", spec.vjp(dp[at], one)["s"], ds[at])
+
+
+@holds("causal_softmax")
 def softmax_shift(rng: np.random.Generator) -> Iterator[Finding]:
-    """Adding a constant to a row of scores changes nothing."""
+    """Adding a constant to a row of scores changes nothing, even one of which exp overflows."""
     spec, args, _ = drawn("causal_softmax", rng)
-    shift = rng.integers(-4, 5, (*args["s"].shape[:-1], 1)).astype(float)
-    p, moved = (spec.forward(s)[0] for s in (args["s"], args["s"] + shift))
-    yield agree("causal_softmax", "p(s + c)", moved, p, 8 * np.abs(args["s"]).max())
+    for size in (1, 1000):
+        shift = size * rng.integers(-4, 5, (*args["s"].shape[:-1], 1)).astype(float)
+        p, moved = (spec.forward(s)[0] for s in (args["s"], args["s"] + shift))
+        yield agree("causal_softmax", "p(s + c)", moved, p, 8 * size * np.abs(args["s"]).max())
 
 
 @holds("causal_softmax")
@@ -80,6 +91,24 @@ _with_each(
     "sums",
     "Over tokens: Σ dk = 0, Σ dv = Σ do, Σ v·dv = Σ o·do by channel; Σ q·dq = Σ k·dk by kv head.",
     _sums,
+)
+
+
+def _shifted(name: str, rng: np.random.Generator) -> Iterator[Finding]:
+    spec, args, do = drawn(name, rng)
+    far = 4000 * rng.standard_normal(args["k"][:, :1].shape)
+    moved = args | {"k": args["k"] + far}
+    size, mag = np.abs(args["q"]).max() * np.abs(far).max(), spec.magnitudes(do, args)
+    g, g_moved = spec.vjp(do, args), spec.vjp(do, moved)
+    o, o_moved = (spec.forward(**given)[0] for given in (args, moved))
+    yield agree(name, "o", o_moved, o, size * np.abs(args["v"]).max())
+    yield agree(name, "dv", g_moved["v"], g["v"], size * mag["v"].max())
+
+
+_with_each(
+    "shift",
+    "One vector added to all keys changes neither o nor dv, even where exp of the scores overflows.",
+    _shifted,
 )
 
 

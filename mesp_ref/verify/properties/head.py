@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mesp_ref.ops import IGNORED
+from mesp_ref.lean.shards import shared_lm_loss
+from mesp_ref.lean.workers import Workers
+from mesp_ref.ops import IGNORED, Array
 from mesp_ref.registry import OPS
 from mesp_ref.verify.properties.claim import agree, drawn, exactly, holds
 from mesp_ref.verify.result import Finding
@@ -44,6 +46,17 @@ def dlogits_rows(rng: np.random.Generator) -> Iterator[Finding]:
 
 
 @holds("cross_entropy")
+def loss_shift(rng: np.random.Generator) -> Iterator[Finding]:
+    """A constant added to a row of logits changes nothing, even one of which exp overflows."""
+    spec, args, _ = drawn("cross_entropy", rng)
+    moved = args | {"logits": args["logits"] + 2000 * rng.standard_normal((len(args["logits"]), 1))}
+    loss, same = (spec.forward(**given)[0] for given in (args, moved))
+    yield agree("cross_entropy", "loss", same, loss, 4000.0)
+    g, g_same = (spec.vjp(_ONE, given)["logits"] for given in (args, moved))
+    yield agree("cross_entropy", "dlogits", g_same, g, 4000.0)
+
+
+@holds("cross_entropy")
 def loss_of_copies(rng: np.random.Generator) -> Iterator[Finding]:
     """A batch and its copy have the loss of the batch and half its gradient; log V when uniform."""
     spec, args, _ = drawn("cross_entropy", rng)
@@ -55,6 +68,25 @@ def loss_of_copies(rng: np.random.Generator) -> Iterator[Finding]:
     flat = args | {"logits": np.full_like(g, 3.0)}
     size = np.log(g.shape[1])
     yield agree("cross_entropy", "uniform logits", spec.forward(**flat)[0], size, 8 * size)
+
+
+def _shift(name: str) -> None:
+    def shifted(rng: np.random.Generator) -> Iterator[Finding]:
+        spec, args, _ = drawn(name, rng)
+        moved = args | {"w": args["w"] + 2000 * rng.standard_normal(args["w"].shape[1])}
+        size = (np.abs(args["x"]) @ np.abs(moved["w"]).T).max()
+        loss, same = (spec.forward(**given)[0] for given in (args, moved))
+        yield agree(name, "loss", same, loss, size)
+        g, g_same = (spec.vjp(_ONE, given) for given in (args, moved))
+        for what in "xw":
+            largest = np.abs(g[what]).max() if what == "w" else np.abs(moved["w"]).max()
+            yield agree(name, f"d{what}", g_same[what], g[what], size * largest)
+
+    shifted.__name__ = f"{name}_shift"
+    shifted.__doc__ = (
+        "One vector added to all rows of W changes no gradient, even where exp of z overflows."
+    )
+    holds(name)(shifted)
 
 
 def _head(name: str) -> None:
@@ -89,5 +121,35 @@ def _head(name: str) -> None:
     holds(name)(parts)
 
 
+@holds("lm_loss")
+def parts_far_apart(rng: np.random.Generator) -> Iterator[Finding]:
+    """Parts of the vocabulary whose logits differ by thousands: one takes all, nothing overflows."""
+    _, args, _ = drawn("lm_loss", rng)
+    for order in (1, -1):
+        level = np.linspace(0, 2000, len(args["w"]))[::order]  # of the logits of each token
+        x = np.concatenate([args["x"], np.ones((*args["x"].shape[:-1], 1))], axis=-1)
+        yield from _by_parts(x, np.column_stack([args["w"], level]), args["labels"], 2000.0)
+
+
+@holds("lm_loss")
+def parts_of_rows(rng: np.random.Generator) -> Iterator[Finding]:
+    """Enough rows for several workers: the loss is their weighted mean; dx where it is wanted."""
+    _, args, _ = drawn("lm_loss", rng, t=701)
+    yield from _by_parts(args["x"], args["w"], args["labels"], 1.0)
+
+
+def _by_parts(x: Array, w: Array, labels: Array, size: float) -> Iterator[Finding]:
+    loss, res = OPS["lm_loss"].forward(x, w, labels)
+    for parts in (2, 3):
+        got, found = shared_lm_loss(Workers(parts), x, w, labels)
+        yield agree("lm_loss", f"loss of {parts} parts", got, loss, 8 * loss)
+        yield exactly("lm_loss", "dx is kept", found.dx is not None, True)
+        yield agree("lm_loss", f"dx of {parts} parts", found.dx, res.dx, 2 * size)
+        got, found = shared_lm_loss(Workers(parts), x, w, labels, drop=frozenset({"dx"}))
+        yield agree("lm_loss", f"loss of {parts} parts alone", got, loss, 8 * loss)
+        yield exactly("lm_loss", "dx is dropped", found.dx is None, True)
+
+
 for _name in ("lm_loss", "tiled_lm_loss"):
     _head(_name)
+    _shift(_name)

@@ -1,6 +1,7 @@
 """The exact methods are one function computed in several ways."""
 
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 
@@ -8,8 +9,11 @@ from mesp_ref import ops
 from mesp_ref.api import loss_and_grads, trace
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import MESP, block, block_bwd
+from mesp_ref.engine.config import PROJECTIONS
+from mesp_ref.engine.half import copied
 from mesp_ref.engine.model import NORM, Model, embed, layers, shift
-from mesp_ref.ops import IGNORED, Array
+from mesp_ref.lean import activations
+from mesp_ref.ops import IGNORED, NOTHING, Array
 from mesp_ref.train.rows import Cursor, Row
 from mesp_ref.train.trainer import TrainConfig, Trainer
 from mesp_ref.verify.properties.claim import agree, exactly, holds
@@ -86,6 +90,44 @@ class _Rows:
 
 
 @holds("model")
+def a_block_keeps_what_is_not_dropped(rng: np.random.Generator) -> Iterator[Finding]:
+    """h, of seven projections, as `drop` says; what is taken from a copy stays in the original."""
+    config = small_config()
+    model, adapter = sample_model(rng, config), sample_adapter(rng, config)
+    ids, _ = sample_batch(rng, config)
+    layer = layers(model, adapter, 0, ids.shape[1])[0]
+    for drop, count in ((NOTHING, 7), (MESP, 0)):
+        res = block(embed(model, ids), layer, drop=drop)[1]
+        halves = [half.inside for half in (res.attention, res.mlp)]
+        held = sum(len(half.h or ()) for half in halves)
+        yield exactly("model", f"h of {count} projections", held, count)
+        twin = copied(res)
+        block_bwd(np.ones((*ids.shape, config.hidden_size)), twin, layer)
+        kept = sum(len(half.h or ()) for half in halves)
+        yield exactly("model", "h beside a copy", kept, count)
+        there = [half.take("x") is not None for half in (res.attention, res.mlp)]
+        yield exactly("model", "x beside a copy", np.array(there), True)
+
+
+@holds("model")
+def checkpoints_come_back(rng: np.random.Generator) -> Iterator[Finding]:
+    """From memory or a file, of several maps and in several writes; afterwards nothing is held."""
+    wanted = {"ram": (False, False), "disk": (True, False), "offload": (True, True)}
+    for kind, roles in wanted.items():
+        with mock.patch.multiple(activations, _ROOM=4096, _MOST=1000):
+            stack = activations.open_checkpoints(kind)
+            yield exactly("model", f"roles of {kind}", (stack.halves, stack.offload) == roles, True)
+            arrays = [rng.standard_normal((size, 3)) for size in (5, 60, 200, 1, 170, 400, 2)]
+            with stack:
+                for array in arrays:
+                    stack.push(array)
+                for array in reversed(arrays):
+                    yield exactly("model", f"array from {kind}", stack.pop(), array)
+                stack.push(arrays[0])
+            yield exactly("model", f"{kind} holds nothing", len(stack._stack), 0)
+
+
+@holds("model")
 def checkpoint_boundaries_do_not_matter(rng: np.random.Generator) -> Iterator[Finding]:
     """Checkpoints before some blocks only, all between run again: the bits of store-all."""
     config = small_config()
@@ -131,13 +173,15 @@ def _from_checkpoints(
 
 @holds("model")
 def trace_is_complete(rng: np.random.Generator) -> Iterator[Finding]:
-    """Every traced module has its gradient, of its shape, and the weights' gradients are those of
-    loss_and_grads; a bias's is the sum of its layer's."""
+    """Every module is traced, with its gradient of its shape, and the weights' gradients are those
+    of loss_and_grads; a bias's is the sum of its layer's."""
     config = small_config()
     model, adapter = sample_model(rng, config), sample_adapter(rng, config)
     batch = sample_batch(rng, config)
     named = trace(model, adapter, *batch)
     _, grads = loss_and_grads(model, adapter, *batch, trainable="all")
+    forward = {name for name in named if not name.endswith(".grad")}
+    yield exactly("model", "what is traced", forward == _traced(config.num_hidden_layers), True)
     for name, value in named.items():
         inside = name.endswith((".p", ".h", ".silu", ".grad")) or name == "loss"
         if not inside:
@@ -149,6 +193,18 @@ def trace_is_complete(rng: np.random.Generator) -> Iterator[Finding]:
         if name.endswith(".bias"):
             output = named[f"{name.removesuffix('.bias')}.grad"]
             yield agree("model", name, grad, output.sum((0, 1)), np.abs(output).sum((0, 1)), 1e-13)
+
+
+def _traced(layers: int) -> set[str]:
+    """Names of all outputs of a forward."""
+    parts = ["input_layernorm", "post_attention_layernorm", "after_attention"]
+    parts += [f"self_attn.{part}" for part in ("q_rope", "k_rope", "attention", "attention.p")]
+    for projection in PROJECTIONS.values():
+        parts += [projection, f"{projection}.h"]
+    parts += ["mlp.swiglu", "mlp.swiglu.silu"]
+    blocks = [f"model.layers.{number}" for number in range(layers)]
+    inside = {f"{block}.{part}" for block in blocks for part in parts}
+    return {"model.embed_tokens", "model.norm", "lm_head", "loss", *blocks, *inside}
 
 
 @holds("model")

@@ -33,6 +33,22 @@ def rmsnorm_scale_covariance(rng: np.random.Generator) -> Iterator[Finding]:
 
 
 @holds("rmsnorm")
+def rmsnorm_of_far(rng: np.random.Generator) -> Iterator[Finding]:
+    """y(2⁵²⁰·x) = y(x), dx = dx(x)/2⁵²⁰ and dw the same with eps = 0, although x² overflows."""
+    spec, args, dy = drawn("rmsnorm", rng, n=1)
+    near, by = args | {"eps": 0.0}, 2.0**520
+    x, some = near["x"], np.arange(near["x"].shape[1])[:, None] % 2 == 0  # rows of both kinds
+    far = near | {"x": np.where(some, x * by, x)}
+    with np.errstate(over="ignore"):
+        y, y_far = (spec.forward(**given)[0] for given in (near, far))
+        g, g_far = (spec.vjp(dy, given) for given in (near, far))
+    yield agree("rmsnorm", "y", y_far, y, np.abs(y).max())
+    dx = np.where(some, g_far["x"] * by, g_far["x"])
+    yield agree("rmsnorm", "dx", dx, g["x"], np.abs(dy * args["w"]).max() * 9)
+    yield agree("rmsnorm", "dw", g_far["w"], g["w"], np.abs(dy * y).sum())
+
+
+@holds("rmsnorm")
 def rmsnorm_weight_gradient(rng: np.random.Generator) -> Iterator[Finding]:
     """w·dw = Σ dy·y, channel by channel."""
     spec, args, dy = drawn("rmsnorm", rng)

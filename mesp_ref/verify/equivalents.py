@@ -1,0 +1,93 @@
+"""Mutants that no check of a gradient can reject, each with the reason why it computes the same."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Equivalent(NamedTuple):
+    """Mutants that compute the same: of which function, what was changed, and why that is nothing."""
+
+    path: str  # patterns, which must match as a whole
+    change: str
+    reason: str
+
+
+_REBUILT = "computes again what was kept: the same value, only slower"
+_KEPT = "keeps what nobody asks for: only memory"
+_WIDTH = "another width of tiles: the same sums in another order"
+_SCRATCH = "scratch larger than its tiles: what is used of it is the same"
+_CUTS = "other cuts of the same rows or columns: the same sums in another order"
+_ROWS_OR_NOT = "rows for columns, or columns for rows, of workers: the same sums in another order"
+_PLACE = "other threads do the same work, and results come in the order of the items"
+_NAMES = "all parts have gradients of the same names and dtype: which one is asked is all one"
+_LAST = "a matrix has two axes: its last is its second"
+
+EQUIVALENTS = tuple(
+    Equivalent(*row) for row in (
+        # Residuals
+        (r".*_bwd(_params)?", r".* if res\.\w+ is None else .* -> .* if True else .*", _REBUILT),
+        (r"engine\.half:project_bwd", r"h\.pop.* if h else None -> .* if False .*", _REBUILT),
+        (r"engine\.half:project", r".* and .* -> .* or .* in: if h is not None and .*",
+         "lora_linear drops r.h exactly where there is no h: both are None or neither is"),
+        (r"engine\.half:project", r"_H if h is None else NOTHING -> _H if False .*", _KEPT),
+        (r"lean\.mlp:mlp", r"kept\.append.* -> None in: .*", _REBUILT),
+        (r"lean\.mlp:mlp", r"kept if keep else None -> kept if False else None in: .*", _REBUILT),
+        (r"lean\.mlp:mlp", r"kept if keep else None -> kept if True else None in: .*",
+         "an empty list for None: nothing was kept"),
+        (r"lean\.halves_tiled:attention_half", r"kept or None -> kept and None in: .*", _REBUILT),
+        # Tiles
+        (r"lean\.attention:attention(_bwd)?",
+         r"(query_tile\(.*|[qk]\.shape\[\d\]) -> .* in: tile = tile or .*", _WIDTH),
+        (r"lean\.widths:mlp_width", r".* -> .*(257,|641 if|else 385).*",
+         "rounded down to whole groups: the same width"),
+        (r"ops\._tiles:fit", r"max\(1, length\) -> max\(2, length\) in: .*",
+         "columns of one or two elements never fill the scratch: the range decides"),
+        (r"ops\._vocabulary_tiles:one_pass", r"stop - start -> stop (\+ start|- 0) in: logits = .*",
+         _SCRATCH),
+        (r"ops\._vocabulary_tiles:one_pass",
+         r"(\(2, 0, 0\) -> \(2, (0, 1|1, 0)\)|.* if True .*) in: mix, product = .*", _KEPT),
+        (r"lean\._mlp_tiles:backward_tiles", r"2 \* size -> 3 \* size in: spare = .*",
+         _SCRATCH),
+        # Parts and workers
+        (r"lean\.shards:ranges", r"round\(.*\) \* unit -> round\(.*\) \* 1 in: .*", _CUTS),
+        (r"lean\.shards:mlp_cuts", r".* -> _GROUP if False else 1 in: unit = .*", _CUTS),
+        (r"lean\.shards:share_rows", r".*", _ROWS_OR_NOT),
+        (r"lean\.shards:shared_lm_loss", r".*share_rows.* -> .*", _ROWS_OR_NOT),
+        (r"lean\.shards:shared_lm_loss", r"vocabulary_tile.* -> .*", _WIDTH),
+        (r"lean\.shards:shared_lm_loss", r".* -> (max\(.*|w\.shape\[1\]) in: x_counted, parts = .*",
+         _CUTS),
+        (r"lean\.shards:shared", r".* in: if workers\.size == 1:",
+         "one worker with all of it, or several who share it: the same sums in another order"),
+        (r"lean\.shards:(join|_by_rows_bwd)", r"grads\[0\] -> grads\[1\] in: .*", _NAMES),
+        (r"lean\.shards:_loss_by_rows", r"found\[0\] -> found\[1\] in: .*", _NAMES),
+        (r"lean\.shards:_loss_by_rows", r".* and .* -> .* or .* in: if dx is not None.*",
+         "all parts of the rows drop dx, or none does"),
+        (r"lean\.workers:hire", r"(count - 1 -> count (\+ 1|- 0)|wait\(futures\) -> None) in: .*",
+         _PLACE),
+        (r"lean\.activations:DiskCheckpoints\._reserve", r".*, 0\) -> .*, 1\) in: start, offset = .*",
+         "each array one byte further in the file: only slower to read"),
+        # Numbers
+        (r"ops\.rope:rope_tables", r"np\.empty\(0.* -> np\.empty\(1.* in: real = .*",
+         "only its dtype is asked for"),
+        (r"ops\.rmsnorm:_inverse_rms_of_far", r".* -> (3\.0 \*\* .*|.* // 9) in: unit = .*",
+         "another unit, in which the squares of such rows are finite, too: it cancels"),
+        (r"ops\.rmsnorm:_inverse_rms_of_far", r"-1 -> \+1 in: return .*", _LAST),
+        (r"lean\.attention:_scores", r"-1 -> \+1 in: s \*= .*", _LAST),
+        (r"lean\._mlp_tiles:silu", r"np\.minimum\(x, 0.* -> np\.minimum\(x, 1.*",
+         "both exponents larger by one at most: their quotient is the same, and nothing overflows"),
+        (r"engine\.layer:Layer\.scale", r".* else 1\.0 -> .* else 2\.0 in: .*",
+         "without an adapter nothing is scaled"),
+        (r"engine\.attention_half:attention_half", r".*past\.extend.* -> .*",
+         "a cache of keys is for generation: no gradient passes through it"),
+        (r"engine\.mezo:perturbation_seeds", r"return .* -> .*", "a mean does not know an order"),
+        (r"engine\.mezo:_add_noise", r".* -> w -= .*", "−z for z: the estimate is even in its noise"),
+    )
+)  # fmt: skip
+
+
+def reasons(path: str, change: str) -> Iterator[Equivalent]:
+    """The rows that speak of a mutant."""
+    for row in EQUIVALENTS:
+        if re.fullmatch(row.path, path) and re.fullmatch(row.change, change, re.DOTALL):
+            yield row
