@@ -278,7 +278,9 @@ def _arrow(path: Path, file: BinaryIO | None, form: str) -> Generator[str, None,
                 for record in _rows(pyarrow, path, opened, form):
                     number += 1
                     yield json.dumps(_filled(record), ensure_ascii=False)
-    except (pyarrow.ArrowException, OSError) as error:
+    except MespRefError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MespRefError(f"{path}: record {number + 1}: not readable: {reason}") from None
     except TypeError as error:
@@ -308,6 +310,7 @@ def _rows(pyarrow: Any, path: Path, file: Any, form: str) -> Iterator[dict[str, 
     if not used:
         turned(rest, f"{path}: record 1")
     for batch in table.iter_batches(_BATCH, columns=used) if batches is None else batches:
+        batch.validate(full=True)  # offsets in a damaged file lead anywhere in memory
         for start in range(0, batch.num_rows, _BATCH):
             for row in batch.select(used).slice(start, _BATCH).to_pylist():
                 yield row | rest

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 import tracemalloc
 from pathlib import Path
@@ -357,6 +358,32 @@ def test_arrow_files_are_read(arrow: Any, tmp_path: Path) -> None:
     with arrow.OSFile(place, "wb") as file, arrow.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     assert records(open_data(tmp_path / "a.arrow")) == [{"text": "a"}, {"text": "b"}]
+
+
+@pytest.mark.parametrize("form", ["stream", "file", "parquet"])
+def test_damaged_tables_are_refused_or_read(arrow: Any, tmp_path: Path, form: str) -> None:
+    """Bytes changed, cut and doubled: offsets that lead out of a buffer crash the process unless
+    every batch is validated. MESP_REF_DAMAGED for more."""
+    from pyarrow import parquet
+
+    table, path = arrow.Table.from_pylist(ROWS[:4]), tmp_path / "a"
+    if form == "parquet":
+        parquet.write_table(table, path)
+    else:
+        new = arrow.ipc.new_stream if form == "stream" else arrow.ipc.new_file
+        with arrow.OSFile(str(path), "wb") as file, new(file, table.schema) as writer:
+            writer.write_table(table)
+    whole, rng = path.read_bytes(), np.random.default_rng(4)
+    for _ in range(int(os.environ.get("MESP_REF_DAMAGED", "100"))):
+        content = bytearray(whole)
+        for place in rng.integers(8, len(whole), rng.integers(1, 4)).tolist():
+            content[place] = int(rng.integers(256))
+        end = len(whole) if rng.random() < 0.8 else int(rng.integers(8, len(whole)))
+        path.write_bytes(content[:end])
+        try:
+            records(open_data(path))
+        except MespRefError as error:
+            assert "\n" not in str(error)
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
