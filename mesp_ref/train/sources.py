@@ -280,8 +280,8 @@ def _arrow(path: Path, file: BinaryIO | None, form: str) -> Generator[str, None,
                     yield json.dumps(_filled(record), ensure_ascii=False)
     except MespRefError:
         raise
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200] or "lengths beyond all memory"
         raise MespRefError(f"{path}: record {number + 1}: not readable: {reason}") from None
     except TypeError as error:
         raise MespRefError(
