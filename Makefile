@@ -5,6 +5,7 @@
 # make jupyter  open the notebooks
 # make notebooks-refresh  run them and store their outputs
 # make test-lowest  the tests on the lowest versions that pyproject.toml allows
+# make spread  train on two ranks over MPI
 # make audit   known holes in lowest and installed versions   make sbom   sbom.json, CycloneDX
 # make fuzz    a million hostile files for the readers (Linux, half an hour)
 # make benchmarks  regenerate docs/benchmarks, an hour on a quiet machine
@@ -24,12 +25,13 @@ PARITY = $(VENV)/.installed-parity
 NOTES  = $(VENV)/.installed-notebooks
 BENCH  = $(VENV)/.installed-benchmarks
 FUZZ   = $(VENV)/.installed-fuzz
+SPREAD = $(VENV)/.installed-spread
 SBOM   = $(VENV)/.installed-sbom
 
-.PHONY: help test test-lowest audit sbom fuzz demo lint types parity notebooks jupyter notebooks-refresh benchmarks format ci clean
+.PHONY: help test test-lowest audit sbom fuzz demo spread lint types parity notebooks jupyter notebooks-refresh benchmarks format ci clean
 
 help:
-	@sed -n '1,13s/^# \{0,1\}//p' Makefile
+	@sed -n '1,14s/^# \{0,1\}//p' Makefile
 
 # One process a core, each with one BLAS thread: threads that spin beside other work are several times slower.
 PYTEST = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(1)/python -m pytest -n auto
@@ -61,6 +63,14 @@ fuzz: $(FUZZ)
 demo: $(CORE)
 	$(BIN)/mesp-ref finetune
 
+# Two ranks on this machine, and one process with as many batches a step: the same bytes.
+spread: $(SPREAD)
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && export OPENBLAS_NUM_THREADS=1 && \
+	  $(BIN)/mpiexec -n 2 $(BIN)/mesp-ref finetune --mpi --accumulate 1 --steps 20 --out "$$dir/two" && \
+	  $(BIN)/mesp-ref finetune --quiet --accumulate 2 --steps 20 --out "$$dir/one" > /dev/null && \
+	  cmp "$$dir"/*/adapter/adapter_model.safetensors && \
+	  echo 'two ranks and one process: the adapters are the same, byte for byte'
+
 lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -70,6 +80,7 @@ types: $(DEV)
 
 parity: $(PARITY) $(NOTES)
 	$(BIN)/python notebooks/refresh.py --check notebooks/06_*.ipynb notebooks/08_*.ipynb
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/spread -m "slow or not slow"
 	$(BIN)/python -m pytest tests/parity tests/verify/test_adapters.py tests/golden/test_frameworks.py -m "slow or not slow"
 
 notebooks: $(NOTES)
@@ -114,13 +125,14 @@ $(CORE): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ) $(SBOM): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ) $(SBOM) $(SPREAD): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(TEST):   EXTRAS = test
 $(DEV):    EXTRAS = dev,convert
-$(PARITY): EXTRAS = test,parity,convert,mlx
+$(PARITY): EXTRAS = test,parity,convert,mlx,spread
+$(SPREAD): EXTRAS = spread
 $(NOTES):  EXTRAS = notebooks
 $(BENCH):  EXTRAS = benchmarks,parity,mlx
 $(FUZZ):   EXTRAS = test,fuzz

@@ -3,6 +3,7 @@
 import math
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def loss_and_grads(
     perturbations: int = 1,
     workers: int = 1,
     position_ids: Any = None,
+    probe: Callable[[Step], list[list[float]]] | None = None,
 ) -> tuple[float, Gradients]:
     """Loss of one batch and its gradients: the one front door to every method.
 
@@ -60,6 +62,8 @@ def loss_and_grads(
     workers   threads that share each block (its attention at most num_key_value_heads of them) and the
               head, with one BLAS thread each; a base weight's gradient in head and embedding is one
               thread's. They decide the order of sums, and so the last bits
+    probe     of mezo, in place of its forwards: returns the two losses of each seed, as
+              engine.mezo.two_sided_losses does, or none: then no estimate is formed
 
     Raises MespRefError for an unknown method, ids outside the vocabulary, a foreign adapter
     """
@@ -78,7 +82,7 @@ def loss_and_grads(
         )  # fmt: skip
         if method == "mezo":
             seeds = perturbation_seeds(seed, perturbations)
-            step = step._replace(parameters=_parameters(step), seeds=seeds, eps=eps)
+            step = step._replace(parameters=_parameters(step), seeds=seeds, eps=eps, probe=probe)
         loss = METHODS[method](step)
     return np.asarray(loss).item(), grads  # a scalar's own item() looks itself up by a new string
 

@@ -26,6 +26,7 @@ LAYERS = (
     ("api",),
     ("stories", "train"),
     ("job",),
+    ("spread",),
     ("verify",),
     ("golden",),
     ("cli", "__main__"),

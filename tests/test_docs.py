@@ -21,6 +21,8 @@ ELSEWHERE = {
     "pytest": "test_named_tests_exist",
     "bible": "of Debian's package bible-kjv",
     "python benchmarks/": "tests/test_benchmarks.py and test_benchmarks_zeroth_order.py, on tiny shapes",
+    "python tests/spread/kills.py": "tests/spread/test_ranks.py runs it once",
+    "python tests/spread/hosts.py": "needs root and Linux; `make parity` runs the same on loopback",
     "python -O": "tests/test_robust.py",
     "python tests/golden/test_c_client.py": "the file itself runs some",
     "python tests/replacing.py": "tests/files/test_output.py runs a sample",

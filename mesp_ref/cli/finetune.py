@@ -3,6 +3,7 @@
 import argparse
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import EVAL_EVERY, RECIPE
 from mesp_ref.job.directory import resumed_folder, run_place
-from mesp_ref.job.finetune import FinetuneOptions, finetune
+from mesp_ref.job.finetune import FinetuneOptions, Report, finetune
 from mesp_ref.job.metrics import Event
 from mesp_ref.job.record import saved_options
 from mesp_ref.train.trainer import TrainConfig
@@ -67,6 +68,7 @@ def add(commands: Any) -> None:
     add_fields(group, FinetuneOptions, "rslora")
     _add_training(parser.add_argument_group("training", _recipe()))
     _add_output(parser.add_argument_group("evaluation and output"))
+    _add_ranks(parser.add_argument_group("several processes"))
     # What was not given is None, so that the options of a run that goes on are not overruled.
     fields = {**FinetuneOptions.__dataclass_fields__, **TrainConfig.__dataclass_fields__}
     parser.set_defaults(**dict.fromkeys(fields))
@@ -116,6 +118,18 @@ def _add_output(group: Any) -> None:
     add_json(group)
 
 
+def _add_ranks(group: Any) -> None:
+    group.add_argument(
+        "--mpi", action="store_true",
+        help="train together with the other processes of mpiexec -n N: each takes --accumulate batches "
+        "of a step; the adapter is, byte for byte, that of one process with N times as many",
+    )  # fmt: skip
+    group.add_argument(
+        "--mpi-patience", type=float, default=600, metavar="SECONDS",
+        help="how long the others wait for a process that does not get on (default: 600)",
+    )  # fmt: skip
+
+
 def _options(args: argparse.Namespace) -> FinetuneOptions:
     """The command line as options; what was not given keeps the library's default."""
     saved = _saved(args) if args.resume else {}
@@ -153,10 +167,18 @@ def _saved(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.mpi:
+        from mesp_ref.spread.start import over_mpi
+
+        return over_mpi(vars(args), args.mpi_patience, lambda job: _train(args, job))
+    return _train(args, finetune)
+
+
+def _train(args: argparse.Namespace, job: Callable[[FinetuneOptions, Report], Event]) -> int:
     options = _options(args)
     progress = Progress(args.quiet)
     try:
-        summary = finetune(options, progress)
+        summary = job(options, progress)
     finally:
         progress.close()
     if args.json:

@@ -4,8 +4,7 @@
     mebp        one checkpoint per block; re-runs a block, keeps it all
     mesp        the same checkpoints; re-runs a block, keeps eight
 
-They call the same op pairs in the same order, so their gradients agree bit for bit. Two more stand
-elsewhere: mezo.py estimates from forwards alone, `lean` computes half a block at a time.
+They call the same op pairs in the same order: the same bits. mezo.py estimates, `lean` cuts blocks up.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,6 +38,7 @@ class Step(NamedTuple):
     parameters: Mapping[int, Gradients] = MappingProxyType({})  # mezo: what it perturbs, by block
     seeds: tuple[int, ...] = (0,)  # mezo: one for each perturbation
     eps: float = 1e-3  # mezo
+    probe: Any = None  # mezo: in place of its forwards, (step) -> the two losses of each seed
     tap: Tap = untapped
 
 

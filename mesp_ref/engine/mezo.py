@@ -1,6 +1,7 @@
 """MeZO: a gradient from forwards alone, and what such an estimate is worth."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,7 +20,9 @@ def mezo(step: Step) -> Array:
     Restores  θ, perturbed in place, within 4u·(|θ| + eps·|z|) a seed, u the unit roundoff
     Source    Malladi et al. 2023, arXiv 2305.17333, algorithms 1 and 2
     """
-    losses = [_two_sides(step, seed) for seed in step.seeds]
+    losses = (step.probe or two_sided_losses)(step)
+    if not losses:  # a probe that leaves the estimate for later
+        return np.asarray(math.nan)
     noise = [np.random.default_rng(seed) for seed in step.seeds]
     for number, parameters in step.parameters.items():
         grads = {name: np.zeros_like(array) for name, array in parameters.items()}
@@ -28,6 +31,18 @@ def mezo(step: Step) -> Array:
         step.emit(number, grads)
         del grads  # handed over
     return np.asarray(np.mean(losses))
+
+
+def two_sided_losses(step: Step) -> list[list[float]]:
+    """L(θ + eps·z) and L(θ − eps·z) for each seed: all that mezo takes from the batch."""
+    return [_two_sides(step, seed, _forward) for seed in step.seeds]
+
+
+def replay(step: Step) -> list[list[float]]:
+    """The same changes of θ, and so the same rounding of it, without a forward; no losses."""
+    for seed in step.seeds:
+        _two_sides(step, seed, lambda step: 0.0)
+    return []
 
 
 def perturbation_seeds(seed: int, perturbations: int) -> tuple[int, ...]:
@@ -56,14 +71,14 @@ def expected_cosine(parameters: int, perturbations: int = 1) -> float:
     return math.exp(ln((n + 1) / 2) - ln(n / 2) + ln((n + d - 1) / 2) - ln((n + d) / 2))
 
 
-def _two_sides(step: Step, seed: int) -> list[float]:
+def _two_sides(step: Step, seed: int, forward: Callable[[Step], float]) -> list[float]:
     """L(θ + eps·z) and L(θ − eps·z)."""
     at, losses = 0.0, []
     try:
         for side in (step.eps, -step.eps):
             _perturb(step, seed, side - at)
             at = side
-            losses.append(_forward(step))
+            losses.append(forward(step))
     finally:  # an interrupted step leaves the parameters as they were, too
         _perturb(step, seed, -at)
     return losses

@@ -36,6 +36,7 @@ from mesp_ref.memory import Choice, PeakResident, Schedule
 from mesp_ref.ops import IGNORED
 from mesp_ref.train.data import DataFile, open_data, split_pages
 from mesp_ref.train.opening import open_encoder
+from mesp_ref.train.ranks import ALONE, Ranks
 from mesp_ref.train.rows import Encoder, Row, RowStream
 from mesp_ref.train.trainer import (
     NonFinite,
@@ -180,12 +181,15 @@ def _open_streams(
     return stream, rows, contents
 
 
-def finetune(options: FinetuneOptions, report: Report = lambda event: None) -> Event:
+def finetune(
+    options: FinetuneOptions, report: Report = lambda event: None, ranks: Ranks = ALONE
+) -> Event:
     """Fine-tune; returns the summary that is also written to summary.json.
 
     Everything is checked before the first file is written. `report` receives events as they happen:
     ready, eval, sample, step, saved, warning. What it raises is warned of and ends nothing, but
-    KeyboardInterrupt, which stops the run as Ctrl-C does.
+    KeyboardInterrupt, which stops the run as Ctrl-C does. `ranks` train together; this process alone
+    reads the options, writes and reports.
 
     Raises MespRefError for whatever is wrong with the options, files, data, or the loss;
     Interrupted after Ctrl-C, SIGTERM or SIGHUP, when state and adapter are saved.
@@ -196,7 +200,9 @@ def finetune(options: FinetuneOptions, report: Report = lambda event: None) -> E
             inputs=[options.model, options.data, options.val_data, options.adapter],
         )  # fmt: skip
         try:
-            return Run(options, data, Reporter(report), directory).execute()
+            run = Run(options, data, Reporter(report), directory, ranks)
+            ranks.meet(run)
+            return run.execute()
         finally:
             directory.release()
 
@@ -205,7 +211,12 @@ class Run:
     """A fine-tuning run on a data file that is ready to go: all inputs opened and checked."""
 
     def __init__(
-        self, options: FinetuneOptions, data: Path, report: Reporter, directory: RunDirectory
+        self,
+        options: FinetuneOptions,
+        data: Path,
+        report: Reporter,
+        directory: RunDirectory,
+        ranks: Ranks = ALONE,
     ):
         self.options, self.report, self.directory = options, report, directory
         saved = self.directory.resumable() if options.resume else None
@@ -220,8 +231,7 @@ class Run:
         self.stream, self.heldout, self.contents = _open_streams(options, files, encoder)
         adapter = _open_adapter(options, self.model)
         assert self.model.path is not None
-        self.name = model_name(self.model.path, options.model)
-        adapter.base_model_name_or_path = self.name
+        self.name = adapter.base_model_name_or_path = model_name(self.model.path, options.model)
         self.choice: Choice | None = None
         if options.memory_limit is not None:
             identity = saved[1]["identity"] if saved else {}
@@ -231,7 +241,7 @@ class Run:
             )  # fmt: skip
             self.options = options = dataclasses.replace(options, train=train)
         self.identity = self._identity(adapter, files)
-        self.trainer = Trainer(self.model, adapter, self.stream, options.train)
+        self.trainer = Trainer(self.model, adapter, self.stream, options.train, ranks=ranks)
         self.adapter, self.resumed, self.best = adapter, saved is not None, Best()
         self.prompt = self._affordable(self._prompt_ids(encoder))
         if saved:
@@ -510,7 +520,9 @@ class Run:
             self.report({"event": "evaluating", "rows": done, "of": len(self.heldout)})
 
         size = self.options.train.batch_size
-        value, tokens, accuracy = evaluate(self.model, self.adapter, self.heldout, size, progress)
+        value, tokens, accuracy = evaluate(
+            self.model, self.adapter, self.heldout, size, progress, self.trainer.ranks
+        )
         if not math.isfinite(value):
             what = f"step {step}: held-out loss: found {value}, expected a finite number; "
             if step == 0:

@@ -7,6 +7,7 @@ optimiser and the cursor of the data. So `Trainer.state` holds all that an exact
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import arrays_in_memory
 from mesp_ref.engine.inputs import NotFinite
+from mesp_ref.engine.methods import Step
+from mesp_ref.engine.mezo import replay, two_sided_losses
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.lean.activations import KINDS
@@ -28,6 +31,7 @@ from mesp_ref.train.optim import (
     learning_rate,
     make_optimizer,
 )
+from mesp_ref.train.ranks import ALONE, OwnTally, Ranks, Tally
 from mesp_ref.train.rows import Cursor, Row, RowSource, as_batch
 
 # Learning rates that suit LoRA: AdamW's is PEFT's usual one; MeZO's is the one of its paper.
@@ -174,9 +178,10 @@ class Trainer:
         stream: RowSource,
         config: TrainConfig,
         trainable: str = "lora",
+        ranks: Ranks = ALONE,
     ):
         self.model, self.adapter, self.stream = model, adapter, stream
-        self.config, self.trainable = config, trainable
+        self.config, self.trainable, self.ranks = config, trainable, ranks
         self.params: dict[str, Array] = {}
         if trainable == "all":
             self.params |= arrays_in_memory(model.weights, "training all")
@@ -191,6 +196,7 @@ class Trainer:
         Raises NonFinite before the parameters are touched, unless its `torn` says otherwise.
         """
         config = self.config
+        self.ranks.call("advance")
         size = config.batch_size
         cursor = self.stream.cursor
         rows = self.stream.take(size * config.accumulate)
@@ -212,7 +218,7 @@ class Trainer:
         return StepResult(self.step, value, lr, norm, tokens, computed)
 
     def _gradients(
-        self, batch: Sequence[Row], part: int, on_gradients: Any = None
+        self, batch: Sequence[Row], part: int, on_gradients: Any = None, probe: Any = None
     ) -> tuple[float, dict[str, Array]]:
         config = self.config
         noise = np.random.SeedSequence([config.seed, 4, self.step, part])
@@ -232,6 +238,7 @@ class Trainer:
                 checkpoints=config.checkpoints,
                 perturbations=config.perturbations,
                 workers=config.workers,
+                probe=probe,
             )
         except NotFinite as error:  # mezo's forwards; its parameters are back where they were
             raise NonFinite(f"step {self.step + 1}: {error}; try a smaller --lr", False) from None
@@ -268,22 +275,50 @@ class Trainer:
         the tokens of short batches more.
         """
         counts = [sum(row.counted for row in batch) for batch in batches]
-        total: dict[str, Array] = {}
+        weights = [count / sum(counts) for count in counts]
+        if self.config.method == "mezo" and self.ranks.size > 1:
+            losses, total = self._estimates(batches, weights)
+        else:
+            tally = self.ranks.tally(len(batches))
+            own = [
+                self._gradients(batches[part], part, _weighted(tally, weights[part]))[0]
+                for part in self.ranks.parts(len(batches))
+            ]
+            total = tally.close()
+            losses = self.ranks.in_order(own, len(batches))
         value = 0.0
-        for part, (batch, count) in enumerate(zip(batches, counts, strict=True)):
-            weight = count / sum(counts)
-
-            def add(layer: int, grads: dict[str, Array], weight: float = weight) -> None:
-                for name, grad in grads.items():
-                    if weight != 1.0:
-                        grad *= weight
-                    if name in total:
-                        total[name] += grad
-                    else:
-                        total[name] = grad
-
-            value += weight * self._gradients(batch, part, add)[0]
+        for weight, loss in zip(weights, losses, strict=True):  # sum() would compensate rounding
+            value += weight * loss
         return value, total
+
+    def _estimates(
+        self, batches: Sequence[Sequence[Row]], weights: Sequence[float]
+    ) -> tuple[list[float], dict[str, Array]]:
+        """Losses and mezo's gradient over several ranks, which tell each other only losses.
+
+        Each rank runs the forwards of its parts. It perturbs the parameters for the other parts, too,
+        for that leaves rounding behind, which the parts after them would see in one process.
+        """
+        own: list[Any] = []
+
+        def probe(step: Step) -> list[list[float]]:
+            own.append(two_sided_losses(step))
+            return []
+
+        mine = self.ranks.parts(len(batches))
+        for part, batch in enumerate(batches):
+            try:
+                self._gradients(batch, part, probe=probe if part in mine else replay)
+            except NonFinite as error:
+                own.append(str(error))  # all ranks are to hear of it, and to stop here
+        found = self.ranks.in_order(own, len(batches))
+        for text in found:
+            if isinstance(text, str):
+                raise NonFinite(text, False)
+        tally = OwnTally()
+        for part, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+            self._gradients(batch, part, _weighted(tally, weight), _known(found[part]))
+        return [float(np.asarray(np.mean(losses))) for losses in found], tally.close()
 
     def _require_finite(self, name: str, value: float, torn: bool = False) -> None:
         if not math.isfinite(value):
@@ -323,6 +358,23 @@ class Trainer:
         self.stream.cursor = Cursor(*facts["cursor"])
 
 
+def _weighted(tally: Tally, weight: float) -> Callable[[int, dict[str, Array]], None]:
+    """A receiver of each block's gradients that adds them to a sum."""
+
+    def add(layer: int, grads: dict[str, Array]) -> None:
+        if weight != 1.0:
+            for grad in grads.values():
+                grad *= weight
+        tally.add(grads)
+
+    return add
+
+
+def _known(losses: list[list[float]]) -> Callable[[Step], list[list[float]]]:
+    """A probe of mezo where its losses are known."""
+    return lambda step: losses
+
+
 class Evaluation(NamedTuple):
     """What a model makes of some rows."""
 
@@ -337,34 +389,35 @@ def evaluate(
     rows: Iterable[Row],
     batch_size: int = 1,
     progress: Callable[[int], object] = lambda rows_done: None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Mean loss and accuracy over all counted tokens of some rows. Forward only.
 
-    `progress` is called with the number of rows done and may raise to stop.
+    `progress` is called with the number of rows done and may raise to stop. Several `ranks` take a
+    batch each, and what they find is added in the order of the batches.
     Raises MespRefError when no token counts.
     """
-    total, tokens, right, done = 0.0, 0, 0, 0
-    waiting: list[Row] = []
-
-    def run() -> None:
-        nonlocal total, tokens, right, done
-        counted = sum(row.counted for row in waiting)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            value, first = score(model, adapter, *as_batch(waiting))
-        total, right = total + counted * value, right + first
-        tokens, done = tokens + counted, done + len(waiting)
-        waiting.clear()
+    total, tokens, right, done, number = 0.0, 0, 0, 0, 0
+    coming = iter(rows)
+    while taken := list(islice(coming, batch_size * ranks.size)):
+        batches = [taken[i : i + batch_size] for i in range(0, len(taken), batch_size)]
+        found = ranks.scores(number, batches, lambda batch: score_batch(model, adapter, batch))
+        for batch, (value, first) in zip(batches, found, strict=True):
+            counted = sum(row.counted for row in batch)
+            total, right = total + counted * value, right + first
+            tokens += counted
+        done, number = done + len(taken), number + len(batches)
         progress(done)
-
-    for row in rows:
-        waiting.append(row)
-        if len(waiting) == batch_size:
-            run()
-    if waiting:
-        run()
     if not tokens:
         raise MespRefError("evaluation: found no token to count, expected at least one")
     return Evaluation(total / tokens, tokens, right / tokens)
+
+
+def score_batch(model: Model, adapter: Adapter | None, batch: Sequence[Row]) -> tuple[float, int]:
+    """Mean loss of one batch and how many of its tokens the model holds for the likeliest."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        value, first = score(model, adapter, *as_batch(batch))
+    return value, first
 
 
 def perplexity(value: float) -> float:

@@ -14,7 +14,7 @@ BUGS = [
     ),
     *one(
         "lean.attention:_tiles", "forward", "tiled_attention tiles/several",
-        ("tiles: keys of a cache hidden", "seen, start, hidden = b + tk - tq", "seen, start, hidden = b"),
+        ("tiles: keys of a cache hidden", "hidden = b + tk - tq", "hidden = b"),
     ),
     *one(
         "lean.mlp:mlp_bwd", "backward", "tiled_mlp",

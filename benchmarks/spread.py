@@ -1,0 +1,291 @@
+"""What N ranks cost a step: measured here on 1 to 4, and predicted for up to 1,024.
+
+    python benchmarks/spread.py                   the prediction alone; any machine, a second
+    python benchmarks/spread.py --measure         with mpiexec: times on 1 to 4 ranks of this machine
+    python benchmarks/spread.py --measure --layers 4 --tokens 32
+
+Prints the tables of docs/spread.md. The shape is Qwen2.5-0.5B with LoRA of rank 8, random weights;
+its blocks share one array of each kind, so that a rank needs 0.6 GB instead of 2.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import markdown_table
+
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.init import init_lora
+from mesp_ref.engine.model import Model
+from mesp_ref.spread.world import World
+from mesp_ref.train.ranks import ALONE, Ranks
+from mesp_ref.train.rows import Cursor, Row
+from mesp_ref.train.trainer import TrainConfig, Trainer
+
+SIZES = (8, 32, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class Network:
+    """One message of n bytes takes latency + n/bandwidth seconds.
+
+    wait   seconds that a collective takes beside its messages: ranks wait for each other asleep and
+           look every 2 ms at most, half of that in the mean, and a thread must get a core
+    """
+
+    name: str
+    latency: float  # seconds
+    bandwidth: float  # bytes a second
+    wait: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one rank does in a step."""
+
+    forward: float  # seconds
+    backward: float  # seconds
+    update: float  # seconds: norm, clipping, optimiser; every rank does all of it
+    gradient: float  # bytes
+    blocks: int
+    tokens: int  # of a rank in a step
+    row: float = 2e-4  # seconds to read and tokenise a row; every rank reads the rows of all
+
+
+ETHERNET = Network("1 Gbit/s Ethernet", 60e-6, 117e6)
+FAST = Network("25 Gbit/s Ethernet", 15e-6, 2.9e9)
+
+
+def faster_by(factor: float, work: Work) -> Work:
+    """The work on ranks that compute faster, over the same network."""
+    times = {
+        name: getattr(work, name) / factor for name in ("forward", "backward", "update", "row")
+    }
+    return replace(work, **times)
+
+
+def sending(work: Work, network: Network, ranks: int) -> float:
+    """Seconds in which all gradients of a step travel, when nothing else goes on.
+
+    A block: N−1 messages of its N-th part to all (Alltoall), a ring of N−1 as long (Allgather), and
+    two barriers of ⌈log₂N⌉ messages.
+    """
+    if ranks == 1:
+        return 0.0
+    piece = work.gradient / work.blocks / ranks
+    messages = 2 * (ranks - 1)
+    barriers = 2 * math.ceil(math.log2(ranks))
+    block = messages * (network.latency + piece / network.bandwidth) + barriers * network.latency
+    return work.blocks * (block + 2 * network.wait)
+
+
+def step_seconds(work: Work, network: Network, ranks: int, slowest: float = 1.0) -> float:
+    """A step: gradients travel beside the backward, from its first block's end to one block after it.
+
+    slowest   how much longer than one rank's the slowest rank's forward and backward take
+    """
+    send = sending(work, network, ranks)
+    backward, share = slowest * work.backward, 1 / work.blocks
+    overlapped = max(backward + send * share, backward * share + send)
+    return ranks * work.row + slowest * work.forward + overlapped + work.update
+
+
+def simulated(
+    work: Work, network: Network, ranks: int, *, jitter: float, pauses: float, steps: int = 400
+) -> float:
+    """Mean seconds a step when every rank's time is drawn anew in every step.
+
+    jitter   standard deviation of the logarithm of a rank's time
+    pauses   probability that a rank stops for 5 s in a step: a disk, another program
+    """
+    rng = np.random.default_rng(ranks)
+    total, alone = 0.0, work.forward + work.backward
+    for _ in range(steps):
+        factors = np.exp(jitter * rng.standard_normal(ranks))
+        factors += (rng.random(ranks) < pauses) * 5.0 / alone
+        total += step_seconds(work, network, ranks, float(factors.max()))
+    return total / steps
+
+
+def prediction(work: Work) -> str:
+    """Efficiency, tokens a second of N ranks over N times those of one, for two networks."""
+    lines = []
+    one = step_seconds(work, ETHERNET, 1)
+    for ranks in SIZES:
+        cells = [f"{ranks:,}"]
+        for network in (ETHERNET, FAST):
+            even = step_seconds(work, network, ranks)
+            uneven = simulated(work, network, ranks, jitter=0.05, pauses=1e-4)
+            cells += [
+                f"{sending(work, network, ranks):.2f} s",
+                f"{one / even:.0%}",
+                f"{one / uneven:.0%}",
+            ]
+        lines.append(cells)
+    heads = ["ranks"]
+    for network in (ETHERNET, FAST):
+        heads += [f"{network.name}: sending", "efficiency", "with stragglers"]
+    return markdown_table(heads, lines)
+
+
+def config(layers: int) -> Qwen2Config:
+    """Qwen2.5-0.5B, with fewer blocks and a small vocabulary where time is short."""
+    return Qwen2Config(
+        vocab_size=4096, hidden_size=896, intermediate_size=4864, num_hidden_layers=layers,
+        num_attention_heads=14, num_key_value_heads=2, head_dim=64,
+    )  # fmt: skip
+
+
+def model_of(shape: Qwen2Config) -> tuple[Model, Adapter]:
+    """Random weights, the same arrays in every block."""
+    rng, kinds, arrays = np.random.default_rng(0), {}, {}
+    for name, size in shape.weight_shapes().items():
+        kind = (name.rsplit(".layers.")[-1].split(".", 1)[-1], size)
+        if kind not in kinds:
+            kinds[kind] = rng.standard_normal(size, np.float32) * np.float32(0.02)
+        arrays[name] = kinds[kind]
+    return Model(shape, arrays), init_lora(shape, rank=8)
+
+
+class Same:
+    """The same row again and again."""
+
+    def __init__(self, tokens: int):
+        ids = np.random.default_rng(1).integers(0, 4096, tokens)
+        self.row, self.cursor = Row(ids, ids.copy()), Cursor(0, 0, 0)
+
+    def take(self, count: int) -> list[Row]:
+        return [self.row] * count
+
+
+def least(job: Callable[[], Any], times: int) -> float:
+    """Seconds of the fastest of some runs: others use this machine, too."""
+    found = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        job()
+        found.append(time.perf_counter() - begin)
+    return min(found)
+
+
+def trainer_of(layers: int, tokens: int, train: TrainConfig, ranks: Ranks) -> Trainer:
+    model, adapter = model_of(config(layers))
+    return Trainer(model, adapter, Same(tokens), train, ranks=ranks)
+
+
+def network_here(world: World, times: int) -> Network:
+    """Latency and bandwidth of a message to the next rank, when all send at once."""
+
+    def message(size: int) -> float:
+        own, found = np.zeros(size, np.uint8), np.empty(size, np.uint8)
+        to, source = (world.rank + 1) % world.size, (world.rank - 1) % world.size
+        world.assemble()
+        return least(
+            lambda: world.communicator.Sendrecv(own, to, recvbuf=found, source=source), 5 * times
+        )
+
+    size = 1 << 18
+    short, long = message(1), message(size)
+    tiny, times = np.zeros((world.size, 1), np.float32), 24
+    begin = time.perf_counter()
+    for _ in range(times):  # the mean, not the least: a block waits for every one of them
+        world.slices(tiny)
+    wait = (time.perf_counter() - begin) / times
+    return Network("here", short, size / max(long - short, 1e-9), wait)
+
+
+def rank_main(layers: int, tokens: int, times: int) -> None:
+    """On every rank: a step, its computing alone, its sending alone; rank 0 prints them."""
+    from mesp_ref.spread.start import join
+
+    ranks, watch = join({}, 600)
+    train = TrainConfig(accumulate=ranks.size, seq_len=tokens, steps=10_000)
+    trainer = trainer_of(layers, tokens, train, ranks)
+    gradients = {name: np.ones_like(array) for name, array in trainer.params.items()}
+
+    def step() -> None:
+        if ranks.rank:
+            ranks.listen()
+        trainer.advance()
+
+    def send() -> None:
+        tally = ranks.tally(ranks.size)
+        for layer in reversed(range(layers)):
+            mark = f".layers.{layer}."
+            tally.add({name: grad.copy() for name, grad in gradients.items() if mark in name})
+        tally.close()
+
+    alone = trainer_of(layers, tokens, replace(train, accumulate=1), ALONE)
+    found = {}
+    for name, job in (("step", step), ("compute", alone.advance), ("send", send)):
+        ranks.main.assemble()
+        found[name] = max(ranks.main.gathered(least(job, times)))
+    here = network_here(ranks.main, times)
+    work = Work(0, 0, 0, sum(array.nbytes for array in gradients.values()), layers, tokens)
+    found["predicted"] = max(ranks.main.gathered(sending(work, here, ranks.size)))
+    if ranks.rank == 0:
+        print(json.dumps(found), flush=True)
+    ranks.part()
+    if watch is not None:
+        watch.wait()
+
+
+def measured(layers: int, tokens: int, times: int, sizes: Sequence[int]) -> str:
+    """Times on some numbers of ranks of this machine, and those of one process with two workers."""
+    lines = []
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    here = [sys.executable, __file__, "--layers", str(layers), "--tokens", str(tokens)]
+    for size in sizes:
+        command = [str(mpiexec), "-n", str(size), *here, "--times", str(times), "--rank"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        above = found["step"] / max(found["compute"], found["send"]) - 1
+        times_of = [f"{found[k]:.2f} s" for k in ("step", "compute", "send", "predicted")]
+        speed = size * tokens / found["step"]
+        lines.append([str(size), *times_of, f"{above:+.0%}", f"{speed:.0f}"])
+    workers = TrainConfig(accumulate=2, seq_len=tokens, workers=2)
+    seconds = least(trainer_of(layers, tokens, workers, ALONE).advance, times)
+    lines.append(
+        ["1 with 2 workers", f"{seconds:.2f} s", "", "", "", "", f"{2 * tokens / seconds:.0f}"]
+    )
+    heads = [
+        "ranks",
+        "step",
+        "computing alone",
+        "sending alone",
+        "by the model",
+        "above the slower",
+        "tokens a second",
+    ]
+    return markdown_table(heads, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    for name, value in (("layers", 24), ("tokens", 64), ("times", 3)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--ranks", type=int, nargs="+", default=(1, 2, 3, 4), metavar="N")
+    given = parser.parse_args()
+    if given.rank:
+        rank_main(given.layers, given.tokens, given.times)
+        return
+    if given.measure:
+        print(measured(given.layers, given.tokens, given.times, given.ranks), end="\n\n")
+    lora = Work(forward=1.3, backward=2.6, update=0.1, gradient=17.6e6, blocks=24, tokens=64)
+    for name, faster in (("this machine's core, 64 tokens a rank", 1), ("ten times as fast", 10)):
+        print(f"{name}\n\n{prediction(faster_by(faster, lora))}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""More than one process, on one machine or several: data-parallel training over MPI, same bits."""
