@@ -30,10 +30,7 @@ from common import (
 )
 
 import mesp_ref as mr
-from mesp_ref.api import METHODS
-from mesp_ref.api import OnGradients
-from mesp_ref.api import Step
-from mesp_ref.api import new_step
+from mesp_ref.api import METHODS, OnGradients, Step, new_step
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import MESP
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config

@@ -98,7 +98,7 @@ def curve_of(
 
 def point_of(model: Model, adapter: Adapter, text: Text) -> Point:
     """The adapter on the first row that was trained on."""
-    return Point(model, adapter, *as_batch(text.stream().take(1)))
+    return Point(model, adapter, *as_batch(text.stream().take(1))[:2])
 
 
 def named_parts(point: Point) -> dict[str, list[int]]:

@@ -10,12 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mesp_ref.api import METHODS
-    from mesp_ref.api import choose_schedule
-    from mesp_ref.api import logits
-    from mesp_ref.api import loss
-    from mesp_ref.api import loss_and_grads
-    from mesp_ref.api import trace
+    from mesp_ref.api import METHODS, choose_schedule, logits, loss, loss_and_grads, trace
     from mesp_ref.engine.adapter import Adapter
     from mesp_ref.engine.config import Qwen2Config
     from mesp_ref.engine.generate import generate

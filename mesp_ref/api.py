@@ -11,21 +11,11 @@ import numpy as np
 from mesp_ref import ops
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.half import Gradients
-from mesp_ref.engine.init import arrays_in_memory
-from mesp_ref.engine.init import check_adapter
-from mesp_ref.engine.inputs import apart
-from mesp_ref.engine.inputs import check_batch
-from mesp_ref.engine.inputs import check_ids
-from mesp_ref.engine.inputs import check_positions
-from mesp_ref.engine.inputs import finite
-from mesp_ref.engine.methods import OnGradients
-from mesp_ref.engine.methods import Step
-from mesp_ref.engine.methods import store_all
+from mesp_ref.engine.init import arrays_in_memory, check_adapter
+from mesp_ref.engine.inputs import apart, check_batch, check_ids, check_positions, finite
+from mesp_ref.engine.methods import OnGradients, Step, store_all
 from mesp_ref.engine.mezo import perturbation_seeds
-from mesp_ref.engine.model import Model
-from mesp_ref.engine.model import hidden_states
-from mesp_ref.engine.model import layers
-from mesp_ref.engine.model import shift
+from mesp_ref.engine.model import Model, hidden_states, layers, shift
 from mesp_ref.errors import MespRefError
 from mesp_ref.lean.activations import open_checkpoints
 from mesp_ref.lean.steps import METHODS, by_block, new_step

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "python tests/readme_tables.py": "tests/test_readme.py compares what it would write",
     "mkdir": "test_the_report_of_the_on_device_backward",
     "mesp-ref finetune": "make demo; tests/cli/test_cli.py with fewer steps",
+    "mesp-ref data": "tests/cli/test_data_command.py",
     "mesp-ref golden": "tests/golden; test_the_report_of_the_on_device_backward",
     "mesp-ref mutants": "tests/verify/test_mutants.py, and docs/kill-table.md is its output",
     "mesp-ref finetune --model": "test_commands_on_a_model_of_ones_own",

@@ -14,6 +14,7 @@ from mesp_ref import __version__
 from mesp_ref.cli import (
     compare,
     convert,
+    data,
     evaluate,
     finetune,
     generate,
@@ -56,6 +57,7 @@ def build_parser() -> Parser:
         finetune,
         generate,
         evaluate,
+        data,
         merge,
         info,
         compare,

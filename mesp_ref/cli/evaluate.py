@@ -23,14 +23,16 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.finite import not_finite
 from mesp_ref.job.defaults import data_file
 from mesp_ref.job.directory import finite
+from mesp_ref.train.contents import table
 from mesp_ref.train.opening import open_stream
 from mesp_ref.train.rows import Row
 from mesp_ref.train.trainer import TrainConfig, evaluate, perplexity
 
 _HELP = """\
 Mean loss per token, perplexity, and the share of tokens that are the model's first choice, on a
-whole data file (or its first --rows sequences), in the order of the file. Text and JSONL as for
-finetune. Without --data it is 200 conversations about stories that finetune never trains on.
+whole data file (or its first --rows sequences), in the order of the file. Data as for finetune; what
+it comes to is told first, on standard error. Without --data it is 200 conversations about stories
+that finetune never trains on.
 
 examples:
   mesp-ref eval --rows 8
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
             packing=args.packing,
             special_in_text=args.special_tokens_in_text,
         )
+        contents = asdict(stream.contents())
+        say(*table({"all": contents}), file=sys.stderr)
         longest = 0
 
         def rows() -> Iterator[Row]:
@@ -81,12 +85,9 @@ def run(args: argparse.Namespace) -> int:
     if not math.isfinite(value):
         _refuse(value, model)
     warn_of_length(model, longest)
-    turns = stream.encoder.counts
-    if told := turns.told():
-        say(f"chats: {told}", file=sys.stderr)
     if args.json:
         found = {"loss": finite(value), "perplexity": finite(perplexity(value))}
-        print_json(found | {"accuracy": accuracy, "tokens": tokens, "turns": asdict(turns)})
+        print_json(found | {"accuracy": accuracy, "tokens": tokens, "contents": contents})
     else:
         say(
             f"loss {value:.4f}, perplexity {perplexity(value):.2f}, "

@@ -33,12 +33,15 @@ package, which learns to answer questions about stories, in about a minute on tw
 model stays as it is; the adapter is a PEFT directory of a few MB. The held-out loss and a sample
 are taken before and after.
 
-The data is plain text, or JSONL with an object per line: {"text": ...}, {"tokens": [...]}, or
-{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, which
-is rendered with the model's own chat template and learns only what the assistant says, up to the
+The data is plain text, or records as JSON lines, a JSON list, CSV, TSV, Parquet, Arrow or a data
+set's directory, gzip of any; what a file is, its content says. A record is {"text": ...},
+{"tokens": [...]}, {"prompt": ..., "completion": ...}, Alpaca's instruction, input and output, ShareGPT's
+conversations, or {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]}, which is
+rendered with the model's own chat template and learns only what the assistant says, up to the
 token with which the template ends its turn. Turns with "weight": 0 or "train": false are read and
-not learned. Words of a turn are words: they make no control token. Files are streamed: their size
-does not matter. A part is held out for evaluation.
+not learned. Words of a turn are words: they make no control token. An answer that does not end
+within --seq-len is not learned. A table tells before the first step what all comes to; mesp-ref data
+shows it alone. Files are streamed: their size does not matter. A part is held out for evaluation.
 
 The run directory gets adapter/, run.json (the configuration), metrics.jsonl and .csv, loss.png,
 summary.json, and state.safetensors, from which --resume goes on with the same bits. Ctrl-C saves

@@ -18,8 +18,7 @@ from mesp_ref.cli.options import (
     say,
 )
 from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.init import init_lora
-from mesp_ref.engine.init import parse_targets
+from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.models import load_model
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         stream = open_stream(
             model, data, seq_len=args.seq_len, form=args.form, packing=args.packing
         )
-        ids, labels = as_batch(stream.once(args.batch_size))
+        ids, labels, _ = as_batch(stream.once(args.batch_size))
     found = list(
         checkpoint_gradcheck(
             model, adapter, ids, labels, method=args.method, directions=args.directions,

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.api import check_offload
-from mesp_ref.api import loss_and_grads
+from mesp_ref.api import check_offload, loss_and_grads
 from mesp_ref.cli.options import add_command, add_json, print_json, say
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.init import init_lora
-from mesp_ref.engine.init import parse_targets
+from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.affine import Affine

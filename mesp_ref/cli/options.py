@@ -16,6 +16,7 @@ from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.train.rows import PACKINGS
+from mesp_ref.train.sources import FORMATS
 
 _NO_SUCH_COMMAND = (
     r"^argument (?:COMMAND|ACTION|KIND): invalid choice: '(.*?)' \(choose from (.*)\)"
@@ -94,16 +95,23 @@ def add_data(parser: Any) -> None:
     """--data, --format and --packing."""
     parser.add_argument(
         "--data", metavar="FILE",
-        help="text or JSONL; default: conversations about stories that come with this package",
+        help="text, JSONL, a JSON list, CSV, TSV, Parquet, Arrow, a directory of save_to_disk, or gzip "
+        "of one; default: conversations about stories that come with this package",
     )  # fmt: skip
+    add_forms(parser)
+
+
+def add_forms(parser: Any) -> None:
+    """--format and --packing."""
     parser.add_argument(
-        "--format", choices=("auto", "text", "jsonl"), default="auto", dest="form",
-        help="default: jsonl for .jsonl, .ndjson and .json, else text",
+        "--format", choices=FORMATS, default="auto", dest="form",
+        help="default: what the file's content is",
     )  # fmt: skip
     parser.add_argument(
         "--packing", choices=PACKINGS, default="auto",
-        help="pack: documents one after another, cut into sequences; pad: one document per "
-        "sequence (default: pad for messages, else pack)",
+        help="pack: documents one after another, cut into sequences in which none sees another and "
+        "each begins at position 0, so that gradients are those of the documents apart; pad: one "
+        "document per sequence (default: pad for conversations and prompts, else pack)",
     )  # fmt: skip
 
 

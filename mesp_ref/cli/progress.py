@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from mesp_ref.errors import escaped
 from mesp_ref.job.metrics import Event
-from mesp_ref.train.rows import TurnCounts
+from mesp_ref.train.contents import table
 
 _LINES = 10  # how many steps a log shows
 
@@ -53,9 +53,8 @@ class Progress:
             f"{event['lora_parameters'] / 1e6:.2f} M parameters",
             f"data     {event['data']}: {event['data_bytes'] / 1e6:.2f} MB, "
             f"{event['heldout_rows']} sequences held out",
+            *(f"         {line}" for line in table(event["contents"])),
         )
-        if told := TurnCounts(**event["turns"]).told():
-            self._say(f"chats    {told}")
         if event["memory"]:
             self._say(f"memory   {event['memory']}")
         self.began = time.time() - event["seconds"]

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.adapter import adapter_shapes
+from mesp_ref.engine.adapter import Adapter, adapter_shapes
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.ops import Array

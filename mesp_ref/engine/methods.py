@@ -16,11 +16,7 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import EVERYTHING, MESP, PLAIN, Halves, block, block_bwd
 from mesp_ref.engine.half import Gradients, copied
 from mesp_ref.engine.layer import Layer, Tap, untapped
-from mesp_ref.engine.model import EMBEDDING
-from mesp_ref.engine.model import NORM
-from mesp_ref.engine.model import Model
-from mesp_ref.engine.model import embed
-from mesp_ref.engine.model import shift
+from mesp_ref.engine.model import EMBEDDING, NORM, Model, embed, shift
 from mesp_ref.ops import Array
 
 OnGradients = Callable[[int, Gradients], object]

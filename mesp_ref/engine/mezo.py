@@ -8,8 +8,7 @@ import numpy as np
 from mesp_ref.engine.half import Gradients
 from mesp_ref.engine.inputs import finite
 from mesp_ref.engine.methods import Step
-from mesp_ref.engine.model import hidden_states
-from mesp_ref.engine.model import shift
+from mesp_ref.engine.model import hidden_states, shift
 from mesp_ref.ops import Array
 
 

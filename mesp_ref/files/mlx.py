@@ -13,13 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.adapter import tensor_name
+from mesp_ref.engine.adapter import Adapter, tensor_name
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
-from mesp_ref.engine.init import check_adapter
-from mesp_ref.engine.init import check_rank
-from mesp_ref.engine.init import compute_dtype
-from mesp_ref.engine.init import parse_targets
+from mesp_ref.engine.init import check_adapter, check_rank, compute_dtype, parse_targets
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.fields import read_fields
 from mesp_ref.files.names import shared_name

@@ -17,8 +17,7 @@ from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.generate import generate
-from mesp_ref.engine.init import init_lora
-from mesp_ref.engine.init import parse_targets
+from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.models import load_model
@@ -157,26 +156,29 @@ def _open_files(options: FinetuneOptions, model: Model, data: Path) -> list[Data
 
 def _open_streams(
     options: FinetuneOptions, files: list[DataFile], encoder: Encoder
-) -> tuple[RowStream, list[Row]]:
-    """Rows to train on, without end, and the rows held out."""
+) -> tuple[RowStream, list[Row], dict[str, Event]]:
+    """Rows to train on, without end, the rows held out, and what both come to."""
     seed, packing, length = options.train.seed, options.packing, options.train.seq_len
     if len(files) == 1:
         pages, held = split_pages(files[0].pages, options.val_fraction, seed)
     else:
         pages, held = np.arange(files[0].pages), np.arange(files[1].pages)
     stream = RowStream(files[0], encoder, pages, seq_len=length, packing=packing, seed=seed)
+    contents = {"train": dataclasses.asdict(stream.contents())}
     stream.require_full_row()
-    if not len(held):
-        if options.patience:
-            raise MespRefError(
-                f"patience: found {options.patience} without held-out data, expected --val-fraction "
-                "above 0 or --val-data"
-            )
-        return stream, []
-    held_stream = RowStream(
-        files[-1], encoder, held, seq_len=length, packing=packing, shuffle=False
-    )
-    return stream, list(held_stream.once(options.eval_rows))
+    rows: list[Row] = []
+    if len(held):
+        held_stream = RowStream(
+            files[-1], encoder, held, seq_len=length, packing=packing, shuffle=False
+        )
+        contents["held out"] = dataclasses.asdict(held_stream.contents())
+        rows = list(held_stream.once(options.eval_rows))
+    if options.patience and not rows:
+        raise MespRefError(
+            f"patience: found {options.patience} without held-out data, expected --val-fraction "
+            "above 0 or --val-data, with rows that fit into --seq-len"
+        )
+    return stream, rows, contents
 
 
 def finetune(
@@ -224,9 +226,9 @@ class Run:
         files = _open_files(options, self.model, data)
         kinds = {k for f in files for k in f.kinds}
         encoder = open_encoder(self.model, kinds, now, options.special_tokens_in_text)
-        self.tokenizer, self.ends, self.turns = encoder.tokenizer, encoder.turn_ends, encoder.counts
+        self.tokenizer, self.ends = encoder.tokenizer, encoder.turn_ends
         self.chat = encoder.template is not None
-        self.stream, self.heldout = _open_streams(options, files, encoder)
+        self.stream, self.heldout, self.contents = _open_streams(options, files, encoder)
         adapter = _open_adapter(options, self.model)
         assert self.model.path is not None
         self.name = adapter.base_model_name_or_path = model_name(self.model.path, options.model)
@@ -335,6 +337,8 @@ class Run:
         return train.schedule == "constant" or step >= before
 
     def _warn_of_length(self) -> None:
+        if "held out" in self.contents and self.options.eval_rows and not self.heldout:
+            self.report.warn("no held-out row has a token to learn: nothing is evaluated")
         length, known = self.options.train.seq_len, self.model.config.max_position_embeddings
         if length > known:
             self.report.warn(
@@ -613,7 +617,7 @@ class Run:
             "data": self.options.data or "questions about stories",
             "data_bytes": self.stream.data.size,
             "heldout_rows": len(self.heldout),
-            "turns": dataclasses.asdict(self.turns),
+            "contents": self.contents,
             "out": None if self.directory.numbered else str(self.directory.place),
             "complete": self.resumed and self.trainer.step >= self.options.train.steps,
             "seconds": self.totals.seconds,
@@ -665,7 +669,7 @@ class Run:
             "stopped_early": self.trainer.step < self.options.train.steps,
             "tokens": self.trainer.tokens,
             "epochs": self.stream.cursor.epoch,
-            "turns": dataclasses.asdict(self.turns),
+            "contents": self.contents,
             "computed_tokens": totals.computed_tokens,
             "seconds": totals.seconds,
             "tokens_per_second": totals.computed_tokens / totals.seconds

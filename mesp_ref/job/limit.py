@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from mesp_ref.api import choose_schedule
-from mesp_ref.api import step_shapes
+from mesp_ref.api import choose_schedule, step_shapes
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
 from mesp_ref.memory import Choice, Schedule, peak

@@ -2,9 +2,7 @@
 
 from mesp_ref.engine.block import ATTENTION_NORM, EVERYTHING, MLP_NORM
 from mesp_ref.engine.half import SublayerRes, sublayer, sublayer_bwd
-from mesp_ref.engine.methods import Step
-from mesp_ref.engine.methods import embed_bwd
-from mesp_ref.engine.methods import head_and_loss
+from mesp_ref.engine.methods import Step, embed_bwd, head_and_loss
 from mesp_ref.engine.model import embed
 from mesp_ref.ops import Array
 

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref import ops
-from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.adapter import tensor_name
+from mesp_ref.engine.adapter import Adapter, tensor_name
 from mesp_ref.engine.block import Halves
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.half import Backward, Forward, Gradients

@@ -8,15 +8,9 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import PLAIN
 from mesp_ref.engine.half import Gradients
 from mesp_ref.engine.inputs import apart
-from mesp_ref.engine.methods import OnGradients
-from mesp_ref.engine.methods import Step
-from mesp_ref.engine.methods import mebp
-from mesp_ref.engine.methods import mesp
-from mesp_ref.engine.methods import store_all
+from mesp_ref.engine.methods import OnGradients, Step, mebp, mesp, store_all
 from mesp_ref.engine.mezo import mezo
-from mesp_ref.engine.model import EMBEDDING
-from mesp_ref.engine.model import Model
-from mesp_ref.engine.model import layers
+from mesp_ref.engine.model import EMBEDDING, Model, layers
 from mesp_ref.lean import mlp_width
 from mesp_ref.lean.activations import Checkpoints
 from mesp_ref.lean.halves_tiled import tiled

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.adapter import adapter_shapes
+from mesp_ref.engine.adapter import Adapter, adapter_shapes
 from mesp_ref.engine.methods import Step
-from mesp_ref.engine.model import EMBEDDING
-from mesp_ref.engine.model import Model
+from mesp_ref.engine.model import EMBEDDING, Model
 from mesp_ref.lean.activations import Checkpoints
 from mesp_ref.lean.steps import METHODS, by_block, new_step
 from mesp_ref.lean.workers import Item, Result, Workers

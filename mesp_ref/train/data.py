@@ -19,7 +19,8 @@ import os
 import re
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,13 +30,22 @@ from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.strict import open_regular, parse_json
 from mesp_ref.ops import Array
 from mesp_ref.train.chat import FIELDS, ROLES
+from mesp_ref.train.forms import FORMS, turned
+from mesp_ref.train.sources import (
+    BOM,
+    FORMATS,
+    LINE_LIMIT,
+    READ_BYTES,
+    Held,
+    converted,
+    peek,
+    recognised,
+    unpacked,
+)
 
 _PAGE_BYTES = 1 << 15
-_READ_BYTES = 1 << 20
-_LINE_LIMIT = 1 << 26
 _CUT_WINDOW = 4096
-_BOM = b"\xef\xbb\xbf"
-KINDS = ("text", "messages", "tokens")
+_UNUSED = 20  # names of fields that are kept to be told
 # Before a single space, or after a single newline, between two characters that are not space: no
 # byte-level BPE of the GPT-2 and Qwen families joins characters across such a place.
 _SAFE = r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)"
@@ -44,16 +54,22 @@ _SAFE_CUT, _SAFE_CUT_TEXT = re.compile(_SAFE.encode()), re.compile(_SAFE)
 
 @dataclass(frozen=True)
 class DataFile:
-    """A checked file and its pages. `offsets[i]` to `offsets[i+1]` are the bytes of page i."""
+    """A checked file and its pages. `offsets[i]` to `offsets[i+1]` are the bytes of page i.
+
+    `held` has them where the file was unpacked or converted: a temporary file without a name.
+    """
 
     path: Path
     jsonl: bool
     offsets: Array  # [P+1] uint64
     first_lines: Array  # [P] uint64: number of the first line of each page; empty for text
-    kinds: tuple[str, ...]  # kinds of record met, in the order of KINDS
+    kinds: tuple[str, ...]  # forms of record met, by the names of FORMS
     sha256: str
     size: int
     written: int  # st_mtime_ns when the file was checked
+    format: str = "text"  # as `sources.recognised` names it
+    unused: tuple[str, ...] = ()  # fields of records that nobody reads
+    held: Held | None = None
 
     @property
     def pages(self) -> int:
@@ -62,6 +78,8 @@ class DataFile:
     def read(self, page: int) -> bytes:
         """The bytes of one page."""
         start, stop = int(self.offsets[page]), int(self.offsets[page + 1])
+        if self.held is not None:
+            return self.held.read(start, stop - start)
         try:
             with open_regular(self.path) as file:
                 status = os.fstat(file.fileno())
@@ -75,12 +93,13 @@ class DataFile:
             )
         return data
 
-    def records(self, page: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Line number and object of every record of a JSONL page."""
+    def records(self, page: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every record of a page of records, as `forms.turned` makes it, and where it stands."""
         first = int(self.first_lines[page])
         for number, line in enumerate(self.read(page).split(b"\n"), first):
             if line.strip():
-                yield number, parse_json(line)
+                where = _place(self.path, self.format, number)
+                yield where, turned(parse_json(line), where).value
 
 
 def open_data(
@@ -88,35 +107,62 @@ def open_data(
 ) -> DataFile:
     """Check a data file and cut it into pages; nothing is tokenised yet.
 
-    Forms     "text": UTF-8. "jsonl": an object per line with `text`, `messages` or `tokens`.
-              "auto": jsonl for names that end in .jsonl, .ndjson or .json, else text
-    Memory    one piece of 1 MiB, or the longest line; what stays is 8 bytes (16 for JSONL) per page
+    Forms     "text": UTF-8. "jsonl": an object per line. "json": a list of objects. "csv", "tsv":
+              named columns. "auto": what the content is, Parquet, Arrow, a data set's directory of
+              `save_to_disk` and gzip of any file included. Records: see `forms`
+    Memory    one piece of 1 MiB, or the longest record; what stays is 8 bytes (16 for records) per
+              page. What is neither text nor JSONL is written once to a temporary file
     Raises    MespRefError naming file, line and field of the first thing that is wrong
     """
     path = Path(path)
-    if form not in ("auto", "text", "jsonl"):
-        raise MespRefError(f"format: found {form!r}, expected auto, text or jsonl")
+    if form not in FORMATS:
+        raise MespRefError(f"format: found {form!r}, expected one of {', '.join(FORMATS)}")
     if not path.exists():
-        raise MespRefError(f"{path}: not found, expected a text or JSONL file")
+        raise MespRefError(f"{path}: not found, expected a file of texts or records")
+    if path.is_dir() and any((path / n).is_file() for n in ("state.json", "dataset_dict.json")):
+        with converted(path, None, "arrow") as room:
+            return replace(_scan_lines(path, room, vocab_size, "arrow"), held=Held(room))
     if not path.is_file():
-        raise MespRefError(f"{path}: not a regular file, expected a text or JSONL file")
-    jsonl = form == "jsonl" or (
-        form == "auto" and path.suffix.lower() in (".jsonl", ".ndjson", ".json")
-    )
+        raise MespRefError(
+            f"{path}: not a regular file, nor a data set's directory (with state.json), expected "
+            "one of them"
+        )
     try:
         with open_regular(path) as file:
-            if jsonl:
-                return _scan_lines(path, file, vocab_size)
-            return _scan_text(path, file, seq_len)
+            return _open_file(path, file, seq_len, form, vocab_size)
     except OSError as error:
         raise MespRefError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _open_file(
+    path: Path, file: BinaryIO, seq_len: int, form: str, vocab_size: int | None
+) -> DataFile:
+    head, whole = peek(file)
+    given = file
+    with ExitStack() as stack:
+        if head.startswith(b"\x1f\x8b"):
+            file = stack.enter_context(unpacked(path, file))
+            head, whole = peek(file)
+        if form == "auto":
+            form = recognised(path, head, whole)
+        if form == "text":
+            data = _scan_text(path, file, seq_len)
+        else:
+            if form != "jsonl":
+                file = stack.enter_context(converted(path, file, form))
+            data = _scan_lines(path, file, vocab_size, form)
+        return data if file is given else replace(data, held=Held(file))
+
+
+def _place(path: Path, form: str, number: int) -> str:
+    return f"{path}: {'line' if form == 'jsonl' else 'record'} {number}"
 
 
 def _scan_text(path: Path, file: BinaryIO, seq_len: int) -> DataFile:
     """One pass: hash, UTF-8, anything but space; then the cuts."""
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     position, blank = 0, True
-    while piece := file.read(_READ_BYTES):
+    while piece := file.read(READ_BYTES):
         digest.update(piece)
         pending = len(decoder.getstate()[0])
         try:
@@ -143,7 +189,7 @@ def _scan_text(path: Path, file: BinaryIO, seq_len: int) -> DataFile:
 def _text_cuts(file: BinaryIO, size: int, page: int) -> Array:
     """Offsets of about one cut every `page` bytes, each between two words where there are words."""
     file.seek(0)
-    start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+    start = len(BOM) if file.read(len(BOM)) == BOM else 0
     cuts = array("Q", [start])
     # A rest of less than half a page joins the page before it.
     for target in range(start + page, size - page // 2, page):
@@ -179,41 +225,43 @@ def cut_text(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def _scan_lines(path: Path, file: BinaryIO, vocab_size: int | None) -> DataFile:
+def _scan_lines(path: Path, file: BinaryIO, vocab_size: int | None, form: str) -> DataFile:
     """One pass over the lines: hash, every record checked, pages cut between records."""
-    size = path.stat().st_size
+    size = os.fstat(file.fileno()).st_size
     page_bytes = min(max(size // 1024, 1), _PAGE_BYTES // 2)
-    digest, kinds = hashlib.sha256(), set()
+    digest, kinds, unused = hashlib.sha256(), set(), dict[str, None]()
     offsets, first_lines = array("Q"), array("Q")
     position, number, page_start = 0, 0, -page_bytes
-    while line := file.readline(_LINE_LIMIT):
+    while line := file.readline(LINE_LIMIT):
         number += 1
         digest.update(line)
-        if len(line) == _LINE_LIMIT:
-            raise MespRefError(
-                f"{path}: line {number}: longer than {_LINE_LIMIT} bytes, expected JSONL"
-            )
-        begin = position + (len(_BOM) if number == 1 and line.startswith(_BOM) else 0)
+        where = _place(path, form, number)
+        if len(line) == LINE_LIMIT:
+            raise MespRefError(f"{where}: longer than {LINE_LIMIT} bytes, expected JSONL")
+        begin = position + (len(BOM) if number == 1 and line.startswith(BOM) else 0)
         position += len(line)
-        content = line.removeprefix(_BOM) if number == 1 else line
+        content = line.removeprefix(BOM) if number == 1 else line
         if not content.strip():
             continue
-        kinds.add(_check_record(content, f"{path}: line {number}", vocab_size))
+        kind, fields = _check_record(content, where, vocab_size)
+        kinds.add(kind)
+        if len(unused) < _UNUSED:
+            unused |= dict.fromkeys(fields[:_UNUSED])
         if begin - page_start >= page_bytes:
             offsets.append(begin)
             first_lines.append(number)
             page_start = begin
     if not kinds:
-        raise MespRefError(f"{path}: empty, expected a JSON object per line")
-    found = tuple(kind for kind in KINDS if kind in kinds)
+        raise MespRefError(f"{path}: empty, expected records: a JSON object per line, or rows")
     offsets.append(position)
-    bounds, lines = np.array(offsets), np.array(first_lines)
-    written = os.fstat(file.fileno()).st_mtime_ns
-    return DataFile(path, True, bounds, lines, found, digest.hexdigest(), position, written)
+    return DataFile(
+        path, True, np.array(offsets), np.array(first_lines), tuple(k for k in FORMS if k in kinds),
+        digest.hexdigest(), position, os.fstat(file.fileno()).st_mtime_ns, form, tuple(unused),
+    )  # fmt: skip
 
 
-def _check_record(line: bytes, where: str, vocab_size: int | None) -> str:
-    """Kind of a record; MespRefError for a line that is not one."""
+def _check_record(line: bytes, where: str, vocab_size: int | None) -> tuple[str, tuple[str, ...]]:
+    """Form of a record and its unused fields; MespRefError for a line that is not one."""
     try:
         record = parse_json(line)
     except UnicodeDecodeError as error:
@@ -221,21 +269,15 @@ def _check_record(line: bytes, where: str, vocab_size: int | None) -> str:
             f"{where}: byte {error.start}: not UTF-8; convert the file first"
         ) from None
     except ValueError as error:
-        raise MespRefError(f"{where}: not JSON ({error}), expected one object per line") from None
-    if not isinstance(record, dict):
-        raise MespRefError(f"{where}: found {type(record).__name__}, expected a JSON object")
-    kind = next((kind for kind in ("messages", "tokens", "text") if kind in record), None)
-    if kind is None:
-        fields = ", ".join(map(shown, list(record)[:5])) or "none"
-        raise MespRefError(f"{where}: found fields {fields}, expected text, messages or tokens")
-    if kind == "text" and not isinstance(record["text"], str):
-        found = type(record["text"]).__name__
-        raise MespRefError(f"{where}: text: found {found}, expected a string")
-    if kind == "messages":
-        _check_messages(record["messages"], where)
-    if kind == "tokens":
-        _check_tokens(record["tokens"], where, vocab_size)
-    return kind
+        raise MespRefError(
+            f"{where}: not JSON ({error}), expected one object per line, or one list of objects"
+        ) from None
+    form, value, unused = turned(record, where)
+    if "messages" in value:
+        _check_messages(value["messages"], where)
+    if "tokens" in value:
+        _check_tokens(value["tokens"], where, vocab_size)
+    return form, unused
 
 
 def _check_messages(messages: Any, where: str) -> None:

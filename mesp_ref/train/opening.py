@@ -21,7 +21,8 @@ def open_encoder(
     kinds, tokenizer = set(kinds), None
     if kinds != {"tokens"} or (model.path / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(model.path)
-    template = load_chat_template(model.path, now) if "messages" in kinds else None
+    asked = kinds & {"messages", "conversations", "instruction"}
+    template = load_chat_template(model.path, now) if asked else None
     ends = model.config.eos_token_ids
     return Encoder(tokenizer, template, ends, model.config.vocab_size, special_in_text)
 

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
@@ -12,6 +12,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.tokenizer import reasons
 from mesp_ref.ops import IGNORED, Array
 from mesp_ref.train.chat import ChatTemplate, Cut, Span
+from mesp_ref.train.contents import Contents, fitted
 from mesp_ref.train.data import DataFile, cut_text
 from mesp_ref.train.spelling import Control, Speller
 
@@ -19,19 +20,32 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 POOL_BYTES = 1 << 20
+COUNTED_POOLS = 8  # how much of a file is counted before the first step
 PACKINGS = ("auto", "pack", "pad")
+_PACKED = ("text", "tokens")  # forms that are packed unless it is said otherwise
 
 
 class Row(NamedTuple):
-    """One sequence: what the model reads, and what it must say (IGNORED where it need not)."""
+    """One sequence: what the model reads, and what it must say (IGNORED where it need not).
+
+    `positions` count each document of a packed row from 0; None where a row is one document.
+    """
 
     ids: Array  # [T] int32
     labels: Array  # [T] int32; labels[t] is predicted from ids[:t], so labels[0] never counts
+    positions: Array | None = None  # [T] int32
 
     @property
     def counted(self) -> int:
         """Number of tokens that the loss counts."""
         return int(np.count_nonzero(self.labels[1:] != IGNORED))
+
+
+class Documents(NamedTuple):
+    """Documents of a pool, each as a row of any length, and the TurnCounts of reading them."""
+
+    rows: list[Row]
+    turns: dict[str, int]
 
 
 class Cursor(NamedTuple):
@@ -67,6 +81,11 @@ class TurnCounts:
     rewritten: int = 0
     silent: int = 0
     forged: int = 0
+
+    def since(self, before: "TurnCounts") -> dict[str, int]:
+        """What has been met after `before`."""
+        then = asdict(before)
+        return {name: number - then[name] for name, number in asdict(self).items()}
 
     def told(self) -> str:
         """What is not learned and why, in a line; empty where all is as anybody would expect."""
@@ -139,17 +158,27 @@ class Encoder:
         return ids.astype(np.int32)
 
     def record(self, record: dict[str, Any], where: str) -> Row:
-        """One JSONL record as a row of any length. Everything counts, except in `messages`, where
-        only what the assistant says does, up to and with the token that ends its turn."""
-        if "messages" in record:
+        """A record as a row of any length. Everything counts, except in `messages`, where only what
+        the assistant says does, up to and with the token that ends its turn, and in `prompt`.
+        A record that has both is a conversation for a model with a chat template."""
+        if "messages" in record and (self.template is not None or "prompt" not in record):
             return self._chat(record, where)
         if "tokens" in record:
             ids = np.array(record["tokens"], np.int32)
+        elif "prompt" in record:
+            asked = self.text(record["prompt"], special=True)
+            answer = self._ended(self.text(record["completion"]))
+            ids = np.concatenate([asked, answer])
+            return Row(ids, np.concatenate([np.full_like(asked, IGNORED), answer]))
         else:
-            ids = self.text(record["text"], special=True)
-            if self.ends and not (ids.size and ids[-1] in self.ends):
-                ids = np.append(ids, np.int32(self.ends[0]))
+            ids = self._ended(self.text(record["text"], special=True))
         return Row(ids, ids)
+
+    def _ended(self, ids: Array) -> Array:
+        """With an end token, if the model has one and it is not there."""
+        if self.ends and not (ids.size and ids[-1] in self.ends):
+            return np.append(ids, np.int32(self.ends[0]))
+        return ids
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> Array:
         """Token ids that ask for the next turn of a conversation, [T] int32."""
@@ -223,9 +252,11 @@ class Encoder:
 class RowStream:
     """Rows of a file, endlessly, in an order that (seed, cursor) alone decides.
 
-    packing   "pack": documents one after another, cut into rows of seq_len.
-              "pad": a document per row; longer ones are cut into several, conversations cut short.
-              "auto": pad for conversations, else pack
+    packing   "pack": documents one after another, cut into rows of seq_len, where none sees another
+              and each begins at position 0; one that is cut begins anew in the next row.
+              "pad": a document per row; longer ones are cut into several, those of which only parts
+              are learned behind the last part that ends within a row, see `contents.fitted`.
+              "auto": pack for texts and tokens, else pad
     shuffle   False for evaluation: pages and rows in the order of the file, every token once.
               True: pages and rows in a seeded order, new in each epoch; the last row of a pool
               reaches back over tokens of the row before, so that it has seq_len tokens too
@@ -246,12 +277,12 @@ class RowStream:
             raise MespRefError(f"packing: found {packing!r}, expected one of {', '.join(PACKINGS)}")
         self.data, self.encoder, self.pages = data, encoder, np.asarray(pages)
         self.seq_len, self.seed, self.shuffle = seq_len, seed, shuffle
-        self.pack = packing == "pack" or (packing == "auto" and "messages" not in data.kinds)
+        self.pack = packing == "pack" or (packing == "auto" and not {*data.kinds} - {*_PACKED})
         self.cursor = Cursor()
         mean = max(data.size // data.pages, 1)
         self._pool_pages = max(POOL_BYTES // mean, 1)
         self.pools = -(-len(self.pages) // self._pool_pages)
-        self._documents: list[Row] | None = None
+        self._documents: Documents | None = None
         self._order: tuple[int, Array] = (-1, self.pages)
         self._rows: tuple[tuple[int, int], list[Row]] = ((-1, -1), [])
 
@@ -289,7 +320,8 @@ class RowStream:
                 if given == limit:
                     return
                 given += 1
-                yield Row(row.ids.copy(), row.labels.copy())
+                positions = None if row.positions is None else row.positions.copy()
+                yield Row(row.ids.copy(), row.labels.copy(), positions)
 
     def require_full_row(self) -> None:
         """Raise MespRefError when packed data has fewer tokens than one sequence."""
@@ -303,11 +335,40 @@ class RowStream:
         if self.pools == 1 and not rows:
             self._refuse_barren()
 
+    def contents(self, pools: int | None = COUNTED_POOLS) -> Contents:
+        """What the first epoch holds, counted in at most `pools` pools spread over it: some MiB are
+        tokenised before the first step, gigabytes are not. None: counted in all of it.
+        """
+        data, page_bytes = self.data, np.diff(self.data.offsets.astype(np.int64))
+        found = Contents(list(data.kinds), self.seq_len, unused=list(data.unused))
+        found.bytes = int(page_bytes[self.pages].sum())
+        count = self.pools if pools is None else min(pools, self.pools)
+        for pool in np.linspace(self.pools - 1, 0, count).round().astype(int).tolist():
+            documents, turns = self._pool_documents(0, pool)
+            for document in documents:
+                found.add_document(document.labels, self.pack)
+            rows = self._arranged(documents, 0, pool)
+            found.rows += len(rows)
+            found.tokens += sum(len(row.ids) for row in rows)
+            found.learned += sum(row.counted for row in rows)
+            if self.pack:
+                sizes = np.array([len(d.ids) for d in documents if len(d.ids)], np.int64)
+                last = np.cumsum(sizes) - 1
+                first_row, last_row = (last + 1 - sizes) // self.seq_len, last // self.seq_len
+                found.continued += int(np.count_nonzero(last_row > first_row))
+            for name in ("answers", "excluded", "rewritten", "forged"):
+                setattr(found, name, getattr(found, name) + turns[name])
+            found.bytes_read += int(page_bytes[self._pool_of(0, pool)].sum())
+            self._rows = ((0, pool), rows)
+        return found
+
     def _refuse_barren(self) -> NoReturn:
+        found = self.contents()
         told = self.encoder.counts.told()
         raise MespRefError(
             f"{self.data.path}: found no token to learn from in sequences of {self.seq_len}, "
-            "expected some; conversations are cut short there: try a larger --seq-len"
+            f"expected some; {found.too_long} of {found.documents} have no answer that ends there, "
+            f"the longest has {found.longest} tokens: try a larger --seq-len"
             + (f" ({told})" if told else "")
         )
 
@@ -318,13 +379,27 @@ class RowStream:
         return self._rows[1]
 
     def _make_rows(self, epoch: int, pool: int) -> list[Row]:
+        return self._arranged(self._pool_documents(epoch, pool).rows, epoch, pool)
+
+    def _pool_of(self, epoch: int, pool: int) -> Array:
+        """Numbers of the pages of a pool."""
+        size = self._pool_pages
+        return self._page_order(epoch)[pool * size : (pool + 1) * size]
+
+    def _pool_documents(self, epoch: int, pool: int) -> "Documents":
+        """The documents of a pool, and what was met in them; a small file is tokenised only once."""
+        if self._documents is not None:
+            return self._documents
+        before = replace(self.encoder.counts)
+        rows = self._read(self._pool_of(epoch, pool))
+        documents = Documents(rows, self.encoder.counts.since(before))
+        if self.pools == 1:
+            self._documents = documents
+        return documents
+
+    def _arranged(self, documents: Sequence[Row], epoch: int, pool: int) -> list[Row]:
+        """Rows of a pool in the order of an epoch."""
         rng = np.random.default_rng([self.seed, 2, epoch, pool])
-        documents = self._documents
-        if documents is None:
-            size = self._pool_pages
-            documents = self._read(self._page_order(epoch)[pool * size : (pool + 1) * size])
-            if self.pools == 1:  # a small file: tokenise it only once
-                self._documents = documents
         if self.shuffle and self.data.jsonl:
             documents = [documents[i] for i in rng.permutation(len(documents))]
         rows = list(self._cut(documents))
@@ -339,46 +414,84 @@ class RowStream:
         return self._order[1]
 
     def _read(self, pages: Array) -> list[Row]:
-        """Documents of some pages, tokenised. Text pages that follow each other stay one text;
-        where they do not, the first token cannot be foreseen and is not asked for."""
+        """Documents of some pages, tokenised. Text pages that follow each other are one document;
+        those that do not are several, and the first token of each is not asked for."""
         documents: list[Row] = []
+        stretch: list[Array] = []
         last = -2
         for page in sorted(int(page) for page in pages):
             if self.data.jsonl:
-                for number, record in self.data.records(page):
-                    where = f"{self.data.path}: line {number}"
+                for where, record in self.data.records(page):
                     documents.append(self.encoder.record(record, where))
                 continue
-            ids = self.encoder.text(self.data.read(page).decode("utf-8"))
-            labels = ids.copy()
-            if page != last + 1:
-                labels[:1] = IGNORED
-            documents.append(Row(ids, labels))
+            if page != last + 1 and stretch:
+                documents.append(_joined(stretch))
+                stretch = []
+            stretch.append(self.encoder.text(self.data.read(page).decode("utf-8")))
             last = page
-        return documents
+        return [*documents, _joined(stretch)] if stretch else documents
 
     def _cut(self, documents: Sequence[Row]) -> Iterator[Row]:
         """Rows of at most seq_len tokens that have something to learn."""
-        if self.pack and documents:
-            ids, labels = (np.concatenate(part) for part in zip(*documents, strict=True))
-            documents = [Row(ids, labels)]
+        if self.pack:
+            yield from self._packed(documents)
+            return
         for document in documents:
-            length = len(document.ids)
-            chat = not self.pack and bool((document.labels == IGNORED).any())
-            for start in range(0, min(length, self.seq_len) if chat else length, self.seq_len):
-                if self.pack and self.shuffle:
-                    start = max(min(start, length - self.seq_len), 0)
-                piece = slice(start, start + self.seq_len)
+            chat, length = bool((document.labels == IGNORED).any()), len(document.ids)
+            if chat:
+                length = fitted(document.labels, self.seq_len).stop
+            for start in range(0, length, self.seq_len):
+                piece = slice(start, min(start + self.seq_len, length))
                 row = Row(document.ids[piece], document.labels[piece])
                 if row.counted:
                     yield row
 
+    def _packed(self, documents: Sequence[Row]) -> Iterator[Row]:
+        """Documents one after another, cut every seq_len tokens. None sees another: positions begin
+        anew with each, and in each row, and the first token of each is nobody's to foresee."""
+        documents = [document for document in documents if len(document.ids)]
+        if not documents:
+            return
+        ids, labels = (np.concatenate([d[part] for d in documents]) for part in (0, 1))
+        starts = np.cumsum([0, *(len(d.ids) for d in documents[:-1])])
+        labels[starts] = IGNORED
+        for start in range(0, len(ids), self.seq_len):
+            if self.shuffle:
+                start = max(min(start, len(ids) - self.seq_len), 0)
+            stop = min(start + self.seq_len, len(ids))
+            inside = starts[np.searchsorted(starts, start, "right") : np.searchsorted(starts, stop)]
+            row = Row(ids[start:stop], labels[start:stop], _positions(stop - start, inside - start))
+            if row.counted:
+                yield row
 
-def as_batch(rows: Iterable[Row]) -> tuple[Array, Array]:
+
+def _joined(stretch: Sequence[Array]) -> Row:
+    ids = np.concatenate(stretch)
+    return Row(ids, ids)
+
+
+def _positions(length: int, starts: Array) -> Array | None:
+    """Positions of a row in which documents begin at `starts`, and at 0: [T] int32, or None."""
+    if not len(starts):
+        return None
+    begins = np.zeros(length, np.int32)
+    begins[starts] = starts
+    return np.arange(length, dtype=np.int32) - np.maximum.accumulate(begins)
+
+
+class Batch(NamedTuple):
+    """Rows side by side: [N,T] int64 each. `positions` is None where no row is packed."""
+
+    ids: Array
+    labels: Array
+    positions: Array | None
+
+
+def as_batch(rows: Iterable[Row]) -> Batch:
     """Rows side by side, padded on the right to the longest.
 
-    Shapes    -> input_ids, labels [N,T] int64. Padding has id 0 and label IGNORED: no counted token
-              can see it, for attention is causal
+    Padding has id 0 and label IGNORED, and is a document of its own in packed rows: no counted token
+    can see it, for attention is causal
     """
     rows = list(rows)
     if not rows:
@@ -388,7 +501,12 @@ def as_batch(rows: Iterable[Row]) -> tuple[Array, Array]:
         )
     shape = (len(rows), max(len(row.ids) for row in rows))
     ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+    positions = np.tile(np.arange(shape[1]), (shape[0], 1))
     for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = row.ids
-        labels[i, : len(row.labels)] = row.labels
-    return ids, labels
+        length = len(row.ids)
+        ids[i, :length], labels[i, :length] = row.ids, row.labels
+        if row.positions is not None:
+            positions[i, :length] = row.positions
+            positions[i, length:] = np.arange(shape[1] - length)
+    packed = any(row.positions is not None for row in rows)
+    return Batch(ids, labels, positions if packed else None)

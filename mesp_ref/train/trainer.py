@@ -12,10 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.api import METHODS
-from mesp_ref.api import check_offload
-from mesp_ref.api import check_perturbations
-from mesp_ref.api import loss_and_grads
+from mesp_ref.api import METHODS, check_offload, check_perturbations, loss_and_grads
 from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import arrays_in_memory
@@ -225,11 +222,14 @@ class Trainer:
     ) -> tuple[float, dict[str, Array]]:
         config = self.config
         noise = np.random.SeedSequence([config.seed, 4, self.step, part])
+        ids, labels, positions = as_batch(batch)
         try:
             return loss_and_grads(
                 self.model,
                 self.adapter,
-                *as_batch(batch),
+                ids,
+                labels,
+                position_ids=positions,
                 method=config.method,
                 trainable=self.trainable,
                 seed=int(noise.generate_state(1)[0]),

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.api import METHODS
-from mesp_ref.api import loss_and_grads
+from mesp_ref.api import METHODS, loss_and_grads
 from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.init import init_lora
-from mesp_ref.engine.init import parse_targets
+from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.figure import new_figure
@@ -25,11 +23,10 @@ from mesp_ref.job.metrics import Event
 from mesp_ref.job.report import Reporter
 from mesp_ref.ops import Array
 from mesp_ref.train.opening import open_stream
-from mesp_ref.train.rows import Cursor, Row, as_batch
+from mesp_ref.train.rows import Batch, Cursor, Row, as_batch
 from mesp_ref.train.trainer import DEFAULT_LR, TOKENS_PER_STEP, TrainConfig, Trainer
 
 REFERENCE = "store_all"
-Batch = tuple[Array, Array]
 _COLOURS = ("#bbbbbb", "#4477aa", "#228833", "#ccbb44", "#cc3311")
 
 
@@ -135,8 +132,9 @@ def _gradients(
 ) -> dict[str, Array]:
     train = _settings(options, method)
     return loss_and_grads(
-        model, adapter, *batch, method=method, seed=train.seed, eps=train.eps,
-        perturbations=train.perturbations, checkpoints=train.checkpoints, **more,
+        model, adapter, batch.ids, batch.labels, method=method, seed=train.seed, eps=train.eps,
+        perturbations=train.perturbations, checkpoints=train.checkpoints,
+        position_ids=batch.positions, **more,
     )[1]  # fmt: skip
 
 

@@ -5,8 +5,7 @@ from typing import Any, cast
 import numpy as np
 
 from mesp_ref import ops
-from mesp_ref.api import loss
-from mesp_ref.api import loss_and_grads
+from mesp_ref.api import loss, loss_and_grads
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
 from mesp_ref.files.safetensors import Stored

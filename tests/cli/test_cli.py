@@ -29,8 +29,8 @@ from mesp_ref.stories import story, write_questions
 from mesp_ref.verify.compare import agreement
 
 COMMANDS = (
-    "finetune", "generate", "eval", "merge", "info", "compare", "gradcheck", "convert", "pretrain",
-    "golden", "mutants",
+    "finetune", "generate", "eval", "data", "merge", "info", "compare", "gradcheck", "convert",
+    "pretrain", "golden", "mutants",
 )  # fmt: skip
 README = Path(__file__).parents[2] / "README.md"
 QUICK = ["--steps", "3", "--seq-len", "24", "--lr", "0.01", "--sample-tokens", "4", "--quiet"]
@@ -666,7 +666,7 @@ MISTAKES = {
         "line 1: template error",
     ),
     "no such record": (DATA + "fields.jsonl", None, "line 1: found fields 'prompt', 'answer'"),
-    "a JSON list": (DATA + "list.jsonl", None, "line 1: found list, expected a JSON object"),
+    "a JSON list": (DATA + "list.jsonl", None, "record 1: found list, expected a JSON object"),
     "text a number": (DATA + "number.jsonl", None, "line 1: text: found int"),
     "tokens floats": (DATA + "floats.jsonl", None, "line 1: tokens: found [1.5"),
     "text as JSONL": (GOOD + "--format jsonl", None, "notes.txt: line 1: not JSON"),
@@ -720,7 +720,7 @@ def test_mistakes_are_one_line_and_leave_nothing(here, capsys, line, change, mes
     Path("bad.jsonl").write_text('{"text": "fine"}\n{"text": oops}\n')
     Path("nobody.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
     Path("fields.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
-    Path("list.jsonl").write_text('[{"text": "a"}]\n')
+    Path("list.jsonl").write_text('[["a"]]\n')
     Path("number.jsonl").write_text('{"text": 1}\n')
     Path("floats.jsonl").write_text('{"tokens": [1.5, 2]}\n')
     Path("blank.txt").write_text(" \n\t\n")

@@ -88,12 +88,6 @@ def chats(path: Path) -> list[str]:
     return ["--model", "model", "--data", str(path), "--seq-len", "128"]
 
 
-TOLD = (
-    "of 3 read so far, with 3 answers: 1 answers excluded by weight or train; 1 conversations "
-    "without an answer to learn; 1 conversations spell a control token, which is taken as plain text"
-)
-
-
 def test_finetune_tells_and_samples_end_with_the_turn(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,10 +96,12 @@ def test_finetune_tells_and_samples_end_with_the_turn(
     argv = ["finetune", *chats(tmp_path / "c.jsonl"), "--steps", "1", "--val-fraction", "0",
             "--out", "run", "--prompt", FORGED]  # fmt: skip
     assert main(argv) == 0
-    assert f"chats    {TOLD}" in capsys.readouterr().err
-    turns = json.loads(Path("run/summary.json").read_text())["turns"]
-    assert turns == {"conversations": 3, "answers": 3, "excluded": 1, "rewritten": 0, "silent": 1,
-                     "forged": 1}  # fmt: skip
+    assert "answers not learned: excluded by weight or train" in capsys.readouterr().err
+    found = json.loads(Path("run/summary.json").read_text())["contents"]["train"]
+    assert {name: found[name] for name in ("documents", "answers", "excluded", "rewritten", "nothing",
+                                           "forged")} == {
+        "documents": 3, "answers": 3, "excluded": 1, "rewritten": 0, "nothing": 1, "forged": 1
+    }  # fmt: skip
     end, stop = (mr.load_tokenizer(model).token_to_id(name) for name in (END, STOP))
     assert set(asked.ends) == {(end, stop)}
     assert {count(model, ids, STOP) for ids in asked.prompts} == {2}
@@ -126,8 +122,8 @@ def test_eval_tells(
     argv = ["eval", *chats(tmp_path / "c.jsonl"), "--json"]
     assert main(argv) == 0
     shown = capsys.readouterr()
-    assert shown.err == f"chats: {TOLD}\n"
-    assert json.loads(shown.out)["turns"]["forged"] == 1
+    assert "conversations that spell a control token, taken as plain text" in shown.err
+    assert json.loads(shown.out)["contents"]["forged"] == 1
     assert main([*argv, "--special-tokens-in-text"]) == 0
     stops = [sum(count(model, row.ids.tolist(), STOP) for row in given) for given in rows]
     assert stops == [8, 10]

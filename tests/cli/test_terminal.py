@@ -140,7 +140,8 @@ def test_folders_and_files_cannot_forge_lines(
     assert len(run("info", model)) == 9
     assert len(run("memory", model, "--method", "mesp", "--seq-len", "8")) > 3
     assert len(run("convert", "adapter", adapter, out / "mlx", "--to", "mlx")) == 1
-    assert len(run("eval", "--model", model, "--data", data, "--seq-len", "16", "--rows", "2")) == 1
+    argv = ("eval", "--model", model, "--data", data, "--seq-len", "16", "--rows", "2")
+    assert len(run(*argv)) == 7  # the result, and six lines of what the data comes to
     assert len(run("merge", "--model", model, "--adapter", adapter, "--out", out / "merged")) == 1
     lines = run("finetune", "--model", model, "--data", data, "--steps", "1", "--seq-len", "16",
                 "--sample-tokens", "2", "--out", out / "run")  # fmt: skip

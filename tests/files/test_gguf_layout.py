@@ -15,7 +15,7 @@ gguf = pytest.importorskip("gguf")
 from test_convert import write_gguf  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
-from mesp_ref.engine.init import random_arrays# noqa: E402
+from mesp_ref.engine.init import random_arrays  # noqa: E402
 from mesp_ref.files import from_gguf  # noqa: E402
 from mesp_ref.files.from_gguf import convert_gguf  # noqa: E402
 from mesp_ref.files.gguf import Gguf  # noqa: E402

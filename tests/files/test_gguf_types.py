@@ -18,7 +18,7 @@ gguf = pytest.importorskip("gguf")
 from test_convert import gguf_name, interleaved, write_gguf  # noqa: E402
 
 import mesp_ref as mr  # noqa: E402
-from mesp_ref.engine.init import random_arrays# noqa: E402
+from mesp_ref.engine.init import random_arrays  # noqa: E402
 from mesp_ref.files import from_gguf  # noqa: E402
 from mesp_ref.files.from_gguf import convert_gguf  # noqa: E402
 

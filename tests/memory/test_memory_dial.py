@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
-from mesp_ref.api import choose_schedule
-from mesp_ref.api import step_shapes
+from mesp_ref.api import choose_schedule, step_shapes
 from mesp_ref.cli import main
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.init import random_arrays

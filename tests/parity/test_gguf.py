@@ -23,8 +23,7 @@ from safetensors.numpy import load_file
 
 import mesp_ref as mr
 from mesp_ref.cli import main
-from mesp_ref.engine.init import init_lora
-from mesp_ref.engine.init import random_arrays
+from mesp_ref.engine.init import init_lora, random_arrays
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.default import default_checkpoint
 from mesp_ref.files.peft import save_adapter

@@ -284,17 +284,20 @@ def test_conversations_are_cut_short_and_dropped_when_nothing_is_left(tmp_path, 
     data = open_data(write_lines(tmp_path / "d.jsonl", {"messages": TURNS}))
     [whole] = RowStream(data, encoder, all_pages(data), seq_len=512, shuffle=False).once()
     first = int(np.flatnonzero(whole.labels != IGNORED)[0])
-    cut = RowStream(data, encoder, all_pages(data), seq_len=first + 2, shuffle=False)
-    [row] = cut.once()
-    np.testing.assert_array_equal(row.ids, whole.ids[: first + 2])
-    nothing = RowStream(data, encoder, all_pages(data), seq_len=first, shuffle=False)
-    with pytest.raises(MespRefError, match="no token to learn from"):
+    second = int(np.flatnonzero(whole.labels != IGNORED)[-1])
+    for seq_len in (first + 7, second):  # "Fine." and <|im_end|> are 6 tokens
+        cut = RowStream(data, encoder, all_pages(data), seq_len=seq_len, shuffle=False)
+        [row] = cut.once()
+        np.testing.assert_array_equal(row.ids, whole.ids[: first + 6])
+        assert row.labels[-1] == encoder.ends[0]
+    nothing = RowStream(data, encoder, all_pages(data), seq_len=first + 5, shuffle=False)
+    with pytest.raises(MespRefError, match="1 of 1 have no answer that ends there, the longest"):
         nothing.take(1)
 
 
 def test_batches_are_padded_on_the_right():
     long, short = np.array([4, 5, 6], np.int32), np.array([7, 8], np.int32)
-    ids, labels = as_batch([Row(long, long), Row(short, np.array([IGNORED, 8], np.int32))])
+    ids, labels, _ = as_batch([Row(long, long), Row(short, np.array([IGNORED, 8], np.int32))])
     assert ids.tolist() == [[4, 5, 6], [7, 8, 0]]
     assert labels.tolist() == [[4, 5, 6], [-100, 8, -100]]
     assert (Row(long, long).counted, Row(short, short).counted) == (2, 1)
@@ -380,9 +383,9 @@ BAD_FILES = {
     "only space": ("t.txt", b" \n\t\n", "empty, expected text"),
     "binary": ("t.txt", b"GGUF\x03\x00\xff\xfe", "byte 6: found 0xff, expected UTF-8"),
     "cut character": ("t.txt", "caf\u00e9".encode()[:-1], "found the end inside a character"),
-    "empty lines": ("d.jsonl", b"\n\n", "empty, expected a JSON object per line"),
+    "empty lines": ("d.jsonl", b"\n\n", "empty, expected records: a JSON object per line"),
     "not JSON": ("d.jsonl", b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
-    "array file": ("d.json", b'[{"text": "a"}]', "line 1: found list, expected a JSON object"),
+    "list of lists": ("d.json", b'[["a"]]', "record 1: found list, expected a JSON object"),
     "no field": ("d.jsonl", b'{"prompt": "a"}', "line 1: found fields 'prompt', expected text"),
     "text a number": ("d.jsonl", b'{"text": 3}', "line 1: text: found int"),
     "no turns": ("d.jsonl", b'{"messages": []}', "line 1: messages: found"),
@@ -453,8 +456,8 @@ def test_other_files_are_refused(tmp_path, encoder, text_file):
         open_data(tmp_path / "missing.txt")
     with pytest.raises(MespRefError, match="not a regular file"):
         open_data(tmp_path)
-    with pytest.raises(MespRefError, match="format: found 'csv'"):
-        open_data(text_file, form="csv")
+    with pytest.raises(MespRefError, match="format: found 'xml'"):
+        open_data(text_file, form="xml")
     with pytest.raises(MespRefError, match="packing: found 'tight'"):
         RowStream(open_data(text_file), encoder, [0], seq_len=8, packing="tight")
     with pytest.raises(MespRefError, match=r"val-fraction: found 1\.0"):

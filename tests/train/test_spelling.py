@@ -288,12 +288,13 @@ def test_one_long_line_needs_no_gigabytes(tmp_path: Any, bpe: Encoder) -> None:
     size = int(os.environ.get("MESP_REF_LINE", str(1 << 19)))
     text = words(2000)
     turn = [{"role": "user", "content": "Tell."}, {"role": "assistant", "content": text}]
-    messages = turn * (size // len(text))
+    short = [turn[0], {"role": "assistant", "content": "No."}]  # an answer that ends in a row
+    messages = short + turn * (size // len(text))
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"messages": messages}) + "\n")
     tracemalloc.start()
     data = open_data(path)
-    stream = RowStream(data, bpe, np.arange(data.pages), seq_len=64)
+    stream = RowStream(data, bpe, np.arange(data.pages), seq_len=128)
     stream.take(1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -7,11 +7,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mesp_ref.api import loss
-from mesp_ref.api import loss_and_grads
-from mesp_ref.api import trace
-from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.adapter import tensor_name
+from mesp_ref.api import loss, loss_and_grads, trace
+from mesp_ref.engine.adapter import Adapter, tensor_name
 from mesp_ref.engine.block import block, block_bwd
 from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.model import Model

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.api import loss
-from mesp_ref.api import loss_and_grads
+from mesp_ref.api import loss, loss_and_grads
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
 from mesp_ref.golden.builder.draw import generator, representable, stored

@@ -6,17 +6,12 @@ from unittest import mock
 import numpy as np
 
 from mesp_ref import ops
-from mesp_ref.api import loss_and_grads
-from mesp_ref.api import trace
+from mesp_ref.api import loss_and_grads, trace
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import MESP, block, block_bwd
 from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.half import copied
-from mesp_ref.engine.model import NORM
-from mesp_ref.engine.model import Model
-from mesp_ref.engine.model import embed
-from mesp_ref.engine.model import layers
-from mesp_ref.engine.model import shift
+from mesp_ref.engine.model import NORM, Model, embed, layers, shift
 from mesp_ref.lean import activations
 from mesp_ref.ops import IGNORED, NOTHING, Array
 from mesp_ref.train.rows import Cursor, Row

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from mesp_ref.api import logits
-from mesp_ref.api import loss
-from mesp_ref.api import loss_and_grads
+from mesp_ref.api import logits, loss, loss_and_grads
 from mesp_ref.engine.adapter import tensor_name
 from mesp_ref.engine.model import Model
 from mesp_ref.ops import IGNORED, Array
