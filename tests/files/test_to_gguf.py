@@ -21,10 +21,7 @@ gguf = pytest.importorskip("gguf")
 
 import mesp_ref as mr  # noqa: E402
 from mesp_ref.cli import main  # noqa: E402
-from mesp_ref.engine.init import (
-    init_lora,
-    random_arrays,  # noqa: E402
-)
+from mesp_ref.engine.init import init_lora, random_arrays  # noqa: E402
 from mesp_ref.files import gguf_writer, to_gguf  # noqa: E402
 from mesp_ref.files.checkpoint import save_checkpoint  # noqa: E402
 from mesp_ref.files.config import config_fields  # noqa: E402
