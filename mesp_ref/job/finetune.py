@@ -238,6 +238,7 @@ class Run:
             train, self.choice = within(
                 options.memory_limit, options.train, self.model, adapter,
                 schedule=saved and Schedule(identity["method"], identity["checkpoints"]),
+                packed=self.stream.pack,
             )  # fmt: skip
             self.options = options = dataclasses.replace(options, train=train)
         self.identity = self._identity(adapter, files)
