@@ -147,6 +147,7 @@ def choose_schedule(
     hold_gradients: bool = False,
     workers: int = 1,
     schedule: Schedule | None = None,
+    packed: bool = False,
     name: str = "memory_limit",
 ) -> Choice:
     """The fastest exact method, and place for its checkpoints, whose step keeps a memory limit.
@@ -159,11 +160,12 @@ def choose_schedule(
     hold_gradients   whether all LoRA gradients live until the step's end, as without on_gradients
     workers   that would share the blocks
     schedule  the only one to be considered, whatever room there is
+    packed    whether rows hold several documents, kept apart by position_ids
     Use       method, checkpoints = choose_schedule(...).schedule, both for loss_and_grads
 
     Raises MespRefError for a malformed limit, and for one that nothing keeps: what would fit
     """
-    shapes = step_shapes(model, adapter, *shape, workers)
+    shapes = step_shapes(model, adapter, *shape, workers)._replace(packed=packed)
     return choose(
         shapes, parse_size(limit, name), hold_gradients=hold_gradients, name=name,
         schedules=[schedule] if schedule else SCHEDULES,

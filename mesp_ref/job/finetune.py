@@ -237,7 +237,7 @@ class Run:
             identity = saved[1]["identity"] if saved else {}
             train, self.choice = within(
                 options.memory_limit, options.train, self.model, adapter,
-                schedule=saved and Schedule(identity["method"], identity["checkpoints"]),
+                saved and Schedule(identity["method"], identity["checkpoints"]), self.stream.pack,
             )  # fmt: skip
             self.options = options = dataclasses.replace(options, train=train)
         self.identity = self._identity(adapter, files)

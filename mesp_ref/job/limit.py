@@ -15,6 +15,7 @@ def within(
     model: Model,
     adapter: Adapter,
     schedule: Schedule | None = None,
+    packed: bool = False,
 ) -> tuple[TrainConfig, Choice]:
     """The same run with the fastest method that keeps the limit, and why it is that one.
 
@@ -27,7 +28,7 @@ def within(
     choice = choose_schedule(
         model, adapter, (train.batch_size, train.seq_len), limit,
         hold_gradients=not train.per_block, workers=train.workers, name="--memory-limit",
-        schedule=schedule,
+        schedule=schedule, packed=packed,
     )  # fmt: skip
     method, checkpoints = choice.schedule
     return dataclasses.replace(train, method=method, checkpoints=checkpoints), choice

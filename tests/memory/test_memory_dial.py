@@ -382,16 +382,17 @@ def test_a_run_goes_on_as_it_began(
     model = mr.load_model(tiny_model_dir)
     given = train, model, mr.init_lora(model.config, rank=2)
     shapes = step_shapes(*given[1:], train.batch_size, train.seq_len)
+    shapes = shapes._replace(packed=True)  # a text's pages are
     limit = need(OFFLOAD, shapes, hold_gradients=True)
     options = FinetuneOptions(
         model=str(tiny_model_dir), data=str(text_file), out=str(out), train=train, sample_tokens=0,
         rank=2, memory_limit=limit,
     )  # fmt: skip
     finetune(options)
-    assert within(limit, *given)[1].schedule == OFFLOAD
+    assert within(limit, *given, packed=True)[1].schedule == OFFLOAD
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
     with pytest.raises(mr.MespRefError, match=r"activations on disk fits with .* free"):
-        within(limit, *given)
+        within(limit, *given, packed=True)
     more = dataclasses.replace(train, steps=3)
     finetune(dataclasses.replace(options, train=more, resume=True))
     assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["steps"] == 3
