@@ -1,11 +1,12 @@
 """Softmax and attention: what probabilities, shared heads and causality imply."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 
 from mesp_ref.ops import Array
-from mesp_ref.registry import Args
+from mesp_ref.registry import OPS, Args
 from mesp_ref.verify.properties.claim import agree, drawn, exactly, holds
 from mesp_ref.verify.result import Finding
 
@@ -204,3 +205,32 @@ _with_each(
     "A group sees its own keys only; at q = 0 it averages v, and the slope there has scale 1/√D.",
     _heads_apart,
 )
+
+
+def _documents_apart(name: str, plain: str, rng: np.random.Generator) -> Iterator[Finding]:
+    """o, dq, dk and dv of a row of several documents are those of each document alone."""
+    spec, args, do = drawn(name, rng)
+    o, grads, alone = spec.forward(**args)[0], spec.vjp(do, args), OPS[plain]
+    size = np.abs(args["v"]).max()
+    for i, firsts in enumerate(args["first"]):
+        edges = [*np.unique(firsts), len(firsts)]
+        for a, b in pairwise(edges):
+            part = {key: args[key][i : i + 1, a:b] for key in "qkv"}
+            given, dpart = part | {"first": None}, do[i : i + 1, a:b]
+            yield agree(name, "o", o[i : i + 1, a:b], alone.forward(**given)[0], size)
+            mags, wanted = alone.magnitudes(dpart, given), alone.vjp(dpart, given)
+            for key, grad in wanted.items():
+                claim = f"d{key} of tokens {a} to {b}"
+                yield agree(name, claim, grads[key][i : i + 1, a:b], grad, 4 * mags[key].max())
+
+
+@holds("packed_attention")
+def documents_apart(rng: np.random.Generator) -> Iterator[Finding]:
+    """A row of several documents is the documents, one beside the other."""
+    return _documents_apart("packed_attention", "attention", rng)
+
+
+@holds("tiled_packed_attention")
+def documents_apart_in_tiles(rng: np.random.Generator) -> Iterator[Finding]:
+    """In tiles, too, where a tile may hold the end of one document and the beginning of another."""
+    return _documents_apart("tiled_packed_attention", "attention", rng)

@@ -58,6 +58,29 @@ def microbatches_add_up(rng: np.random.Generator) -> Iterator[Finding]:
 
 
 @holds("model")
+def packed_rows_are_documents_apart(rng: np.random.Generator) -> Iterator[Finding]:
+    """Loss and gradients of a row of several documents are the weighted mean of the documents'."""
+    config = small_config()
+    model, adapter = sample_model(rng, config), sample_adapter(rng, config)
+    lengths = (4, 1, 6)
+    ids, _ = sample_batch(rng, config, (1, sum(lengths)))
+    positions = np.concatenate([np.arange(n) for n in lengths])[None]
+    ends = np.cumsum(lengths)
+    parts = [ids[:, end - n : end] for n, end in zip(lengths, ends, strict=True) if n > 1]
+    counts = np.array([part.shape[1] - 1 for part in parts])
+    apart = [loss_and_grads(model, adapter, part, part) for part in parts]
+    share = counts / counts.sum()
+    loss = sum(w * value for w, (value, _) in zip(share, apart, strict=True))
+    for method in ("mesp", "mesp_tiled"):
+        value, grads = loss_and_grads(model, adapter, ids, ids, method, position_ids=positions)
+        yield agree("model", f"loss by {method}", value, loss, 16 * abs(loss))
+        for name, grad in grads.items():
+            terms = [w * found[name] for w, (_, found) in zip(share, apart, strict=True)]
+            size = sum(np.abs(term) for term in terms).max()
+            yield agree("model", f"{name} by {method}", grad, sum(terms), size, relative=1e-12)
+
+
+@holds("model")
 def the_trainer_weighs_tokens(rng: np.random.Generator) -> Iterator[Finding]:
     """A training step of three batches is that of one batch of all their sequences."""
     config = small_config()
