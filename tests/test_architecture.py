@@ -17,7 +17,6 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Lower layers first: a module may import its own layer and those above it in this list.
 LAYERS = (
     ("errors",),
-    ("bounds",),
     ("ops",),
     ("engine",),
     ("lean",),

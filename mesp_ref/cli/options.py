@@ -8,13 +8,13 @@ import re
 import sys
 from typing import Any, NoReturn, TextIO, get_args
 
-from mesp_ref.bounds import check_bounds
 from mesp_ref.cli.meant import meant_command, meant_option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.peft import load_adapter
+from mesp_ref.train.bounds import check_bounds
 from mesp_ref.train.rows import PACKINGS
 from mesp_ref.train.sources import FORMATS
 

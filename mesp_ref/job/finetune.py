@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.generate import generate
@@ -34,6 +33,7 @@ from mesp_ref.job.report import Reporter
 from mesp_ref.job.state import environment, model_fingerprint, save_state
 from mesp_ref.memory import Choice, PeakResident, Schedule
 from mesp_ref.ops import IGNORED
+from mesp_ref.train.bounds import check_bounds, option
 from mesp_ref.train.data import DataFile, open_data, split_pages
 from mesp_ref.train.opening import open_encoder
 from mesp_ref.train.ranks import ALONE, Ranks

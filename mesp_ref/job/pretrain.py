@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
@@ -22,6 +21,7 @@ from mesp_ref.job.storyteller import StoryRows, heldout_loss, openings, tell
 from mesp_ref.memory import PeakResident
 from mesp_ref.stories.tales import TALES
 from mesp_ref.stories.tokenizer import END, tokenizer_config, train_tokenizer
+from mesp_ref.train.bounds import check_bounds, option
 from mesp_ref.train.optim import AdamW
 from mesp_ref.train.rows import RowStream
 from mesp_ref.train.trainer import TrainConfig, Trainer

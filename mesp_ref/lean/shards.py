@@ -153,6 +153,19 @@ def total(arrays: Sequence[Array]) -> Array:
     return first
 
 
+class Summands(list[Array]):
+    """What parts give to one sum, which adds one after the other: (x + p₀) + p₁."""
+
+    __array_ufunc__ = None  # NumPy leaves `x + summands` to us
+
+    def __radd__(self, x: Array) -> Array:
+        first, *others = self
+        y: Array = x + first
+        for other in others:
+            y += other
+        return y
+
+
 def shared(halves: Halves, workers: Workers, *, rows: bool = False) -> Halves:
     """The same halves, computed by several workers at once: each takes a part of the heads, then of
     the MLP's columns; or with `rows` of its rows, where there are enough.
@@ -162,7 +175,7 @@ def shared(halves: Halves, workers: Workers, *, rows: bool = False) -> Halves:
     if workers.size == 1:
         return halves
     forward, backward = partial(_by_cuts, workers), partial(_by_cuts_bwd, workers)
-    mlp = partial(forward, mlp_cuts, halves.mlp)
+    mlp = partial(forward, mlp_cuts, halves.mlp, gather=Summands if rows else total)
     mlp_bwd = partial(backward, mlp_cuts, halves.mlp_bwd)
     return Halves(
         partial(forward, attention_cuts, halves.attention),
@@ -178,11 +191,11 @@ def _parts(workers: Workers, cuts_of: CutsOf, layer: Layer) -> list[Layer]:
 
 def _by_cuts(
     workers: Workers, cuts_of: CutsOf, f: Forward, n: Array, layer: Layer,
-    *, drop: frozenset[str] = NOTHING,
-) -> tuple[Array, list[Any]]:  # fmt: skip
+    *, drop: frozenset[str] = NOTHING, gather: Callable[[list[Array]], Any] = total,
+) -> tuple[Any, list[Any]]:  # fmt: skip
     """f of every part of the layer: the sum of what they give, and their residuals."""
     found = workers.each(lambda part: f(n, part, drop=drop), _parts(workers, cuts_of, layer))
-    return total([y for y, _ in found]), [res for _, res in found]
+    return gather([y for y, _ in found]), [res for _, res in found]
 
 
 def _by_cuts_bwd(

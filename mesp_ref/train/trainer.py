@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref.api import METHODS, check_offload, check_perturbations, loss_and_grads
-from mesp_ref.bounds import check_bounds, option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import arrays_in_memory
 from mesp_ref.engine.inputs import NotFinite
@@ -24,6 +23,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.lean.activations import KINDS
 from mesp_ref.lean.score import score
 from mesp_ref.ops import Array
+from mesp_ref.train.bounds import check_bounds, option
 from mesp_ref.train.optim import (
     SCHEDULES,
     clip_by_global_norm,

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from mesp_ref.bounds import RANGES
 from mesp_ref.cli import build_parser, main
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.finetune import FinetuneOptions
 from mesp_ref.job.pretrain import PretrainOptions
+from mesp_ref.train.bounds import RANGES
 from mesp_ref.train.trainer import TrainConfig
 
 # What has to stand beside the option for the command to be one.

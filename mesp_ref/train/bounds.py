@@ -26,7 +26,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "momentum": (0, 1), "eps": (0, _LARGE),
     # the run
     "eval_every": (0, 10**8), "patience": (0, 10**8), "save_every": (1, 10**8),
-    "sample_tokens": (0, _TOKENS),
+    "sample_tokens": (0, _TOKENS), "mpi_patience": (1, 10**8),
     # generation
     "max_new_tokens": (1, _TOKENS), "temperature": (0, _LARGE), "top_k": (1, 10**8),
     "top_p": (0, 1),
