@@ -159,7 +159,8 @@ def add_fields(parser: Any, options: Any, *names: str) -> None:
         text, metavar, choices = (field.metadata[key] for key in ("help", "metavar", "choices"))
         kinds = get_args(field.type) or (field.type,)
         kind = next(found for found in kinds if found is not type(None))
-        shown = f"{field.default:g}" if kind is float and field.default else str(field.default)
+        default = getattr(options, name)
+        shown = f"{default:g}" if kind is float and default else str(default)
         if "(default:" not in text and kind is not bool:
             text += " (default: {default})"
         text = text.replace("{default}", shown)
@@ -169,7 +170,7 @@ def add_fields(parser: Any, options: Any, *names: str) -> None:
         elif kind is not bool:
             settings["metavar"] = metavar or {int: "N", float: "X"}.get(kind)
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, default=field.default, help=text, **settings)
+        parser.add_argument(option, default=default, help=text, **settings)
 
 
 def add_integers(parser: Any, *rows: tuple[str, int, str]) -> None:
