@@ -45,7 +45,8 @@ def run(path: Path) -> Any:
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=LIMIT, kernel_name="python3", store_widget_state=False,
-        record_timing=False, resources={"metadata": {"path": str(path.parent)}},
+        record_timing=False, coalesce_streams=True,  # how output came in pieces is chance
+        resources={"metadata": {"path": str(path.parent)}},
     ).execute()  # fmt: skip
     return notebook
 
