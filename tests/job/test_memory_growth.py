@@ -95,15 +95,16 @@ def test_a_run_with_evaluations_does_not_grow(
 ) -> None:
     """What is traced after all steps and after two thirds differs by less than the events between.
 
-    A run that kept them would have some 300 bytes a step more (60,000); one that read all to find
-    one, as much in its peak. What is allowed is for caches of CPython.
+    A run that keeps them grows by 138,000 bytes here (measured with a list that keeps each); one
+    that read all to find one, as much in its peak. A look now and then finds 40,000 bytes that
+    the next one does not: what is allowed is for these, and a step's peak.
     """
     command = [sys.executable, __file__, tiny_model_dir, text_file, tmp_path / "run", steps]
     told = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     seen = np.array(json.loads(told.stdout))
     assert seen.all()
-    assert seen[2, 0] - seen[1, 0] < 5000, seen
+    assert seen[2, 0] - seen[1, 0] < 50_000, seen
     assert seen[2, 1] - seen[1, 1] < 50_000, seen
 
 
