@@ -5,6 +5,8 @@ contain. Run over block/usual and e2e/tied through the torch client.
 """
 
 from collections.abc import Callable
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,8 +15,26 @@ import torch.nn.functional as F
 
 from mesp_ref.golden.backends import torch as client
 from mesp_ref.golden.suite import Case
+from mesp_ref.registry import attention, causal_softmax, cross_entropy, lora_linear, rmsnorm, rope
+from mesp_ref.registry.twins import torch_wide
 
 Patch = Callable[[pytest.MonkeyPatch], None]
+
+# The right functions: the torch twins of the registry, which the client calls by these names.
+right_rope = partial(rope.torch_twin, torch)
+right_norm = partial(rmsnorm.torch_twin, torch)
+right_softmax = partial(causal_softmax.torch_twin, torch)
+right_probabilities = partial(attention.torch_probabilities, torch)
+right_mix = partial(attention.torch_mix, torch)
+right_lora = partial(lora_linear.torch_twin, torch)
+right_loss = partial(cross_entropy.torch_twin, torch)
+
+
+def put(
+    p: pytest.MonkeyPatch, op: ModuleType, function: Callable[..., Any], name: str = "torch_twin"
+) -> None:
+    """A function of tensors in the place of an op's twin, which is given torch first."""
+    p.setattr(op, name, lambda torch, *args: function(*args))
 
 
 def bent(forward: Callable[..., torch.Tensor], backward: Callable[..., Any]) -> Any:
@@ -50,43 +70,36 @@ def through(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Any
 
 # -- RoPE ------------------------------------------------------------------------------------------
 
-right_rope, right_norm = client.rope, client.rmsnorm
-right_probabilities, right_mix = client.probabilities, client.mix
-right_softmax, right_lora = client.causal_softmax, client.lora_linear
-right_loss = client.cross_entropy
-
 
 def rope_kept(p: pytest.MonkeyPatch) -> None:
-    p.setattr(client, "rope", bent(right_rope, lambda dy, x, c, s: (dy, None, None)))
+    put(p, rope, bent(right_rope, lambda dy, x, c, s: (dy, None, None)))
 
 
 def rope_kept_for_keys(p: pytest.MonkeyPatch) -> None:
     """Only the tensor with fewer heads, the keys, is not rotated back."""
     kept = bent(right_rope, lambda dy, x, c, s: (dy, None, None))
 
-    def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def wrong(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         return (kept if x.shape[2] == 2 else right_rope)(x, cos, sin)
 
-    p.setattr(client, "rope", rope)
+    put(p, rope, wrong)
 
 
 def rope_again(p: pytest.MonkeyPatch) -> None:
-    p.setattr(
-        client, "rope", bent(right_rope, lambda dy, x, c, s: (right_rope(dy, c, s), None, None))
-    )
+    put(p, rope, bent(right_rope, lambda dy, x, c, s: (right_rope(dy, c, s), None, None)))
 
 
 def rope_even_odd(p: pytest.MonkeyPatch) -> None:
-    def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def wrong(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         a, b = x[..., 0::2], x[..., 1::2]
         c, s = cos[:, None], sin[:, None]
         return torch.stack([a * c - b * s, b * c + a * s], dim=-1).flatten(-2)
 
-    p.setattr(client, "rope", rope)
+    put(p, rope, wrong)
 
 
 def rope_absent(p: pytest.MonkeyPatch) -> None:
-    p.setattr(client, "rope", lambda x, cos, sin: x)
+    put(p, rope, lambda x, cos, sin: x)
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -97,8 +110,13 @@ def _tiled(x: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def kv_repeat_for_interleave(p: pytest.MonkeyPatch) -> None:
-    p.setattr(client, "probabilities", lambda q, k: right_probabilities(q, _tiled(k, q.shape[2])))
-    p.setattr(client, "mix", lambda a, v: right_mix(a, _tiled(v, a.shape[1])))
+    put(
+        p,
+        attention,
+        name="torch_probabilities",
+        function=lambda q, k: right_probabilities(q, _tiled(k, q.shape[2])),
+    )
+    put(p, attention, name="torch_mix", function=lambda a, v: right_mix(a, _tiled(v, a.shape[1])))
 
 
 def _grouped(reduce: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
@@ -112,10 +130,18 @@ def _grouped(reduce: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
 
             return bent(forward, backward)
 
-        p.setattr(
-            client, "probabilities", lambda q, k: right_probabilities(q, spread(q.shape[2])(k))
+        put(
+            p,
+            attention,
+            name="torch_probabilities",
+            function=lambda q, k: right_probabilities(q, spread(q.shape[2])(k)),
         )
-        p.setattr(client, "mix", lambda a, v: right_mix(a, spread(a.shape[1])(v)))
+        put(
+            p,
+            attention,
+            name="torch_mix",
+            function=lambda a, v: right_mix(a, spread(a.shape[1])(v)),
+        )
 
     return patch
 
@@ -125,28 +151,32 @@ def no_scale_on_the_way_back(p: pytest.MonkeyPatch) -> None:
         dq, dk = through(right_probabilities, q, k)(dy)
         return dq * q.shape[3] ** 0.5, dk * q.shape[3] ** 0.5
 
-    p.setattr(client, "probabilities", bent(right_probabilities, backward))
+    put(p, attention, name="torch_probabilities", function=bent(right_probabilities, backward))
 
 
 def detached_attention(p: pytest.MonkeyPatch) -> None:
-    p.setattr(client, "probabilities", lambda q, k: 0 * k.sum() + right_probabilities(q, k).detach()
-              + 0 * q.sum())  # fmt: skip
+    put(
+        p,
+        attention,
+        name="torch_probabilities",
+        function=lambda q, k: 0 * k.sum() + right_probabilities(q, k).detach() + 0 * q.sum(),
+    )
 
 
 def elementwise_softmax(p: pytest.MonkeyPatch) -> None:
-    p.setattr(
-        client,
-        "causal_softmax",
+    put(
+        p,
+        causal_softmax,
         bent(right_softmax, lambda dy, s: dy * right_softmax(s) * (1 - right_softmax(s))),
     )
 
 
 def softmax_like_exp(p: pytest.MonkeyPatch) -> None:
-    p.setattr(client, "causal_softmax", bent(right_softmax, lambda dy, s: dy * right_softmax(s)))
+    put(p, causal_softmax, bent(right_softmax, lambda dy, s: dy * right_softmax(s)))
 
 
 def bidirectional(p: pytest.MonkeyPatch) -> None:
-    p.setattr(client, "causal_softmax", lambda s: client.wide(s).softmax(dim=-1).to(s.dtype))
+    put(p, causal_softmax, lambda s: torch_wide(torch, s).softmax(dim=-1).to(s.dtype))
 
 
 # -- recomputation ---------------------------------------------------------------------------------
@@ -200,9 +230,7 @@ def _rsqrt(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 def _norm(backward: Callable[..., torch.Tensor]) -> Patch:
     def patch(p: pytest.MonkeyPatch) -> None:
-        p.setattr(
-            client, "rmsnorm",
-            bent(right_norm, lambda dy, x, w, eps: (
+        put(p, rmsnorm, bent(right_norm, lambda dy, x, w, eps: (
                 backward(dy.float(), x.float(), w.float(), _rsqrt(x.float(), eps)).to(x.dtype),
                 None, None)),
         )  # fmt: skip
@@ -211,9 +239,7 @@ def _norm(backward: Callable[..., torch.Tensor]) -> Patch:
 
 
 def norm_eps_outside(p: pytest.MonkeyPatch) -> None:
-    p.setattr(
-        client, "rmsnorm", lambda x, w, eps: w * x / (x.pow(2).mean(-1, keepdim=True).sqrt() + eps)
-    )
+    put(p, rmsnorm, lambda x, w, eps: w * x / (x.pow(2).mean(-1, keepdim=True).sqrt() + eps))
 
 
 def _silu(slope: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
@@ -289,8 +315,8 @@ def _with_scale(scale: Callable[[dict[str, Any]], float]) -> Patch:
 
 
 def _unscaled_backward(self: Any, x: Any, w: Any, b: Any, A: Any, B: Any) -> torch.Tensor:
-    right = right_lora(x, w, b, A, B, self.s)
-    wrong = right_lora(x, w, b, A, B, 1.0)
+    right = right_lora(x, w, A, B, self.s, b)
+    wrong = right_lora(x, w, A, B, 1.0, b)
     return wrong + (right - wrong).detach()
 
 
@@ -301,7 +327,7 @@ def _scaled_gradients(factor_a: Any, factor_b: Any) -> Patch:
         return bent(lambda t: t.clone(), lambda dy, t: dy * f)
 
     def layer(self: Any, x: Any, w: Any, b: Any, A: Any, B: Any) -> torch.Tensor:
-        return right_lora(x, w, b, times(factor_a(self))(A), times(factor_b(self))(B), self.s)
+        return right_lora(x, w, times(factor_a(self))(A), times(factor_b(self))(B), self.s, b)
 
     return _project(layer)
 
@@ -312,15 +338,15 @@ def _one_row(rows: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
     def layer(self: Any, x: Any, w: Any, b: Any, A: Any, B: Any) -> torch.Tensor:
         mask = torch.zeros(x.shape[0], x.shape[1], 1, dtype=x.dtype)
         mask.view(-1, 1)[rows(torch.arange(x.shape[0] * x.shape[1]).reshape(x.shape[:2]))] = 1
-        live = right_lora(x, w, b, A, B, self.s)
-        dead = right_lora(x, w, b, A.detach(), B.detach(), self.s)
+        live = right_lora(x, w, A, B, self.s, b)
+        dead = right_lora(x, w, A.detach(), B.detach(), self.s, b)
         return dead + mask * (live - live.detach() - dead + dead.detach())
 
     return _project(layer)
 
 
 def _loss(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Patch:
-    return lambda p: p.setattr(client, "cross_entropy", function)
+    return lambda p: put(p, cross_entropy, function)
 
 
 def _zero_ignored(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -393,7 +419,10 @@ BLOCKS: dict[str, tuple[Patch, str]] = {
     "first sequence": (_one_row(lambda i: i[0].flatten()), "first sequence"),
 }  # fmt: skip
 LOSSES: dict[str, tuple[Patch, str]] = {
-    "sum": (_loss(lambda z, y: F.cross_entropy(client.wide(z), y, reduction="sum")), "a sum over"),
+    "sum": (
+        _loss(lambda z, y: F.cross_entropy(torch_wide(torch, z), y, reduction="sum")),
+        "a sum over",
+    ),
     "token 0": (_loss(_zero_ignored), "token id 0"),
     "padding counts": (_loss(_counts_padding), "labels of −100 count"),
     "no shift": (unshifted, "not shifted"),
