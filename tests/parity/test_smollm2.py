@@ -1,12 +1,6 @@
-"""A real pretrained model: SmolLM2-135M-Instruct, converted by benchmarks/convert_smollm2.py.
-
-The converted directory (540 MB) is kept in $MESP_REF_CACHE, by default ~/.cache/mesp_ref.
-"""
+"""A real pretrained model: SmolLM2-135M-Instruct."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +8,18 @@ import pytest
 import torch
 import torch_oracle
 from peft import PeftModel
+from smollm2 import convert, smollm2_directory
 from torch_oracle import TOLERANCE, assert_all_close
 
 import mesp_ref as mr
 from mesp_ref.cli import main
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "convert_smollm2.py"
 TEXT = "The ferry leaves at 7:45, and the harbour (built in 1862) wakes slowly.\n\nThe capital of"
-
-
-def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPT, *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    cache = Path(os.environ.get("MESP_REF_CACHE") or Path.home() / ".cache" / "mesp_ref")
-    path = cache / "smollm2-135m-instruct"
-    if not path.exists():
-        done = convert(path)
-        if "pip cannot fetch" in done.stderr:
-            pytest.skip(done.stderr.strip())
-        assert done.returncode == 0, done.stderr
-    return path
+    return smollm2_directory()
 
 
 @pytest.mark.slow
