@@ -16,8 +16,11 @@ def as_pair(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[
     """
     mx: Any = importlib.import_module("mlx.core")
 
+    def array(a: Any) -> Any:
+        return mx.array(np.asarray(a, order="C"))  # MLX takes no negative strides
+
     def given(args: Sequence[Any]) -> list[Any]:
-        return [mx.array(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a for a in args]
+        return [array(a) if isinstance(a, np.ndarray) else a for a in args]
 
     def floating(args: Sequence[Any]) -> list[int]:
         return [i for i, a in enumerate(args) if isinstance(a, np.ndarray) and a.dtype.kind in "fc"]
@@ -38,7 +41,7 @@ def as_pair(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[
 
         dys = dy if isinstance(dy, tuple) else (dy,)
         with mx.stream(mx.cpu):
-            _, grads = mx.vjp(of_floats, [full[i] for i in at], [mx.array(d) for d in dys])
+            _, grads = mx.vjp(of_floats, [full[i] for i in at], list(map(array, dys)))
             return tuple(np.array(g) for g in grads)
 
     return forward, backward
