@@ -1,5 +1,6 @@
 """Fixtures for every test: a tiny configuration and a checkpoint directory made from it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from profiles import TIMES
 from tokenizers import Tokenizer
 
 from mesp_ref.engine.config import Qwen2Config
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks anything of the outside
 
 
 def pytest_report_header() -> str:

@@ -5,6 +5,7 @@ error and exit code 2; Ctrl-C is 130.
 """
 
 import contextlib
+import os
 import signal
 import sys
 import warnings
@@ -83,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         args = parser.parse_args(argv)
+        if getattr(args, "quiet", False):  # huggingface_hub reads it when it is imported
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         code: int = args.run(args)
         sys.stdout.flush()
         return code

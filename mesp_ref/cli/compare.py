@@ -18,6 +18,7 @@ from mesp_ref.cli.options import (
 )
 from mesp_ref.cli.progress import Progress
 from mesp_ref.errors import MespRefError, escaped
+from mesp_ref.files.hub import hub_name
 from mesp_ref.files.names import shared_name
 from mesp_ref.files.output import check_file
 from mesp_ref.job.defaults import RECIPE, data_file
@@ -97,9 +98,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.close()
     model = args.model or "the default checkpoint"
-    name = escaped(
-        shared_name(str(Path(model).absolute())) or "a model"
-    )  # the figure is for others
+    found_name = hub_name(args.model) or shared_name(str(Path(model).absolute()))
+    name = escaped(str(found_name or "a model"))  # the figure is for others
     batch = f"batches of {args.batch_size} x {args.seq_len} tokens at most"
     plot_comparison(figure, found, f"{name}, {args.steps} steps, {batch}", args.overwrite)
     if args.json:

@@ -4,13 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_json, print_json, say
+from mesp_ref.cli.options import add_command, add_json, add_revision, print_json, say
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import check_adapter
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.config import config_fields, read_config
 from mesp_ref.files.from_gguf import convert_gguf
 from mesp_ref.files.gguf_writer import TYPES
+from mesp_ref.files.hub import adapter_directory, model_directory
 from mesp_ref.files.mlx import adapted_blocks, load_mlx_adapter, save_mlx_adapter
 from mesp_ref.files.modelfile import Render
 from mesp_ref.files.output import check_directory
@@ -107,16 +108,21 @@ def add(commands: Any) -> None:
 def _add_outgoing(kinds: Any) -> None:
     """gguf-model and gguf-adapter."""
     model = add_command(kinds, "gguf-model", run_gguf_model, "a model to GGUF", _MODEL_HELP)
-    model.add_argument("model", metavar="DIR", help="checkpoint directory")
+    model.add_argument("model", metavar="DIR", help="checkpoint directory, or org/name of the hub")
+    add_revision(model)
     model.add_argument("out", metavar="OUT", help="GGUF file to write, NAME.gguf")
     model.add_argument(
         "--type", choices=tuple(TYPES), dest="kind",
         help="of the matrices (default: the one that keeps every stored weight)",
     )  # fmt: skip
     lora = add_command(kinds, "gguf-adapter", run_gguf_adapter, "an adapter to GGUF", _LORA_HELP)
-    lora.add_argument("adapter", metavar="ADAPTER", help="PEFT adapter directory")
+    lora.add_argument(
+        "adapter", metavar="ADAPTER", help="PEFT adapter directory, or org/name of the hub"
+    )
     lora.add_argument("out", metavar="OUT", help="GGUF file to write, NAME.gguf")
-    lora.add_argument("--base", metavar="DIR", required=True, help="the adapter's model")
+    lora.add_argument(
+        "--base", metavar="DIR", required=True, help="the adapter's model, or org/name of the hub"
+    )
     for parser in (model, lora):
         parser.add_argument(
             "--overwrite", action="store_true", help="replace OUT and its Modelfile"
@@ -124,7 +130,7 @@ def _add_outgoing(kinds: Any) -> None:
         add_json(parser)
 
 
-def _render(directory: str) -> Render | None:
+def _render(directory: Path) -> Render | None:
     """The chat template of a model, as a function; None where it has none."""
     template = load_chat_template(directory)
     if template is None:
@@ -133,15 +139,15 @@ def _render(directory: str) -> Render | None:
 
 
 def run_gguf_model(args: argparse.Namespace) -> int:
-    render = _render(args.model)
-    return _tell(args, write_gguf_model(args.model, args.out, args.kind, args.overwrite, render))
+    model = model_directory(args.model)
+    written = write_gguf_model(model, args.out, args.kind, args.overwrite, _render(model))
+    return _tell(args, written)
 
 
 def run_gguf_adapter(args: argparse.Namespace) -> int:
-    render = _render(args.base)
-    return _tell(
-        args, write_gguf_adapter(args.adapter, args.base, args.out, args.overwrite, render)
-    )
+    base, adapter = model_directory(args.base), adapter_directory(args.adapter)
+    written = write_gguf_adapter(adapter, base, args.out, args.overwrite, _render(base))
+    return _tell(args, written)
 
 
 def _tell(args: argparse.Namespace, written: Written) -> int:
@@ -172,7 +178,7 @@ def run_gguf(args: argparse.Namespace) -> int:
 def _blocks(args: argparse.Namespace, adapter: Adapter, from_mlx: bool) -> int | None:
     """How many blocks the model has; None where an adapter of all its blocks needs no answer."""
     if args.model is not None:
-        config = read_config(args.model)
+        config = read_config(model_directory(args.model))
         check_adapter(adapter, config, args.adapter)
         return config.num_hidden_layers
     layers = None if from_mlx else read_adapter_config(args.adapter).get("layers_to_transform")
@@ -187,6 +193,7 @@ def _blocks(args: argparse.Namespace, adapter: Adapter, from_mlx: bool) -> int |
 
 def run_adapter(args: argparse.Namespace) -> int:
     check_directory(args.out, args.overwrite, [args.adapter])
+    args.adapter = str(adapter_directory(args.adapter))
     from_mlx = (Path(args.adapter) / "adapters.safetensors").is_file()
     adapter = load_mlx_adapter(args.adapter) if from_mlx else load_adapter(args.adapter)
     if args.to == "mlx":

@@ -10,6 +10,7 @@ import numpy as np
 
 from mesp_ref.cli.options import add_command, add_json, print_json, say
 from mesp_ref.errors import MespRefError, named
+from mesp_ref.files.hub import model_directory
 from mesp_ref.files.output import check_file
 from mesp_ref.files.strict import read_object
 from mesp_ref.files.tokenizer import load_tokenizer
@@ -70,6 +71,7 @@ def _batch(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def run_sketch(args: argparse.Namespace) -> int:
     check_file(args.out, args.overwrite, [args.model, args.adapter, args.batch], "--out")
+    args.model = str(model_directory(args.model))
     sketch = make_sketch(args.model, args.adapter, *_batch(args))
     save_sketch(sketch, args.out, overwrite=args.overwrite)
     say(f"loss {sketch['loss']:.6f} and {len(sketch['tensors'])} gradients written to {args.out}")

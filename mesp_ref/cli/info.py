@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_json, print_json, say
+from mesp_ref.cli.options import add_command, add_json, add_revision, print_json, say
 from mesp_ref.engine.adapter import adapter_shapes
 from mesp_ref.engine.init import parse_targets
 from mesp_ref.files.checkpoint import weight_files
@@ -25,8 +25,9 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "info", run, "what a checkpoint is, what LoRA adds", _HELP)
     parser.add_argument(
         "model", metavar="DIR", nargs="?",
-        help="checkpoint directory (default: the story model of this package)",
+        help="checkpoint directory, or org/name of the hub (default: the story model of this package)",
     )  # fmt: skip
+    add_revision(parser)
     parser.add_argument("--rank", type=int, default=8, metavar="R", help="default: %(default)s")
     parser.add_argument("--targets", default="all", metavar="NAMES", help="as for finetune")
     add_json(parser)

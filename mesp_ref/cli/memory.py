@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.api import check_offload, loss_and_grads
-from mesp_ref.cli.options import add_command, add_json, print_json, say
+from mesp_ref.cli.options import add_command, add_json, add_revision, print_json, say
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.affine import Affine
+from mesp_ref.files.hub import hub_name
 from mesp_ref.files.models import SHAPES, load_model, named_shape, random_checkpoint
 from mesp_ref.files.names import shared_name
 from mesp_ref.files.output import check_file
@@ -61,8 +62,11 @@ examples:
 def add(commands: Any) -> None:
     parser = add_command(commands, "memory", run, "what a training step needs", _HELP)
     parser.add_argument(
-        "model", metavar="MODEL", help=f"checkpoint directory or {', '.join(SHAPES)}"
+        "model",
+        metavar="MODEL",
+        help=f"checkpoint directory, org/name of the hub, or {', '.join(SHAPES)}",
     )
+    add_revision(parser)
     parser.add_argument(
         "--method", choices=tuple(PEAKS), action="append",
         help="repeat for several (default: every method)",
@@ -119,7 +123,7 @@ def _open(args: argparse.Namespace) -> tuple[Qwen2Config, Base, Model | None]:
     """A checkpoint, or a published shape, with weights only when the step is to run."""
     affine, runs = _affine(args), args.measure or args.plot
     dtype = args.dtype or ("bfloat16" if affine else "float32")
-    if not Path(args.model).is_dir():
+    if not (Path(args.model).is_dir() or hub_name(args.model)):
         config = named_shape(args.model)
         base = Base.uniform(config, dtype, affine)
         return config, base, random_checkpoint(args.model, dtype, affine) if runs else None
@@ -210,8 +214,8 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
             facts[method] |= subject.measured(method)
         if args.plot:
             ledgers = {method: subject.ledger(method) for method in methods}
-            name = shared_name(str(Path(args.model).absolute()))  # a page is made to be shown
-            title = _title(args, escaped(name or "a model"))
+            shared = hub_name(args.model) or shared_name(str(Path(args.model).absolute()))
+            title = _title(args, escaped(str(shared or "a model")))  # a page is made to be shown
             plot_timelines(ledgers, args.plot, title, shapes.rank, args.overwrite)
     return facts
 

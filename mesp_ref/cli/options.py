@@ -12,7 +12,8 @@ from mesp_ref.cli.meant import meant_command, meant_option
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
-from mesp_ref.errors import MespRefError, escaped
+from mesp_ref.errors import MespRefError, escaped, shown
+from mesp_ref.files.hub import hub_name
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.train.bounds import check_bounds
 from mesp_ref.train.rows import PACKINGS
@@ -41,6 +42,7 @@ class Parser(argparse.ArgumentParser):
             meant = meant_option(unknown[0], parser.format_help())
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
         check_bounds(vars(args), options=True)
+        _name_revision(args)
         for name, value in vars(args).items():
             if isinstance(value, str) and name in _TEXTS:
                 setattr(args, name, _text(value, f"--{name}"))
@@ -63,6 +65,19 @@ def _text(value: str, option: str) -> str:
         raise MespRefError(f"{option}: found bytes that are no text, expected UTF-8") from None
 
 
+def _name_revision(args: argparse.Namespace) -> None:
+    """--model org/name --revision REV becomes org/name@REV, which is what all else knows."""
+    if (revision := getattr(args, "revision", None)) is None:
+        return
+    found = hub_name(args.model)
+    if found is None or found.revision or not hub_name(f"{found.repo}@{revision}"):
+        raise MespRefError(
+            f"--revision: found {shown(revision)} beside {shown(args.model)}, expected a branch, tag or "
+            "commit beside a model org/name of the hub"
+        )
+    args.model = f"{found.repo}@{revision}"
+
+
 def add_command(commands: Any, name: str, module: Any, summary: str, text: str) -> Parser:
     """A command whose help is `text`, description first, examples from the line "examples:" on."""
     description, _, examples = text.partition("examples:\n")
@@ -76,7 +91,9 @@ def add_command(commands: Any, name: str, module: Any, summary: str, text: str) 
 def add_model(parser: Any) -> None:
     """--model, --adapter and --dtype."""
     add_model_only(parser)
-    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter directory, or a run's")
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="PEFT adapter directory, a run's, or org/name of the hub"
+    )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="arithmetic (default: %(default)s)"
     )
@@ -86,8 +103,18 @@ def add_model_only(parser: Any) -> None:
     """--model."""
     parser.add_argument(
         "--model", metavar="DIR",
-        help="Hugging Face checkpoint directory (Qwen2); default: the one an --adapter was trained on, "
-        "or the small story model that comes with this package",
+        help="Hugging Face checkpoint directory (Qwen2), or a name of the hub such as "
+        "Qwen/Qwen2.5-0.5B-Instruct; default: the one an --adapter was trained on, or the small story "
+        "model that comes with this package",
+    )  # fmt: skip
+    add_revision(parser)
+
+
+def add_revision(parser: Any) -> None:
+    """--revision."""
+    parser.add_argument(
+        "--revision", metavar="REV",
+        help="branch, tag or commit of a --model of the hub; the same as --model org/name@REV",
     )  # fmt: skip
 
 
@@ -96,7 +123,8 @@ def add_data(parser: Any) -> None:
     parser.add_argument(
         "--data", metavar="FILE",
         help="text, JSONL, a JSON list, CSV, TSV, Parquet, Arrow, a directory of save_to_disk, or gzip "
-        "of one; default: conversations about stories that come with this package",
+        "of one, or org/name of a data set on the hub; default: conversations about stories that come "
+        "with this package",
     )  # fmt: skip
     add_forms(parser)
 

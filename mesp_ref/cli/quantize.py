@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mesp_ref.cli.options import add_command, add_json, print_json, say
+from mesp_ref.cli.options import add_command, add_json, add_revision, print_json, say
 from mesp_ref.files.affine import BITS, GROUP_SIZES, SCALE_DTYPES
+from mesp_ref.files.hub import model_directory
 from mesp_ref.files.quantize import quantize_checkpoint
 
 _HELP = """\
@@ -22,7 +23,8 @@ examples:
 
 def add(commands: Any) -> None:
     parser = add_command(commands, "quantize", run, "pack a checkpoint into 4 or 8 bits", _HELP)
-    parser.add_argument("model", metavar="DIR", help="checkpoint directory")
+    parser.add_argument("model", metavar="DIR", help="checkpoint directory, or org/name of the hub")
+    add_revision(parser)
     parser.add_argument("out", metavar="OUT", help="new checkpoint directory")
     parser.add_argument(
         "--bits", type=int, default=4, metavar="N",
@@ -43,7 +45,12 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     quantize_checkpoint(
-        args.model, args.out, args.bits, args.group_size, args.dtype, args.overwrite
+        model_directory(args.model),
+        args.out,
+        args.bits,
+        args.group_size,
+        args.dtype,
+        args.overwrite,
     )
     size = (Path(args.out) / "model.safetensors").stat().st_size
     if args.json:

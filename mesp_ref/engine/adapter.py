@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
@@ -15,6 +15,7 @@ class Adapter:
 
     `weights` maps base_model.model.model.layers.N.….lora_A.weight [R, in] and …lora_B.weight
     [out, R] to writable arrays; optimisers update them in place.
+    `revision` is the branch, tag or commit of the base model, where it was given with one.
     """
 
     rank: int
@@ -23,6 +24,7 @@ class Adapter:
     use_rslora: bool = False
     weights: dict[str, Array] = field(default_factory=dict)
     base_model_name_or_path: str | None = None
+    revision: str | None = None
 
     @property
     def scale(self) -> float:
@@ -37,10 +39,7 @@ class Adapter:
     def astype(self, dtype: Any) -> "Adapter":
         """A copy in another compute dtype."""
         weights = {name: array.astype(dtype) for name, array in self.weights.items()}
-        return Adapter(
-            self.rank, self.alpha, self.targets, self.use_rslora, weights,
-            self.base_model_name_or_path,
-        )  # fmt: skip
+        return replace(self, weights=weights)
 
 
 def tensor_name(module: str, matrix: str) -> str:

@@ -16,6 +16,7 @@ from mesp_ref.files.checkpoint import open_checkpoint, storage_dtype
 from mesp_ref.files.config import read_config
 from mesp_ref.files.default import default_checkpoint
 from mesp_ref.files.end_tokens import end_tokens
+from mesp_ref.files.hub import model_directory
 from mesp_ref.files.output import await_folder
 from mesp_ref.files.random import write_random_checkpoint
 
@@ -30,12 +31,13 @@ SHAPES = {
 def load_model(path: str | Path | None = None, dtype: Any = "float32") -> Model:
     """Open a Hugging Face Qwen2 directory; its weights stay in the mapped files.
 
+    org/name or org/name@revision, where no such path is here, is fetched from the Hugging Face hub.
     Without a path it is the small story model that comes with the package. It ends at the end tokens
     of config.json and of generation_config.json, where there is one.
 
     Raises MespRefError naming file and field for what is missing, malformed or not computed.
     """
-    directory = default_checkpoint() if path is None else Path(path)
+    directory = default_checkpoint() if path is None else model_directory(path)
     await_folder(directory)
     config, weights = open_checkpoint(directory, dtype)
     ends = end_tokens(directory, config.eos_token_ids)

@@ -17,7 +17,7 @@ _PLACES = (
     "_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file",
 )  # fmt: skip
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
-_HUB = re.compile(f"{_PART}/{_PART}")
+HUB = re.compile(f"{_PART}/{_PART}")
 _CACHED = re.compile(f"models--({_PART}?)--({_PART})")  # a folder of the Hugging Face cache
 
 
@@ -27,7 +27,7 @@ def shared_name(name: str | None) -> str | None:
     org/name of the Hugging Face hub stays, a folder of its cache is called by it, of any other path
     the folder's own name is left; None where there is none, as of "/".
     """
-    if name is None or _HUB.fullmatch(name):
+    if name is None or HUB.fullmatch(name):
         return name
     parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..", "~")]
     for part in parts:
@@ -60,18 +60,20 @@ def copy_shared(file: Path, target: Path) -> None:
 def model_name(directory: Path, given: str | None = None) -> str | None:
     """The name under which others may know a checkpoint directory.
 
-    given     how the user called it; a path of the user's is not repeated
+    given     how the user called it, without @revision; a path of the user's is not repeated
     Of config.json's _name_or_path, which says what a model was once made from, only org/name with
     the directory's own name is believed.
     """
-    if given is not None and _HUB.fullmatch(given) and not Path(given).exists():
-        return given
+    if given is not None and not Path(given).exists():
+        repo = given.partition("@")[0]
+        if HUB.fullmatch(repo):
+            return repo
     place = directory.resolve()
     if place == default_place():
         return DEFAULT
     own = shared_name(str(place))
     stated = _stated(directory)
-    if own and stated and _HUB.fullmatch(stated) and stated.partition("/")[2] == own:
+    if own and stated and HUB.fullmatch(stated) and stated.partition("/")[2] == own:
         return stated
     return own
 

@@ -16,6 +16,7 @@ from mesp_ref.engine.init import check_adapter, check_rank, compute_dtype, parse
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.fields import read_fields
 from mesp_ref.files.finite import cast_finite
+from mesp_ref.files.hub import adapter_directory
 from mesp_ref.files.names import shared_name
 from mesp_ref.files.output import await_folder, new_directory, write_aside
 from mesp_ref.files.safetensors import MappedFile
@@ -27,7 +28,7 @@ from mesp_ref.ops import Array
 
 # The weights carry what scales them: a configuration that says otherwise is not theirs.
 SCALING, _SCALING = "mesp_ref.scaling", ("r", "lora_alpha", "use_rslora")
-_BASE = "base_model_name_or_path"
+_BASE, _REVISION = "base_model_name_or_path", "revision"
 _LOOKS, _PAUSE = 50, 0.01  # a save takes some milliseconds
 _MODULE = re.compile(r"(?<=^base_model\.model\.).+(?=\.lora_[AB]\.weight$)")
 _TENSOR = re.compile(r"base_model\.model\.model\.layers\.([0-9]{1,6})\.(.+)\.lora_(A|B)\.weight")
@@ -63,7 +64,7 @@ def save_adapter(adapter: Adapter, path: str | Path, overwrite: bool = False) ->
         "modules_to_save": None,
         "rank_pattern": {},
         "alpha_pattern": {},
-        "revision": None,
+        _REVISION: adapter.revision,
     }
     text = (json.dumps(config, indent=2) + "\n").encode()
     metadata = {"format": "pt", SCALING: json.dumps({name: config[name] for name in _SCALING})}
@@ -87,7 +88,7 @@ def _fits(directory: Path, config: dict[str, Any]) -> bool:
         old = read_object(file, "a PEFT adapter directory")
     except MespRefError:
         return False
-    same = [old[name] == config[name] for name in old.keys() & config.keys() - {_BASE}]
+    same = [old[name] == config[name] for name in old.keys() & config.keys() - {_BASE, _REVISION}]
     return all(same) and {"target_modules", *_SCALING} <= old.keys() <= config.keys()
 
 
@@ -178,14 +179,14 @@ def scaling(file: MappedFile) -> dict[str, Any]:
 def load_adapter(
     path: str | Path, dtype: Any = "float32", config: Qwen2Config | None = None
 ) -> Adapter:
-    """Read a PEFT directory into writable arrays.
+    """Read a PEFT directory, or an adapter's repository on the hub, into writable arrays.
 
     With `config` the adapter is held against that model, so that an adapter of another model is
     refused here and not in the middle of a GEMM.
 
     Raises MespRefError naming the file and the field or tensor.
     """
-    directory, wanted = Path(path), compute_dtype(dtype)
+    directory, wanted = adapter_directory(path), compute_dtype(dtype)
     await_folder(directory)
     (values, file), weights = _read_both(directory), {}
     for name in file:
@@ -200,7 +201,7 @@ def load_adapter(
     targets = [t for t, p in PROJECTIONS.items() if any(f".{p}.lora_" in name for name in weights)]
     adapter = Adapter(
         values["r"], values["lora_alpha"], parse_targets(targets),
-        values.get("use_rslora", False), weights, values.get("base_model_name_or_path"),
+        values.get("use_rslora", False), weights, values.get(_BASE), values.get(_REVISION),
     )  # fmt: skip
     check_pairs(adapter, file.path)
     if config is not None:

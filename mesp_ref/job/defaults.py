@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mesp_ref.files.hub import data_path
 from mesp_ref.stories import write_questions
 
 CONVERSATIONS = 2000
@@ -16,12 +17,12 @@ EVAL_EVERY = 20  # steps
 
 @contextmanager
 def data_file(path: str | Path | None, count: int = CONVERSATIONS, seed: int = 0) -> Iterator[Path]:
-    """The file named, or `count` questions about stories in a file that lives as long as this.
+    """The file named, here or on the hub, or `count` questions about stories while this lasts.
 
     The stories of two seeds are different ones: what is trained on is not what is evaluated on.
     """
     if path is not None:
-        yield Path(path)
+        yield data_path(path)
         return
     with tempfile.TemporaryDirectory(prefix="mesp-ref-") as folder:
         file = Path(folder) / "questions.jsonl"

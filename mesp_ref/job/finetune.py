@@ -19,6 +19,7 @@ from mesp_ref.engine.generate import generate
 from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError, escaped
+from mesp_ref.files.hub import data_path, revision_of
 from mesp_ref.files.models import load_model
 from mesp_ref.files.names import model_name
 from mesp_ref.files.peft import load_adapter, save_adapter
@@ -147,9 +148,17 @@ def _open_adapter(options: FinetuneOptions, model: Model) -> Adapter:
     )
 
 
+def _name_base(adapter: Adapter, model: Model, options: FinetuneOptions) -> str | None:
+    """Say in an adapter which model it is of, by the name under which others find it."""
+    assert model.path is not None
+    adapter.base_model_name_or_path = model_name(model.path, options.model)
+    adapter.revision = revision_of(options.model)
+    return adapter.base_model_name_or_path
+
+
 def _open_files(options: FinetuneOptions, model: Model, data: Path) -> list[DataFile]:
     """The data file, and the validation file where there is one."""
-    paths = [data] if options.val_data is None else [data, Path(options.val_data)]
+    paths = [data] if options.val_data is None else [data, data_path(options.val_data)]
     length, vocab = options.train.seq_len, model.config.vocab_size
     return [open_data(p, seq_len=length, form=options.form, vocab_size=vocab) for p in paths]
 
@@ -230,8 +239,7 @@ class Run:
         self.chat = encoder.template is not None
         self.stream, self.heldout, self.contents = _open_streams(options, files, encoder)
         adapter = _open_adapter(options, self.model)
-        assert self.model.path is not None
-        self.name = adapter.base_model_name_or_path = model_name(self.model.path, options.model)
+        self.name = _name_base(adapter, self.model, options)
         self.choice: Choice | None = None
         if options.memory_limit is not None:
             identity = saved[1]["identity"] if saved else {}

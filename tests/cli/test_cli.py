@@ -371,7 +371,11 @@ def test_generate_writes_as_it_goes_and_finds_its_base(here, finetune, capsys, m
     gone = config | {"base_model_name_or_path": "somebody/else"}
     Path("alone/adapter_config.json").write_text(json.dumps(gone))
     assert main([*line, "--adapter", "alone"]) == 2
-    assert "was trained on 'somebody/else', which is no directory" in capsys.readouterr().err
+    assert "alone: its model somebody/else: no such place here" in capsys.readouterr().err
+    gone = config | {"base_model_name_or_path": "somebody's"}
+    Path("alone/adapter_config.json").write_text(json.dumps(gone))
+    assert main([*line, "--adapter", "alone"]) == 2
+    assert 'was trained on "somebody\'s", which is no directory' in capsys.readouterr().err
 
 
 def test_samples_are_shown_as_turns():
