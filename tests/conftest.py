@@ -1,10 +1,12 @@
 """Fixtures for every test: a tiny configuration and a checkpoint directory made from it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers import STOP, byte_level_tokenizer, words, write_model
+from loopback_hub import Hub, serving
 from profiles import TIMES
 from tokenizers import Tokenizer
 
@@ -50,6 +52,24 @@ def tiny_model_dir(
 ) -> Path:
     """A checkpoint directory of tiny_config. Shared by the session: copy it before changing it."""
     return write_model(tmp_path_factory.mktemp("tiny") / "model", tiny_config, tokenizer)
+
+
+@pytest.fixture
+def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub of our own, for which huggingface_hub takes it in this test, with an empty cache."""
+    errors = pytest.importorskip("huggingface_hub.errors")
+    if not hasattr(errors, "DryRunError"):
+        pytest.skip("huggingface_hub before 1.0")
+    from huggingface_hub import constants
+
+    with serving() as (hub, address):
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_right")
+        yield hub
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from mesp_ref.cli import (
     merge,
     mutants,
     pretrain,
+    push,
     quantize,
 )
 from mesp_ref.cli.options import Parser
@@ -66,6 +67,7 @@ def build_parser() -> Parser:
         memory,
         quantize,
         convert,
+        push,
         pretrain,
         golden,
         mutants,

@@ -19,12 +19,14 @@ from mesp_ref.cli.options import (
     say,
 )
 from mesp_ref.cli.progress import Progress
+from mesp_ref.cli.recipe import with_config
 from mesp_ref.errors import MespRefError
 from mesp_ref.job.defaults import EVAL_EVERY, RECIPE
 from mesp_ref.job.directory import resumed_folder, run_place
 from mesp_ref.job.finetune import FinetuneOptions, Report, finetune
 from mesp_ref.job.metrics import Event
 from mesp_ref.job.record import saved_options
+from mesp_ref.job.trackers import Reporters, Tracker
 from mesp_ref.train.trainer import TrainConfig
 
 _HELP = """\
@@ -55,12 +57,20 @@ examples:
   mesp-ref finetune --data notes.txt --seq-len 64 --steps 4 --eval-every 1 --patience 2
   mesp-ref finetune --model Qwen2.5-0.5B --data chats.jsonl --steps 2 --out runs/chats
   mesp-ref finetune --resume runs/chats
+  mesp-ref finetune --config runs/chats/run.json --lr 1e-3 --out runs/again
 """
 
 
 def add(commands: Any) -> None:
     parser = add_command(commands, "finetune", run, "train a LoRA adapter", _HELP)
-    parser.usage = "mesp-ref finetune [--model DIR] [--data FILE] [--out DIR] [options]"
+    parser.usage = (
+        "mesp-ref finetune [--config FILE] [--model DIR] [--data FILE] [--out DIR] [options]"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE",
+        help="options from a YAML or JSON file, or a run's run.json to repeat it; what the command line "
+        "says goes before",
+    )  # fmt: skip
     add_model(parser)
     _add_data(parser.add_argument_group("data"))
     group = parser.add_argument_group("adapter")
@@ -113,6 +123,10 @@ def _add_output(group: Any) -> None:
     group.add_argument(
         "--no-sample", action="store_const", const=0, dest="sample_tokens",
         default=argparse.SUPPRESS, help="no samples: no text of the data is printed or kept",
+    )  # fmt: skip
+    group.add_argument(
+        "--report-to", choices=("tensorboard", "trackio"), action="append",
+        help="log losses and speed there, too, through its own package; repeat for both",
     )  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
     add_json(group)
@@ -167,6 +181,7 @@ def _saved(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
+    args = with_config(args)
     if args.mpi:
         from mesp_ref.spread.start import over_mpi
 
@@ -176,15 +191,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, job: Callable[[FinetuneOptions, Report], Event]) -> int:
     options = _options(args)
-    progress = Progress(args.quiet)
+    progress, trackers = Progress(args.quiet), [Tracker(name) for name in args.report_to or ()]
     try:
-        summary = job(options, progress)
+        summary = job(options, Reporters(progress, *trackers) if trackers else progress)
     finally:
         progress.close()
+        for tracker in trackers:
+            tracker.close()
     if args.json:
         print_json(summary)
     else:
-        say(*_describe(summary))
+        say(*_describe(summary), *(f"logged   {tracker.place}" for tracker in trackers))
     return 0
 
 

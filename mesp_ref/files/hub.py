@@ -148,8 +148,8 @@ def _chosen(found: HubName, files: Iterable[str]) -> str:
 
 def _listed(found: HubName) -> list[str]:
     """The names of a data set's files: as the hub lists them, or else as the cache holds them."""
-    hub, patterns = _package(found), [f"*{suffix}" for suffix in _DATA]
-    with _in_one_line(found, "data set", hub), _silent(hub):
+    hub, patterns = hub_package(found), [f"*{suffix}" for suffix in _DATA]
+    with answered(found, "data set", hub), _silent(hub):
         settings = {"repo_type": "dataset", "revision": found.revision}
         try:
             files = hub.snapshot_download(
@@ -163,9 +163,9 @@ def _listed(found: HubName) -> list[str]:
 
 def _fetch(found: HubName, kind: str, files: Iterable[str], shown: str = "") -> Path:
     """The snapshot's folder, with those of the files that the repository has."""
-    hub, names = _package(found), [glob.escape(file) for file in files]
+    hub, names = hub_package(found), [glob.escape(file) for file in files]
     what = "data set" if kind == "dataset" else kind
-    with _in_one_line(found._replace(revision=None) if shown else found, what, hub):
+    with answered(found._replace(revision=None) if shown else found, what, hub):
         settings = {"repo_type": kind, "revision": found.revision, "allow_patterns": names}
         _tell(hub, shown or str(found), found.repo, settings)
         terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -205,8 +205,8 @@ def _silent(hub: Any) -> Iterator[None]:
             hub.utils.enable_progress_bars()
 
 
-def _package(found: HubName) -> Any:
-    """huggingface_hub, imported when it is first needed."""
+def hub_package(found: HubName) -> Any:
+    """huggingface_hub, imported when it is first needed; MespRefError where it is missing."""
     try:
         for part in ("constants", "utils"):
             importlib.import_module(f"huggingface_hub.{part}")
@@ -220,7 +220,9 @@ def _package(found: HubName) -> Any:
 
 
 @contextmanager
-def _in_one_line(found: HubName, what: str, hub: Any) -> Iterator[None]:
+def answered(
+    found: HubName, what: str, hub: Any, here: str = "no such place here, and "
+) -> Iterator[None]:
     """Whatever the package raises, as a line that says what to do."""
     errors = hub.errors
     try:
@@ -253,7 +255,7 @@ def _in_one_line(found: HubName, what: str, hub: Any) -> Iterator[None]:
         why = f"not fetched: {type(error).__name__}: {lines[0] or 'no reason given'}"
     else:
         return
-    raise MespRefError(f"{found}: no such place here, and on the hub: {why}")
+    raise MespRefError(f"{found}: {here}on the hub: {why}")
 
 
 def _out_of_reach(hub: Any) -> str:

@@ -21,7 +21,7 @@ from mesp_ref.files.names import copy_shared
 from mesp_ref.files.strict import inside
 
 # What lies beside the weights of a checkpoint and belongs to the model, not to the weights.
-_COMPANIONS = (
+COMPANIONS = (
     "tokenizer*",
     "vocab.json",
     "merges.txt",
@@ -265,7 +265,7 @@ def copy_companions(source: Path, target: Path) -> None:
 
     Raises MespRefError for a link that leads out of `source`: the copy may be published.
     """
-    for pattern in _COMPANIONS:
+    for pattern in COMPANIONS:
         for file in source.glob(pattern):
             if inside(source, file.name).is_file():
                 copy_shared(file, target / file.name)

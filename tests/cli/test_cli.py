@@ -152,6 +152,8 @@ def provide(word, model, request):
         mr.save_adapter(adapter, word)
     elif word == "runs/001":
         mr.save_adapter(adapter, "runs/001/adapter")
+    elif word == "merged":
+        mr.merge(model, adapter, word)
     elif word == "notes-mlx":
         save_mlx_adapter(adapter, word)
     elif word.endswith(".gguf"):
@@ -187,6 +189,10 @@ def test_every_example_runs_as_written(line, reader, capsys, request):
         Path("begun.txt").write_text(words(900), encoding="utf-8")
         begin = ["--data", "begun.txt", "--steps", "2", "--seq-len", "16", "--out", argv[-1]]
         assert main(["finetune", *begin]) == 0
+    if "--config" in argv:
+        assert main(["finetune", "--steps", "2", "--out", "runs/chats"]) == 0
+    if argv[0] == "push":
+        request.getfixturevalue("loopback")
     if "--help" in argv:
         with pytest.raises(SystemExit) as stop:
             main(argv)
@@ -198,7 +204,7 @@ def test_every_example_runs_as_written(line, reader, capsys, request):
 def test_the_examples_are_those_of_every_command():
     examples = documented_examples()
     commands = {line.split()[1] for line in examples}
-    assert commands == {*COMMANDS, "memory", "quantize"}
+    assert commands == {*COMMANDS, "memory", "push", "quantize"}
     for two in ("golden check", "golden run", "golden build", "golden export", "golden sketch",
                 "golden compare", "convert gguf", "convert adapter"):  # fmt: skip
         assert any(line.startswith(f"mesp-ref {two} ") for line in examples), two

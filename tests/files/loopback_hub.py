@@ -61,7 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
             lines = [json.loads(line) for line in body.splitlines() if line.strip()]
             repo = path.split("/api/models/")[1].split("/commit/")[0]
             self.hub.committed.setdefault(repo, []).extend(lines)
-            return self._json({"commitUrl": f"http://x/{repo}/commit/{MAIN}", "commitOid": MAIN})
+            return self._json(
+                {"commitUrl": f"https://huggingface.co/{repo}/commit/{MAIN}", "commitOid": MAIN}
+            )
         return self._json({})
 
     def _answer(self, body: bool) -> None:

@@ -1,15 +1,16 @@
 """Names of the hub in the place of paths, against a hub of our own on loopback and a filled cache."""
 
+import base64
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import words
-from loopback_hub import MAIN, OLD, Hub, serving
+from loopback_hub import MAIN, OLD, Hub
 from safetensors.numpy import load_file, save_file
 
 import mesp_ref as mr
@@ -17,18 +18,15 @@ from mesp_ref.cli import main
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.hub import HubName, data_path, hub_name, model_directory
 
-package = pytest.importorskip("huggingface_hub")
-pytest.importorskip("huggingface_hub.errors").DryRunError  # noqa: B018
-
 ROOT, NAME = Path(__file__).parents[2], "mila/tiny"
 QUICK = ["--steps", "2", "--seq-len", "24", "--sample-tokens", "3", "--quiet", "--out", "run"]
 
 
 @pytest.fixture
-def hub(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(
+    loopback: Hub, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Hub:
     """The hub with a model in it, beside what is never to be fetched; and a directory to work in."""
-    from huggingface_hub import constants
-
     repo = tmp_path / "repos" / "tiny"
     shutil.copytree(tiny_model_dir, repo)
     for name in ("pytorch_model.bin", "training_args.bin", "onnx/model.safetensors", "README.md"):
@@ -36,17 +34,8 @@ def hub(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -
         (repo / name).write_bytes(b"never fetched")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with serving() as (found, address):
-        found.add(NAME, repo)
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-            address + "/{repo_id}/resolve/{revision}/{filename}",
-        )  # fmt: skip
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", "hf_right")
-        yield found
+    loopback.add(NAME, repo)
+    return loopback
 
 
 @pytest.fixture
@@ -55,6 +44,12 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     from huggingface_hub import constants
 
     return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def committed(hub: Hub, name: str) -> dict[str, bytes]:
+    """The files of the last commit to a repository."""
+    rows = [row["value"] for row in hub.committed[name] if row["key"] == "file"]
+    return {row["path"]: base64.b64decode(row["content"]) for row in rows}
 
 
 def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
@@ -117,7 +112,7 @@ def test_shards_are_fetched_as_the_index_names_them(hub: Hub, tiny_model_dir: Pa
     (repo / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     model = mr.load_model(NAME)
     assert np.array_equal(model.weights[names[0]][...], tensors[names[0]])
-    assert [f for f in hub.fetched if f.endswith("s")] == sorted(parts)
+    assert {f for f in hub.fetched if f.endswith("s")} == set(parts)
 
 
 def test_what_the_engine_does_not_compute_is_refused_before_its_weights(hub: Hub) -> None:
@@ -278,3 +273,66 @@ def test_progress_goes_to_standard_error(hub: Hub, capsys: pytest.CaptureFixture
     assert f"hub      fetching {NAME}: " in printed.err
     assert main(["info", NAME]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_push_takes_what_others_load_and_nothing_more(
+    hub: Hub, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("notes.txt").write_text(words(300), encoding="utf-8")
+    model = str(tiny_model_dir)
+    assert main(["finetune", "--model", model, "--data", "notes.txt", *QUICK]) == 0
+    file = Path("run/adapter/adapter_config.json")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"base_model_name_or_path": "/home/mila/tiny"}), "utf-8")
+    capsys.readouterr()
+    assert main(["push", "run", "mila/lora", "--json"]) == 0
+    pushed = json.loads(capsys.readouterr().out)
+    assert pushed["files"] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert hub.made == [{"name": "lora", "organization": "mila"}]  # public, as hf upload makes it
+    found = committed(hub, "mila/lora")
+    weights = Path("run/adapter/adapter_model.safetensors").read_bytes()
+    assert found["adapter_model.safetensors"] == weights
+    assert json.loads(found["adapter_config.json"])["base_model_name_or_path"] == "tiny"
+    assert b"library_name: peft" in found["README.md"]
+    assert not any(b"/home" in data or b"the ship" in data for data in found.values())
+
+    assert main(["merge", "--model", model, "--adapter", "run", "--out", "merged"]) == 0
+    Path("merged/notes-of-mine.txt").write_text("private", encoding="utf-8")
+    assert main(["push", "merged", "mila/merged", "--private"]) == 0
+    assert hub.made[-1]["visibility"] == "private"
+    assert set(committed(hub, "mila/merged")) == {
+        "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+
+
+def test_what_is_pushed_comes_back(hub: Hub, tiny_model_dir: Path, tmp_path: Path) -> None:
+    adapter = mr.init_lora(mr.load_model(NAME).config, rank=2, b_std=0.1)
+    adapter.base_model_name_or_path = NAME
+    mr.save_adapter(adapter, "adapter")
+    assert main(["push", "adapter", "mila/back"]) == 0
+    repo = tmp_path / "repos" / "back"
+    repo.mkdir()
+    for name, data in committed(hub, "mila/back").items():
+        (repo / name).write_bytes(data)
+    assert f"base_model: {NAME}" in (repo / "README.md").read_text(encoding="utf-8")
+    hub.add("mila/back", repo)
+    back = mr.load_adapter("mila/back")
+    assert {n: a.tobytes() for n, a in back.weights.items()} == {
+        n: a.tobytes() for n, a in adapter.weights.items()
+    }
+
+
+def test_what_cannot_be_pushed(
+    hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mr.save_adapter(mr.init_lora(mr.load_model(NAME).config, rank=2), "adapter")
+    Path("empty").mkdir()
+    assert "expected user/name" in refused(capsys, "push", "adapter", "just-a-name")
+    assert "neither adapter_config.json nor config.json" in refused(capsys, "push", "empty", "a/b")
+    assert "found no directory" in refused(capsys, "push", "nowhere", "a/b")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "HF_TOKEN" in refused(capsys, "push", "adapter", "mila/lora")
+    weights = Path("adapter/adapter_model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "adapter_model.safetensors" in refused(capsys, "push", "adapter", "mila/lora")
+    assert hub.committed == {}
