@@ -131,7 +131,7 @@ $(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ) $(SBOM) $(SPREAD): $(VENV)/.i
 
 $(TEST):   EXTRAS = test
 $(DEV):    EXTRAS = dev,convert
-$(PARITY): EXTRAS = test,parity,convert,mlx,spread
+$(PARITY): EXTRAS = test,parity,convert,mlx,spread,hub,tensorboard,trackio
 $(SPREAD): EXTRAS = spread
 $(NOTES):  EXTRAS = notebooks
 $(BENCH):  EXTRAS = benchmarks,parity,mlx
