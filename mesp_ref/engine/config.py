@@ -1,9 +1,10 @@
-"""The sizes and constants of a Qwen2 model, checked when they are given."""
+"""The sizes, constants and family of a model, checked when they are given."""
 
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from mesp_ref.errors import MespRefError, shown
+from mesp_ref.ops import RopeScaling
 
 # The seven linear layers of a block that LoRA can adapt, by their path inside the block.
 PROJECTIONS = {
@@ -16,6 +17,37 @@ PROJECTIONS = {
     "down_proj": "mlp.down_proj",
 }
 
+
+
+class Traits(NamedTuple):
+    """What a family computes in its own way; each trait is used in one place of one half."""
+
+    norms: tuple[tuple[str, str | None], ...] = (  # by half: before it, and after it before the sum
+        ("input_layernorm", None), ("post_attention_layernorm", None),
+    )  # fmt: skip
+    biases: str = ""  # the letters of projections that always have one
+    head_norms: bool = False  # q and k are normalised head by head before RoPE
+    gelu: bool = False  # gelu(gate) ⊙ up in place of silu(gate) ⊙ up
+    scaled_embedding: bool = False  # by √C
+    gain: float = 0.0  # what files leave out of a norm's weight: 1 of 1 + w
+
+
+# By model_type.
+FAMILIES = {
+    "qwen2": Traits(biases="qkv"),
+    "llama": Traits(),
+    "smollm3": Traits(),
+    "qwen3": Traits(head_norms=True),
+    "gemma3_text": Traits(
+        norms=(
+            ("input_layernorm", "post_attention_layernorm"),
+            ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        ),
+        head_norms=True, gelu=True, scaled_embedding=True, gain=1.0,
+    ),
+}  # fmt: skip
+LAYER_TYPES = FULL, SLIDING, NO_ROPE = "full_attention", "sliding_attention", "no_rope"
+
 # Beyond these no model exists, and what is counted or tabulated from them would not fit.
 _MOST = {"num_hidden_layers": 10_000, "head_dim": 65_536}
 # Between these, float32 neither loses eps³ (RMSNorm's backward of a zero row) nor overflows an angle.
@@ -24,7 +56,8 @@ _RANGES = {"rms_norm_eps": (1e-30, 1e6), "rope_theta": (1.0, 1e30)}
 
 @dataclass(frozen=True)
 class Qwen2Config:
-    """Sizes and constants of a Qwen2 model under their Hugging Face names.
+    """Sizes and constants of a model under their Hugging Face names: Qwen2's, unless model_type says
+    otherwise.
 
     Letters elsewhere: C hidden_size, F intermediate_size, H num_attention_heads,
     G num_key_value_heads, D head_dim, V vocab_size.
@@ -45,6 +78,13 @@ class Qwen2Config:
     tie_word_embeddings: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
+    model_type: str = "qwen2"
+    attention_bias: bool = False  # q, k, v and o have biases, whatever the family
+    rope_scaling: RopeScaling | None = None
+    layer_types: tuple[str, ...] = ()  # of LAYER_TYPES, by layer; all are FULL without
+    sliding_window: int | None = None  # keys that a query sees in a SLIDING layer, its own included
+    rope_local_base_freq: float = 10_000.0  # rope_theta of those, which are not scaled
+    query_pre_attn_scalar: float | None = None  # D of 1/√D in attention; head_dim without
     source: str = "config"  # where it was read, for messages
 
     def __post_init__(self) -> None:
@@ -64,6 +104,7 @@ class Qwen2Config:
                 or not least <= number <= most
             ):
                 self._refuse(field, number, f"a positive number from {least:g} to {most:g}")
+        self._check_family()
         for field in ("bos_token_id", "eos_token_id"):
             given: object = getattr(self, field)
             for token in given if isinstance(given, tuple) else (given,):
@@ -78,8 +119,34 @@ class Qwen2Config:
         if self.head_dim % 2:
             self._refuse("head_dim", self.head_dim, "an even number (RoPE turns pairs)")
 
+    def _check_family(self) -> None:
+        if self.model_type not in FAMILIES:
+            self._refuse("model_type", self.model_type, f"one of {', '.join(FAMILIES)}")
+        if self.layer_types and len(self.layer_types) < self.num_hidden_layers:
+            self._refuse("layer_types", len(self.layer_types), "one for each of num_hidden_layers")
+        for kind in self.layer_types:
+            if kind not in LAYER_TYPES:
+                self._refuse("layer_types", kind, f"some of {', '.join(LAYER_TYPES)}")
+        if SLIDING in self.layer_types and not self.sliding_window:
+            self._refuse("sliding_window", self.sliding_window, f"keys that {SLIDING} layers see")
+
     def _refuse(self, field: str, found: object, expected: str) -> None:
         raise MespRefError(f"{self.source}: {field}: found {shown(found)}, expected {expected}")
+
+    @property
+    def traits(self) -> Traits:
+        """The row of the family."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def attention_scale(self) -> float | None:
+        """What attention multiplies scores with; None for 1/√D."""
+        scalar = self.query_pre_attn_scalar
+        return None if scalar is None else scalar**-0.5
+
+    def layer_type(self, layer: int) -> str:
+        """One of LAYER_TYPES."""
+        return self.layer_types[layer] if self.layer_types else FULL
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -92,20 +159,20 @@ class Qwen2Config:
         """Name and shape of every tensor of a checkpoint, in the order a forward meets them."""
         c, f, d = self.hidden_size, self.intermediate_size, self.head_dim
         q, kv = self.num_attention_heads * d, self.num_key_value_heads * d
-        block = {
-            "input_layernorm.weight": (c,),
-            "self_attn.q_proj.weight": (q, c),
-            "self_attn.q_proj.bias": (q,),
-            "self_attn.k_proj.weight": (kv, c),
-            "self_attn.k_proj.bias": (kv,),
-            "self_attn.v_proj.weight": (kv, c),
-            "self_attn.v_proj.bias": (kv,),
-            "self_attn.o_proj.weight": (c, q),
-            "post_attention_layernorm.weight": (c,),
-            "mlp.gate_proj.weight": (f, c),
-            "mlp.up_proj.weight": (f, c),
-            "mlp.down_proj.weight": (c, f),
-        }
+        (before, after), (before_mlp, after_mlp) = self.traits.norms
+        biases = "qkvo" if self.attention_bias else self.traits.biases
+        block: dict[str, tuple[int, ...]] = {f"{before}.weight": (c,)}
+        for letter, out, into in (("q", q, c), ("k", kv, c), ("v", kv, c), ("o", c, q)):
+            block[f"self_attn.{letter}_proj.weight"] = (out, into)
+            if letter in biases:
+                block[f"self_attn.{letter}_proj.bias"] = (out,)
+            if letter in "qk" and self.traits.head_norms:
+                block[f"self_attn.{letter}_norm.weight"] = (d,)
+        block |= {f"{norm}.weight": (c,) for norm in (after, before_mlp) if norm}
+        block |= {"mlp.gate_proj.weight": (f, c), "mlp.up_proj.weight": (f, c)}
+        block["mlp.down_proj.weight"] = (c, f)
+        if after_mlp:
+            block[f"{after_mlp}.weight"] = (c,)
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, c)}
         for i in range(self.num_hidden_layers):
             shapes |= {f"model.layers.{i}.{name}": shape for name, shape in block.items()}

@@ -54,6 +54,8 @@ for _row in (
     attention.TILED,
     attention.PACKED,
     attention.TILED_PACKED,
+    attention.WINDOWED,
+    attention.TILED_WINDOWED,
     lm_loss.TILED,
     mlp.TILED,
 ):
