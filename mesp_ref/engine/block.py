@@ -16,10 +16,10 @@ from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.mlp_half import mlp_half, mlp_half_bwd
 from mesp_ref.ops import NOTHING, Array
 
-# What MeSP does not keep: h = x·Aᵀ of every LoRA layer, silu(gate), q, k, v, and z, the input of
+# What MeSP does not keep: h = x·Aᵀ of every LoRA layer, silu or gelu(gate), q, k, v, and z, the input of
 # down_proj. Left are the paper's eight: block input, first norm, probabilities, attention output,
 # the sum after attention, second norm, gate, up.
-MESP = frozenset({"h", "silu", "q", "k", "v", "z"})
+MESP = frozenset({"h", "silu", "gelu", "q", "k", "v", "z"})
 # A forward that nothing follows, or whose block is run again, keeps none of the eight either.
 EVERYTHING = MESP | {"x", "n", "y", "p", "o", "gate", "up"}
 

@@ -95,6 +95,10 @@ def _parameters(layer: Layer) -> list[Any]:
     return [*weights, *matrices]
 
 
+def _options(layer: Layer, width: int | None) -> dict[str, Any]:
+    return {"s": layer.scale, "is_gelu": layer.config.traits.gelu, "width": width}
+
+
 def mlp_half(
     n: Array, layer: Layer, *, drop: frozenset[str] = NOTHING, keep: lean.Keep | None = None,
     width: int | None = None,
@@ -103,7 +107,8 @@ def mlp_half(
 
     Shapes    n [..., C] -> y [..., C]
     """
-    y, res = lean.mlp(n, *_parameters(layer), s=layer.scale, width=width, keep=keep)
+    options = _options(layer, width)
+    y, res = lean.mlp(n, *_parameters(layer), **options, keep=keep)
     return y, res.kept
 
 
@@ -115,7 +120,7 @@ def mlp_half_bwd(
     Shapes    dy, n [..., C] -> dn [..., C]
     """
     parameters, res = _parameters(layer), lean.MlpRes(n, kept)
-    options: dict[str, Any] = {"s": layer.scale, "width": width}
+    options = _options(layer, width)
     dn, *found = lean.mlp_bwd(dy, res, *parameters, **options)
     names = [tensor_name(layer.name(part), matrix) for part in _MLP for matrix in "AB"]
     grads = {name: g for name, g in zip(names, found, strict=True) if g.size}

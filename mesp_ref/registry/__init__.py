@@ -13,6 +13,7 @@ from mesp_ref.registry import (
     causal_softmax,
     cross_entropy,
     embedding,
+    geglu,
     linear,
     lm_loss,
     lora_linear,
@@ -48,6 +49,7 @@ for _row in (
     causal_softmax.ROW,
     attention.ROW,
     swiglu.ROW,
+    geglu.ROW,
     embedding.ROW,
     cross_entropy.ROW,
     lm_loss.ROW,
@@ -58,6 +60,7 @@ for _row in (
     attention.TILED_WINDOWED,
     lm_loss.TILED,
     mlp.TILED,
+    mlp.TILED_GELU,
 ):
     register(_row)
 

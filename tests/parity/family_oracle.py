@@ -72,7 +72,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
                                                      "factor": 3.0}},
     "gemma3 plain": {"head_dim": 8},
     "gemma3 scaled, G=1": {"head_dim": 6, "num_key_value_heads": 1, "query_pre_attn_scalar": 23,
-                           "sliding_window": 1, "rope_parameters": _STRETCHED},
+                           "sliding_window": 2, "rope_parameters": _STRETCHED},
     "gemma3 untied, no window": {"head_dim": 10, "num_key_value_heads": 4,
                                  "layer_types": ["full_attention"] * 2,
                                  "tie_word_embeddings": False, "attention_bias": True},
