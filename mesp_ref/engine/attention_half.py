@@ -31,11 +31,11 @@ def qkv(
     for letter in "qkv":
         y = project(f"self_attn.{letter}_proj", n, layer, h)
         y = y.reshape(*y.shape[:2], -1, layer.config.head_dim)
-        if letter != "v" and layer.config.traits.head_norms:
-            if raw is not None:
-                raw[letter] = y
-            y = norm(f"self_attn.{letter}_norm", y, layer)
         if letter != "v":
+            if layer.config.traits.head_norms:
+                if raw is not None:
+                    raw[letter] = y
+                y = norm(f"self_attn.{letter}_norm", y, layer)
             y, _ = ops.rope(y, layer.cos, layer.sin)
             layer.show(f"self_attn.{letter}_rope", y)
         heads.append(y)
@@ -43,14 +43,9 @@ def qkv(
 
 
 def qkv_bwd(
-    dheads: list[Array],
-    n: Array,
-    layer: Layer,
-    h: Gradients | None = None,
-    raw: Gradients | None = None,
-    *,
-    params: bool = False,
-) -> tuple[Array, Gradients]:
+    dheads: list[Array], n: Array, layer: Layer, h: Gradients | None = None,
+    raw: Gradients | None = None, *, params: bool = False,
+) -> tuple[Array, Gradients]:  # fmt: skip
     """VJP of qkv: dn = dn_q + dn_k + dn_v, because n feeds all three.
 
     Shapes    dheads dq, dk, dv [N, T, heads, D] -> dn [N, T, C]
@@ -63,8 +58,8 @@ def qkv_bwd(
             layer.show(f"self_attn.{letter}_rope.grad", dy)
             dy = ops.rope_bwd(dy, ops.RopeRes(), layer.cos, layer.sin)
         if raw and letter in raw:
-            part = f"self_attn.{letter}_norm"
-            dy, found = norm_bwd(part, dy, raw.pop(letter), layer, params=params)
+            q = raw.pop(letter)
+            dy, found = norm_bwd(f"self_attn.{letter}_norm", dy, q, layer, params=params)
             grads |= found
         dy = dy.reshape(*n.shape[:2], -1)
         dx, found = project_bwd(f"self_attn.{letter}_proj", dy, n, layer, h, params=params)

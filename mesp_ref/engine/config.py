@@ -1,30 +1,23 @@
 """The sizes, constants and family of a model, checked when they are given."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple, TypeGuard
 
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.ops import RopeScaling
 
 # The seven linear layers of a block that LoRA can adapt, by their path inside the block.
-PROJECTIONS = {
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "o_proj": "self_attn.o_proj",
-    "gate_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "down_proj": "mlp.down_proj",
-}
-
+PROJECTIONS = {name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+PROJECTIONS |= {name: f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")}
 
 
 class Traits(NamedTuple):
     """What a family computes in its own way; each trait is used in one place of one half."""
 
-    norms: tuple[tuple[str, str | None], ...] = (  # by half: before it, and after it before the sum
-        ("input_layernorm", None), ("post_attention_layernorm", None),
-    )  # fmt: skip
+    model_type: str
+    # of each half: before it, and after it before the sum
+    norms: tuple[tuple[str, str], ...] = ("input_layernorm", ""), ("post_attention_layernorm", "")
     biases: str = ""  # the letters of projections that always have one
     head_norms: bool = False  # q and k are normalised head by head before RoPE
     gelu: bool = False  # gelu(gate) ⊙ up in place of silu(gate) ⊙ up
@@ -32,20 +25,18 @@ class Traits(NamedTuple):
     gain: float = 0.0  # what files leave out of a norm's weight: 1 of 1 + w
 
 
-# By model_type.
-FAMILIES = {
-    "qwen2": Traits(biases="qkv"),
-    "llama": Traits(),
-    "smollm3": Traits(),
-    "qwen3": Traits(head_norms=True),
-    "gemma3_text": Traits(
-        norms=(
-            ("input_layernorm", "post_attention_layernorm"),
-            ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
-        ),
-        head_norms=True, gelu=True, scaled_embedding=True, gain=1.0,
-    ),
-}  # fmt: skip
+_GEMMA_NORMS = (
+    ("input_layernorm", "post_attention_layernorm"),
+    ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+)
+_FAMILIES = (
+    Traits("qwen2", biases="qkv"),
+    Traits("llama"),
+    Traits("smollm3"),
+    Traits("qwen3", head_norms=True),
+    Traits("gemma3_text", _GEMMA_NORMS, "", True, gelu=True, scaled_embedding=True, gain=1.0),
+)
+FAMILIES = {traits.model_type: traits for traits in _FAMILIES}
 LAYER_TYPES = FULL, SLIDING, NO_ROPE = "full_attention", "sliding_attention", "no_rope"
 
 # Beyond these no model exists, and what is counted or tabulated from them would not fit.
@@ -56,8 +47,7 @@ _RANGES = {"rms_norm_eps": (1e-30, 1e6), "rope_theta": (1.0, 1e30)}
 
 @dataclass(frozen=True)
 class Qwen2Config:
-    """Sizes and constants of a model under their Hugging Face names: Qwen2's, unless model_type says
-    otherwise.
+    """Sizes and constants of a model under their Hugging Face names: Qwen2's, unless `traits` say else.
 
     Letters elsewhere: C hidden_size, F intermediate_size, H num_attention_heads,
     G num_key_value_heads, D head_dim, V vocab_size.
@@ -78,13 +68,13 @@ class Qwen2Config:
     tie_word_embeddings: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
-    model_type: str = "qwen2"
+    traits: Traits = FAMILIES["qwen2"]
     attention_bias: bool = False  # q, k, v and o have biases, whatever the family
     rope_scaling: RopeScaling | None = None
     layer_types: tuple[str, ...] = ()  # of LAYER_TYPES, by layer; all are FULL without
     sliding_window: int | None = None  # keys that a query sees in a SLIDING layer, its own included
     rope_local_base_freq: float = 10_000.0  # rope_theta of those, which are not scaled
-    query_pre_attn_scalar: float | None = None  # D of 1/√D in attention; head_dim without
+    attention_scale: float | None = None  # what attention multiplies scores with; 1/√D without
     source: str = "config"  # where it was read, for messages
 
     def __post_init__(self) -> None:
@@ -93,18 +83,18 @@ class Qwen2Config:
             "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
         ):  # fmt: skip
             value: object = getattr(self, field)
-            if not _is_integer(value) or not 1 <= value <= _MOST.get(field, 2**31 - 1):
-                self._refuse(
-                    field, value, f"a positive integer up to {_MOST.get(field, 2**31 - 1)}"
-                )
+            top = _MOST.get(field, 2**31 - 1)
+            if not _is_integer(value) or not 1 <= value <= top:
+                self._refuse(field, value, f"a positive integer up to {top}")
         for field, (least, most) in _RANGES.items():
-            number: object = getattr(self, field)
-            if (
-                not (_is_integer(number) or isinstance(number, float))
-                or not least <= number <= most
-            ):
-                self._refuse(field, number, f"a positive number from {least:g} to {most:g}")
-        self._check_family()
+            found: object = getattr(self, field)
+            if not (_is_integer(found) or isinstance(found, float)) or not least <= found <= most:
+                self._refuse(field, found, f"a positive number from {least:g} to {most:g}")
+        types = self.layer_types
+        if not set(types) <= set(LAYER_TYPES) or 0 < len(types) < self.num_hidden_layers:
+            self._refuse("layer_types", types, f"one of {', '.join(LAYER_TYPES)} for each layer")
+        if SLIDING in types and not (self.sliding_window or 0) > 0:
+            self._refuse("sliding_window", self.sliding_window, "a positive number of keys")
         for field in ("bos_token_id", "eos_token_id"):
             given: object = getattr(self, field)
             for token in given if isinstance(given, tuple) else (given,):
@@ -119,34 +109,18 @@ class Qwen2Config:
         if self.head_dim % 2:
             self._refuse("head_dim", self.head_dim, "an even number (RoPE turns pairs)")
 
-    def _check_family(self) -> None:
-        if self.model_type not in FAMILIES:
-            self._refuse("model_type", self.model_type, f"one of {', '.join(FAMILIES)}")
-        if self.layer_types and len(self.layer_types) < self.num_hidden_layers:
-            self._refuse("layer_types", len(self.layer_types), "one for each of num_hidden_layers")
-        for kind in self.layer_types:
-            if kind not in LAYER_TYPES:
-                self._refuse("layer_types", kind, f"some of {', '.join(LAYER_TYPES)}")
-        if SLIDING in self.layer_types and not self.sliding_window:
-            self._refuse("sliding_window", self.sliding_window, f"keys that {SLIDING} layers see")
-
     def _refuse(self, field: str, found: object, expected: str) -> None:
         raise MespRefError(f"{self.source}: {field}: found {shown(found)}, expected {expected}")
-
-    @property
-    def traits(self) -> Traits:
-        """The row of the family."""
-        return FAMILIES[self.model_type]
-
-    @property
-    def attention_scale(self) -> float | None:
-        """What attention multiplies scores with; None for 1/√D."""
-        scalar = self.query_pre_attn_scalar
-        return None if scalar is None else scalar**-0.5
 
     def layer_type(self, layer: int) -> str:
         """One of LAYER_TYPES."""
         return self.layer_types[layer] if self.layer_types else FULL
+
+    def angles(self, kind: str) -> tuple[float, RopeScaling | None]:
+        """The base of RoPE and its scaling in layers of a kind."""
+        if kind == SLIDING:
+            return self.rope_local_base_freq, None
+        return self.rope_theta, RopeScaling(inf) if kind == NO_ROPE else self.rope_scaling
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

@@ -72,10 +72,9 @@ class SublayerRes(Residuals):
 def sublayer(
     x: Array, layer: Layer, half: int, f: Forward, *, drop: frozenset[str] = NOTHING
 ) -> tuple[Array, SublayerRes]:
-    """A half of a block, f, with its norm and its sum: y = x + f(norm(x)); in Gemma a second norm
-    follows f.
+    """A half of a block, f, with its norm and its sum: y = x + f(norm(x)); Gemma has one after f, too.
 
-    half      0 for attention, 1 for the MLP: which norms of the block are meant
+    half      ATTENTION_NORM or MLP_NORM: which norms of the block are meant
     Shapes    x [N, T, C] -> y [N, T, C]
     Drop      "x", "n", "y", and what f can do without
     """
@@ -129,14 +128,9 @@ def project(part: str, x: Array, layer: Layer, h: Gradients | None = None) -> Ar
 
 
 def project_bwd(
-    part: str,
-    dy: Array,
-    x: Array,
-    layer: Layer,
-    h: Gradients | None = None,
-    *,
-    params: bool = False,
-) -> tuple[Array, Gradients]:
+    part: str, dy: Array, x: Array, layer: Layer, h: Gradients | None = None,
+    *, params: bool = False,
+) -> tuple[Array, Gradients]:  # fmt: skip
     """VJP of a projection: dx, and the gradients of A and B (and of W and b with `params`).
 
     h is taken from the dictionary, and rebuilt from x where it is not there.

@@ -8,9 +8,6 @@ from mesp_ref.engine.layer import Layer
 from mesp_ref.ops import NOTHING, Array
 
 
-_ACTIVATION = frozenset({"silu", "gelu"})
-
-
 class MlpHalfRes(Residuals):
     """Residuals of mlp_half."""
 
@@ -59,7 +56,7 @@ def mlp_half_bwd(
     """
     gated, gated_bwd, Res = _gate(layer)
     if res.z is None:
-        res.z = gated(res.gate, res.up, drop=_ACTIVATION)[0]
+        res.z = gated(res.gate, res.up, drop=frozenset({"silu", "gelu"}))[0]
     dz, grads = project_bwd("mlp.down_proj", dy, res.take("z"), layer, res.h, params=params)
     layer.show(f"mlp.{gated.__name__}.grad", dz)
     r = Res(res.take("gate"), res.take("up"), res.take("silu"))

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import EVERYTHING, PLAIN, Halves, block
-from mesp_ref.engine.config import NO_ROPE, SLIDING, Qwen2Config
+from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.layer import Layer, Weights
-from mesp_ref.ops import IGNORED, Array, embedding, rmsnorm, rope_tables
+from mesp_ref.ops import IGNORED, Array, embedding, rmsnorm
 
 EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
 
@@ -42,40 +41,6 @@ def shift(labels: Array) -> Array:
     moved = np.full_like(labels, IGNORED)
     moved[:, :-1] = labels[:, 1:]
     return moved
-
-
-def layers(
-    model: Model, adapter: Adapter | None, start: int, stop: int, positions: Array | None = None
-) -> list[Layer]:
-    """The blocks of a model, with the angles of positions start … stop−1.
-
-    positions    [N, T], from 0 anew where a document begins in a row of several, which are kept apart
-    """
-    config = model.config
-    kinds = [config.layer_type(i) for i in range(config.num_hidden_layers)]
-    places = {kind: _places(model, kind, start, stop, positions) for kind in dict.fromkeys(kinds)}
-    return [
-        Layer(i, config, model.weights, adapter, *places[kind]) for i, kind in enumerate(kinds)
-    ]
-
-
-def _places(
-    model: Model, kind: str, start: int, stop: int, positions: Array | None
-) -> tuple[Array, Array, Array | None]:
-    """Angles of the positions, and the first key that each sees, in layers of a kind."""
-    config, first = model.config, None
-    theta, scaling = config.rope_theta, config.rope_scaling
-    if kind == SLIDING:
-        theta, scaling = config.rope_local_base_freq, None
-    cos, sin = rope_tables(start, stop, config.head_dim, theta, model.dtype, scaling)
-    if kind == NO_ROPE:
-        cos, sin = np.ones_like(cos), np.zeros_like(sin)  # every angle is 0
-    if positions is not None:
-        cos, sin, first = cos[positions], sin[positions], np.arange(stop - start) - positions
-    if kind == SLIDING and config.sliding_window is not None:
-        begins = np.arange(start, stop)[None] - config.sliding_window + 1
-        first = np.maximum(begins, 0 if first is None else first)
-    return cos, sin, first
 
 
 def embed(model: Model, ids: Array) -> Array:

@@ -127,7 +127,11 @@ def _copies_of_head(name: str, config: Qwen2Config, held: Mapping[str, MappedFil
 
 
 def _stored(
-    name: str, shape: tuple[int, ...], file: MappedFile, dtype: np.dtype, kind: type[Stored] = Stored
+    name: str,
+    shape: tuple[int, ...],
+    file: MappedFile,
+    dtype: np.dtype,
+    kind: type[Stored] = Stored,
 ) -> Stored:
     """The table of a dense tensor, checked against the shape that config.json implies."""
     raw, where = file.raw(name), f"{file.path}: {name}"
@@ -184,7 +188,7 @@ def open_checkpoint(
         if not ignorable and not _copies_of_head(name, config, held):
             raise MespRefError(
                 f"{held[name].path}: {name}: found, expected no such tensor in a "
-                f"{config.model_type} model; "
+                f"{config.traits.model_type} model; "
                 "the engine would ignore it and compute something else"
             )
     return config, tables

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mesp_ref.engine.config import FAMILIES as TRAITS
 from mesp_ref.engine.config import FULL, NO_ROPE, SLIDING, Qwen2Config
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.fields import read_fields
@@ -69,13 +70,13 @@ def config_of(values: Mapping[str, Any], source: str = "config.json") -> Qwen2Co
         tie_word_embeddings=known.get("tie_word_embeddings", False),
         bos_token_id=known.get("bos_token_id"),
         eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-        model_type=kind,
+        traits=TRAITS[kind],
         attention_bias=kind != "qwen2" and known.get("attention_bias", False),
         rope_scaling=scaling_of(angles),
         layer_types=_layer_types(known, source),
         sliding_window=known.get("sliding_window") if kind == "gemma3_text" else None,
         rope_local_base_freq=local,
-        query_pre_attn_scalar=known.get("query_pre_attn_scalar"),
+        attention_scale=known["query_pre_attn_scalar"] ** -0.5 if kind == "gemma3_text" else None,
         source=source,
     )
 
@@ -90,8 +91,8 @@ def config_fields(config: Qwen2Config, kept: Mapping[str, Any] | None = None) ->
     if isinstance(config.eos_token_id, tuple):
         values["eos_token_id"] = list(config.eos_token_id)
     usual = {
-        "architectures": [ARCHITECTURES[config.model_type]],
-        "model_type": config.model_type,
+        "architectures": [ARCHITECTURES[config.traits.model_type]],
+        "model_type": config.traits.model_type,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
@@ -100,7 +101,7 @@ def config_fields(config: Qwen2Config, kept: Mapping[str, Any] | None = None) ->
     if "factor" in rope:
         values["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     own = _own_fields(config)
-    if config.model_type == "gemma3_text":
+    if config.traits.model_type == "gemma3_text":
         local = {"rope_type": "default", "rope_theta": config.rope_local_base_freq}
         rope = {"full_attention": rope, "sliding_attention": local}
     return usual | dict(kept or {}) | values | own | {"rope_parameters": rope}
@@ -109,20 +110,20 @@ def config_fields(config: Qwen2Config, kept: Mapping[str, Any] | None = None) ->
 def _own_fields(config: Qwen2Config) -> dict[str, Any]:
     """What a family has beside the fields of all."""
     types = [config.layer_type(i) for i in range(config.num_hidden_layers)]
-    if config.model_type == "gemma3_text":
+    if config.traits.model_type == "gemma3_text":
         patterns = [n for n in range(1, len(types) + 2) if types == pattern(n, len(types))]
         return {
             "hidden_activation": "gelu_pytorch_tanh",
             "attention_bias": config.attention_bias,
             "layer_types": types,
             "sliding_window": config.sliding_window,
-            "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim,
+            "query_pre_attn_scalar": _scalar(config),
             "rope_local_base_freq": config.rope_local_base_freq,
         } | ({"sliding_window_pattern": patterns[0]} if patterns else {})
     own: dict[str, Any] = {"hidden_act": "silu"}
-    if config.model_type != "qwen2":
+    if config.traits.model_type != "qwen2":
         own |= {"attention_bias": config.attention_bias}
-    if config.model_type == "llama":
+    if config.traits.model_type == "llama":
         return own | {"mlp_bias": False}
     own |= {
         "sliding_window": None,
@@ -130,10 +131,16 @@ def _own_fields(config: Qwen2Config) -> dict[str, Any]:
         "max_window_layers": config.num_hidden_layers,
         "layer_types": [FULL] * config.num_hidden_layers,
     }
-    if config.model_type == "smollm3":
+    if config.traits.model_type == "smollm3":
         del own["max_window_layers"]
         own |= {"mlp_bias": False, "no_rope_layers": [int(kind != NO_ROPE) for kind in types]}
     return own
+
+
+def _scalar(config: Qwen2Config) -> float:
+    """D of 1/√D; the whole number that it always is."""
+    found = config.head_dim if config.attention_scale is None else config.attention_scale**-2
+    return round(found) if abs(found - round(found)) < 1e-9 * found else found
 
 
 def pattern(period: int, layers: int) -> list[str]:

@@ -77,7 +77,8 @@ _HARMLESS = harmless(
     _name_or_path _commit_hash _attn_implementation _attn_implementation_autoset
     _attn_implementation_internal _experts_implementation _flash_attn_2_enabled _from_model_config
     attn_implementation transformers_version transformers.js_config unsloth_version unsloth_fixed
-    dtype torch_dtype initializer_range use_cache cache_implementation gradient_checkpointing pretraining_tp
+    dtype torch_dtype initializer_range use_cache cache_implementation
+    gradient_checkpointing pretraining_tp
     chunk_size_feed_forward torchscript tf_legacy_loss use_bfloat16 tokenizer_class
     output_attentions output_hidden_states return_dict return_dict_in_generate output_scores
     finetuning_task task_specific_params problem_type num_labels id2label label2id

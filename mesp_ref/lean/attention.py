@@ -28,9 +28,7 @@ class _Tile(NamedTuple):
     keys: tuple[int, slice, int]  # index into [N, Tk, G, D]
     size: int  # queries
     visible: int  # keys
-    hidden: (
-        Array | None
-    )  # [size, 1, 1], how many of the visible keys lie before a query's first
+    hidden: Array | None  # [size, 1, 1], how many of the visible keys lie before a query's first
 
 
 def _tiles(q: Array, k: Array, first: Array | None, tile: int) -> Iterator[_Tile]:

@@ -78,8 +78,8 @@ def attention_half_bwd(
     del kept
     o = res.o.reshape(*n.shape[:2], -1)
     do, grads = project_bwd("self_attn.o_proj", dy, o, layer, params=params)
-    where = {"first": layer.first, "scale": layer.config.attention_scale}
-    dheads = list(lean.attention_bwd(do.reshape(res.q.shape), res, **where))
+    do, scale = do.reshape(res.q.shape), layer.config.attention_scale
+    dheads = list(lean.attention_bwd(do, res, first=layer.first, scale=scale))
     del do, o, res
     dn, found = qkv_bwd(dheads, n, layer, raw=raw, params=params)
     return dn, grads | found

@@ -142,10 +142,9 @@ def join(grads: Sequence[Gradients]) -> Gradients:
 
 def _joined(name: str, arrays: list[Array]) -> Array:
     axis = int(any(reader in name for reader in READERS))
-    if ".lora_" in name and ("lora_A" in name) != bool(axis):
-        return total(arrays)  # all parts share A of what they write, and B of what they read
-    if name.endswith("_norm.weight"):
-        return total(arrays)  # and the norms of q and k, which every head goes through
+    common = ".lora_" in name and ("lora_A" in name) != bool(axis)
+    if common or name.endswith("_norm.weight"):
+        return total(arrays)  # of A of what parts write, B of what they read, norms of q and k
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axis)
 
 

@@ -21,7 +21,7 @@ from mesp_ref.ops.lora_linear import (
     lora_linear,
     lora_linear_bwd,
     lora_linear_bwd_params,
-)
+)  # fmt: skip
 from mesp_ref.ops.rmsnorm import RmsNormRes, rmsnorm, rmsnorm_bwd, rmsnorm_bwd_params
 from mesp_ref.ops.rope import RopeRes, RopeScaling, rope, rope_bwd, rope_tables
 from mesp_ref.ops.softmax import CausalSoftmaxRes, causal_softmax, causal_softmax_bwd

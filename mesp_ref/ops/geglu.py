@@ -11,11 +11,11 @@ FAR = 1e4  # a gate's square from which on σ is 0 or 1, and its cube would over
 
 
 class GegluRes(NamedTuple):
-    """Residuals of geglu."""
+    """Residuals of geglu: [..., F] each."""
 
-    gate: Array  # [..., F]
-    up: Array  # [..., F]
-    gelu: Array | None  # [..., F]; None once dropped: the backward rebuilds it
+    gate: Array
+    up: Array
+    gelu: Array | None  # None once dropped: the backward rebuilds it
 
 
 def geglu(gate: Array, up: Array, *, drop: frozenset[str] = NOTHING) -> tuple[Array, GegluRes]:
@@ -27,29 +27,23 @@ def geglu(gate: Array, up: Array, *, drop: frozenset[str] = NOTHING) -> tuple[Ar
     Drop      "gelu"
     Source    Shazeer 2020, eq. 5; Hendrycks & Gimpel 2016 for the tanh form
     """
-    cubic = CUBE * np.minimum(gate * gate, FAR)
-    gelu = sigmoid((cubic + 1) * gate * TWICE)
+    gelu = sigmoid((CUBE * np.minimum(gate * gate, FAR) + 1) * gate * TWICE)
     gelu *= gate
-    if "gelu" in drop:
-        return np.multiply(gelu, up, out=gelu), GegluRes(gate, up, None)
-    return gelu * up, GegluRes(gate, up, gelu)
+    return gelu * up, GegluRes(gate, up, None if "gelu" in drop else gelu)
 
 
 def geglu_bwd(dz: Array, res: GegluRes) -> tuple[Array, Array]:
     """VJP of geglu.
 
-    Backward  dup = dz ⊙ gelu;  dgate = dz ⊙ up ⊙ (σ + gelu ⊙ (1 − σ) ⊙ 2u′),
-              2u′ = 2·√(2/π)·(1 + 3·0.044715·gate²); 1 − σ(t) is formed as σ(−t)
+    Backward  dup = dz ⊙ gelu;  dgate = dz ⊙ up ⊙ (σ + gelu ⊙ (1 − σ) ⊙ 2u′), 1 − σ(t) formed as
+              σ(−t);  2u′ = 2·√(2/π)·(1 + 3·0.044715·gate²)
     Shapes    dz [..., F] -> dgate, dup [..., F]
     """
     cubic = CUBE * np.minimum(res.gate * res.gate, FAR)
-    turn = (cubic + 1) * res.gate * TWICE
-    sig, dgate, spare = (np.empty_like(res.gate) for _ in range(3))
-    sigmoids(turn, sig, dgate, spare)
-    gelu = np.multiply(res.gate, sig, out=spare) if res.gelu is None else res.gelu
-    dgate *= gelu
-    dgate *= (3 * cubic + 1) * TWICE
+    sig, dgate, turn = np.empty_like(cubic), np.empty_like(cubic), (cubic + 1) * res.gate * TWICE
+    sigmoids(turn, sig, dgate, turn)
+    gelu = res.gate * sig if res.gelu is None else res.gelu
+    dgate *= gelu * ((3 * cubic + 1) * TWICE)
     dgate += sig
-    dgate *= res.up
-    dgate *= dz
-    return dgate, np.multiply(dz, gelu, out=sig)
+    dgate *= res.up * dz
+    return dgate, dz * gelu

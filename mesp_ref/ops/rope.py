@@ -16,18 +16,14 @@ class RopeScaling(NamedTuple):
 
     factor: float
     original: int | None = None  # tokens of those texts; None: every frequency is slowed down
-    low: float = 1.0  # turns in so many tokens below which the whole factor holds,
+    low: float = 1.0  # turns in so many tokens, below which the whole factor holds
     high: float = 4.0  # and above which a frequency stays
 
 
 def rope_tables(
-    start: int,
-    stop: int,
-    head_dim: int,
-    theta: float,
-    dtype: np.dtype,
+    start: int, stop: int, head_dim: int, theta: float, dtype: np.dtype,
     scaling: RopeScaling | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array]:  # fmt: skip
     """Cosines and sines of positions start … stop−1.
 
     Forward   angle[t, i] = t · f_i with f_i = theta^(−2i/D) for i < D/2, built in float64 and then

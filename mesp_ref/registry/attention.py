@@ -38,9 +38,7 @@ def windowed(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
     return sample(rng, z, dtype) | {"first": first, "scale": 0.375}
 
 
-def equation(
-    q: Array, k: Array, v: Array, first: Array | None = None, scale: Any = None
-) -> Array:
+def equation(q: Array, k: Array, v: Array, first: Array | None = None, scale: Any = None) -> Array:
     """o = softmax(q·kᵀ·scale)·v per query head h, with key/value head h // (H/G); scale is 1/√D"""
     n, tq, heads, d = q.shape
     share, scale = heads // k.shape[2], scale or 1 / sqrt(d)
@@ -52,9 +50,7 @@ def equation(
     return array(q.shape, lambda b, i, h, c: dot(p[b, h, i], v[b, :, h // share, c]))
 
 
-def magnitude(
-    do: Array, res: Any, *, scale: float | None = None
-) -> tuple[Array, Array, Array]:
+def magnitude(do: Array, res: Any, *, scale: float | None = None) -> tuple[Array, Array, Array]:
     groups, scale = res.k.shape[2], scale or res.q.shape[3] ** -0.5
     q, k, v, do = (np.abs(a).swapaxes(1, 2) for a in (res.q, res.k, res.v, do))  # [N, H, T, D]
     share = q.shape[1] // groups
