@@ -100,11 +100,11 @@ def config_fields(config: Qwen2Config, kept: Mapping[str, Any] | None = None) ->
     rope = rope_fields(config)
     if "factor" in rope:
         values["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
-    own = _own_fields(config)
+    usual |= _own_fields(config)
     if config.traits.model_type == "gemma3_text":
         local = {"rope_type": "default", "rope_theta": config.rope_local_base_freq}
         rope = {"full_attention": rope, "sliding_attention": local}
-    return usual | dict(kept or {}) | values | own | {"rope_parameters": rope}
+    return usual | dict(kept or {}) | values | {"rope_parameters": rope}
 
 
 def _own_fields(config: Qwen2Config) -> dict[str, Any]:
