@@ -15,7 +15,8 @@ from mesp_ref.engine.init import arrays_in_memory, check_adapter
 from mesp_ref.engine.inputs import apart, check_batch, check_ids, check_positions, finite
 from mesp_ref.engine.methods import OnGradients, Step, store_all
 from mesp_ref.engine.mezo import perturbation_seeds
-from mesp_ref.engine.model import Model, hidden_states, layers, shift
+from mesp_ref.engine.model import Model, hidden_states, shift
+from mesp_ref.engine.positions import layers
 from mesp_ref.errors import MespRefError
 from mesp_ref.lean.activations import open_checkpoints
 from mesp_ref.lean.steps import METHODS, by_block, new_step

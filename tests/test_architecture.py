@@ -93,10 +93,11 @@ def length(files: Iterable[Path]) -> int:
 
 
 def test_the_reading_path_is_short() -> None:
-    """All that a reader of the methods needs, down to the last import."""
+    """All that a reader of the methods needs, down to the last import: 1,600 lines for Qwen2.5, and
+    120 for what Llama, Qwen3 and Gemma 3 have otherwise."""
     needed = closure(ROOT / "engine" / "methods.py", aside=("files", "memory", "errors"))
     assert {part(file) for file in needed} == {"ops", "engine"}
-    assert length(needed) <= 1600, sorted((length([f]), f.name) for f in needed)
+    assert length(needed) <= 1720, sorted((length([f]), f.name) for f in needed)
 
 
 def test_a_block_is_short() -> None:

@@ -5,8 +5,7 @@ import math
 from typing import Any
 
 from mesp_ref.cli.options import add_command, add_json, add_revision, print_json, say
-from mesp_ref.engine.adapter import adapter_shapes
-from mesp_ref.engine.init import parse_targets
+from mesp_ref.engine.init import adapter_shapes, parse_targets
 from mesp_ref.files.checkpoint import weight_files
 from mesp_ref.files.config import config_fields
 from mesp_ref.files.models import load_model

@@ -1,11 +1,9 @@
 """LoRA adapters: A, B and the scale of every adapted projection, under PEFT's names."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.ops import Array
 
 
@@ -45,19 +43,3 @@ class Adapter:
 def tensor_name(module: str, matrix: str) -> str:
     """PEFT's name of LoRA matrix "A" or "B" of a module."""
     return f"base_model.model.{module}.lora_{matrix}.weight"
-
-
-def adapter_shapes(
-    config: Qwen2Config, rank: int, targets: Iterable[str]
-) -> dict[str, tuple[int, int]]:
-    """PEFT name and shape of every LoRA matrix, block by block: A [R, in], B [out, R]."""
-    weights, targets = config.weight_shapes(), set(targets)
-    shapes = {}
-    for i in range(config.num_hidden_layers):
-        for target, path in PROJECTIONS.items():
-            if target in targets:
-                module = f"model.layers.{i}.{path}"
-                out_features, in_features = weights[f"{module}.weight"]
-                shapes[tensor_name(module, "A")] = (rank, in_features)
-                shapes[tensor_name(module, "B")] = (out_features, rank)
-    return shapes

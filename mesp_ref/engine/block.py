@@ -16,14 +16,14 @@ from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.mlp_half import mlp_half, mlp_half_bwd
 from mesp_ref.ops import NOTHING, Array
 
-# What MeSP does not keep: h = x·Aᵀ of every LoRA layer, silu(gate), q, k, v, and z, the input of
+# What MeSP does not keep: h = x·Aᵀ of every LoRA layer, silu or gelu(gate), q, k, v, and z, the input of
 # down_proj. Left are the paper's eight: block input, first norm, probabilities, attention output,
 # the sum after attention, second norm, gate, up.
-MESP = frozenset({"h", "silu", "q", "k", "v", "z"})
+MESP = frozenset({"h", "silu", "gelu", "q", "k", "v", "z"})
 # A forward that nothing follows, or whose block is run again, keeps none of the eight either.
-EVERYTHING = MESP | {"x", "n", "p", "o", "gate", "up"}
+EVERYTHING = MESP | {"x", "n", "y", "p", "o", "gate", "up"}
 
-ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
+ATTENTION_NORM, MLP_NORM = 0, 1  # which of the family's norms: config.Traits
 
 
 class Halves(NamedTuple):
@@ -50,7 +50,8 @@ def block(
 ) -> tuple[Array, BlockRes]:
     """One pre-norm transformer block.
 
-    Forward   a = x + attention_half(norm(x));  y = a + mlp_half(norm(a))
+    Forward   a = x + attention_half(norm(x));  y = a + mlp_half(norm(a)); Gemma normalises what the
+              halves give before it is added, too
     Shapes    x [N, T, C] -> y [N, T, C]
     Drop      residuals that the backward rebuilds (MESP), or all of them
     """

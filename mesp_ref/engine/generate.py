@@ -10,7 +10,8 @@ import numpy as np
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import check_adapter
 from mesp_ref.engine.inputs import check_ids, finite
-from mesp_ref.engine.model import Model, hidden_states, layers
+from mesp_ref.engine.model import Model, hidden_states
+from mesp_ref.engine.positions import layers
 from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array, linear
 

@@ -42,49 +42,72 @@ def copied(res: Kept) -> Kept:
     return [copied(r) for r in res] if isinstance(res, list) else res  # type: ignore[return-value]
 
 
+def norm(part: str, x: Array, layer: Layer) -> Array:
+    """One of the block's norms."""
+    y, _ = ops.rmsnorm(x, layer.weight(part), eps=layer.config.rms_norm_eps)
+    layer.show(part, y)
+    return y
+
+
+def norm_bwd(
+    part: str, dy: Array, x: Array, layer: Layer, *, params: bool = False
+) -> tuple[Array, Gradients]:
+    """VJP of a norm: dx, and with `params` the gradient of its weight."""
+    layer.show(f"{part}.grad", dy)
+    r, w, eps, grads = ops.RmsNormRes(x), layer.weight(part), layer.config.rms_norm_eps, Gradients()
+    if params:
+        grads[f"{layer.name(part)}.weight"] = ops.rmsnorm_bwd_params(dy, r, w, eps=eps)
+    return ops.rmsnorm_bwd(dy, r, w, eps=eps), grads
+
+
 class SublayerRes(Residuals):
     """Residuals of sublayer."""
 
     x: Array | None = None  # [N, T, C], input of the norm
     n: Array | None = None  # [N, T, C], its output; None once dropped: rebuilt from x
     inside: Any = None  # residuals of f
+    y: Array | None = None  # [N, T, C], output of f where a norm follows it
 
 
 def sublayer(
-    x: Array, layer: Layer, norm: str, f: Forward, *, drop: frozenset[str] = NOTHING
+    x: Array, layer: Layer, half: int, f: Forward, *, drop: frozenset[str] = NOTHING
 ) -> tuple[Array, SublayerRes]:
-    """A half of a pre-norm block, f, with its norm and its sum: y = x + f(norm(x)).
+    """A half of a block, f, with its norm and its sum: y = x + f(norm(x)); Gemma has one after f, too.
 
+    half      ATTENTION_NORM or MLP_NORM: which norms of the block are meant
     Shapes    x [N, T, C] -> y [N, T, C]
-    Drop      "x", "n", and what f can do without
+    Drop      "x", "n", "y", and what f can do without
     """
-    n, _ = ops.rmsnorm(x, layer.weight(norm), eps=layer.config.rms_norm_eps)
-    layer.show(norm, n)
+    before, after = layer.config.traits.norms[half]
+    n = norm(before, x, layer)
     y, inside = f(n, layer, drop=drop)
     res = SublayerRes(inside=inside)
     res.keep(drop, x=x, n=n)
+    if after:
+        res.keep(drop, y=y)
+        y = norm(after, y, layer)
     return x + y, res
 
 
 def sublayer_bwd(
-    dy: Array, res: SublayerRes, layer: Layer, norm: str, f_bwd: Backward, *, params: bool = False
+    dy: Array, res: SublayerRes, layer: Layer, half: int, f_bwd: Backward, *, params: bool = False
 ) -> tuple[Array, Gradients]:
     """VJP of sublayer: dx = dy + norm_bwd(f_bwd(dy)), and the gradients of its LoRA matrices.
 
     Shapes    dy [N, T, C] -> dx [N, T, C]; with `params` the gradients of every weight, too
     Empties   `res`
     """
-    x, n = res.take("x"), res.take("n")
-    w, eps = layer.weight(norm), layer.config.rms_norm_eps
+    x, n, df, last = res.take("x"), res.take("n"), dy, Gradients()
+    before, after = layer.config.traits.norms[half]
     if n is None:
-        n, _ = ops.rmsnorm(x, w, eps=eps)
-    dn, grads = f_bwd(dy, n, res.take("inside"), layer, params=params)
-    del n
-    layer.show(f"{norm}.grad", dn)
-    if params:
-        dw = ops.rmsnorm_bwd_params(dn, ops.RmsNormRes(x), w, eps=eps)
-        grads[f"{layer.name(norm)}.weight"] = dw
-    return dy + ops.rmsnorm_bwd(dn, ops.RmsNormRes(x), w, eps=eps), grads
+        n, _ = ops.rmsnorm(x, layer.weight(before), eps=layer.config.rms_norm_eps)
+    if after:
+        df, last = norm_bwd(after, dy, res.take("y"), layer, params=params)
+    dn, grads = f_bwd(df, n, res.take("inside"), layer, params=params)
+    del n, df
+    dx, first = norm_bwd(before, dn, x, layer, params=params)
+    del dn
+    return dy + dx, grads | first | last
 
 
 def project(part: str, x: Array, layer: Layer, h: Gradients | None = None) -> Array:
@@ -105,14 +128,9 @@ def project(part: str, x: Array, layer: Layer, h: Gradients | None = None) -> Ar
 
 
 def project_bwd(
-    part: str,
-    dy: Array,
-    x: Array,
-    layer: Layer,
-    h: Gradients | None = None,
-    *,
-    params: bool = False,
-) -> tuple[Array, Gradients]:
+    part: str, dy: Array, x: Array, layer: Layer, h: Gradients | None = None,
+    *, params: bool = False,
+) -> tuple[Array, Gradients]:  # fmt: skip
     """VJP of a projection: dx, and the gradients of A and B (and of W and b with `params`).
 
     h is taken from the dictionary, and rebuilt from x where it is not there.

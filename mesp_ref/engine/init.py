@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.engine.adapter import Adapter, adapter_shapes
+from mesp_ref.engine.adapter import Adapter, tensor_name
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.ops import Array
@@ -51,6 +51,22 @@ def check_rank(rank: object, alpha: object, where: str) -> None:
         raise MespRefError(f"{where}: found {shown(rank)}, expected a rank of 1 or more")
     if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
         raise MespRefError(f"{where}: alpha: found {shown(alpha)}, expected a finite number")
+
+
+def adapter_shapes(
+    config: Qwen2Config, rank: int, targets: Iterable[str]
+) -> dict[str, tuple[int, int]]:
+    """PEFT name and shape of every LoRA matrix, block by block: A [R, in], B [out, R]."""
+    weights, targets = config.weight_shapes(), set(targets)
+    shapes = {}
+    for i in range(config.num_hidden_layers):
+        for target, path in PROJECTIONS.items():
+            if target in targets:
+                module = f"model.layers.{i}.{path}"
+                out_features, in_features = weights[f"{module}.weight"]
+                shapes[tensor_name(module, "A")] = (rank, in_features)
+                shapes[tensor_name(module, "B")] = (out_features, rank)
+    return shapes
 
 
 def init_lora(

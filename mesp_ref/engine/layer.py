@@ -30,7 +30,7 @@ class Layer(NamedTuple):
     adapter: Adapter | None
     cos: Array  # [T, D/2], or [N, T, D/2]
     sin: Array
-    first: Array | None = None  # [N, T], where each token's document begins, in rows of several
+    first: Array | None = None  # [N, T] or [1, T], the first key each token sees; None: key 0
     past: KeyValueStore | None = None
     tap: Tap = untapped  # is shown every intermediate by name: see `trace`
 
@@ -42,7 +42,7 @@ class Layer(NamedTuple):
         return self.weights[self.name(part) + ".weight"]
 
     def bias(self, part: str) -> Table | None:
-        """Qwen2 has biases on q, k and v only."""
+        """Qwen2 has biases on q, k and v only; most families have none."""
         return self.weights.get(self.name(part) + ".bias")
 
     def pair(self, part: str) -> tuple[Array, Array] | None:

@@ -135,5 +135,7 @@ def embed_bwd(step: Step, dx: Array, tied: Array | None) -> None:
     step.tap("model.embed_tokens.grad", dx)
     if step.params:
         w, r = step.model.weights[EMBEDDING], ops.EmbeddingRes(step.ids)
+        if step.model.config.traits.scaled_embedding:
+            dx = dx * step.model.config.hidden_size**0.5
         dw = ops.embedding_bwd_params(dx, r, w)
         step.emit(-1, {EMBEDDING: dw if tied is None else dw + tied})

@@ -1,4 +1,4 @@
-"""The MLP half of a block, between its norm and its sum: gate, up, SwiGLU, down_proj."""
+"""The MLP half of a block, between its norm and its sum: gate, up, what is between, down_proj."""
 
 from typing import Any
 
@@ -13,27 +13,36 @@ class MlpHalfRes(Residuals):
 
     gate: Any = None  # [N, T, F]
     up: Any = None  # [N, T, F]
-    silu: Any = None  # [N, T, F], gate ⊙ σ(gate); None once dropped: swiglu_bwd rebuilds it
+    silu: Any = None  # [N, T, F], silu(gate), or gelu; None once dropped: swiglu_bwd rebuilds it
     z: Any = None  # [N, T, F], input of down_proj; None once dropped: rebuilt from gate and up
     h: Gradients | None = None  # h = x·Aᵀ of each projection; None once dropped
+
+
+def _gate(layer: Layer) -> tuple[Any, Any, Any]:
+    """What the family computes of gate and up: the op, its backward, their residuals."""
+    if layer.config.traits.gelu:
+        return ops.geglu, ops.geglu_bwd, ops.GegluRes
+    return ops.swiglu, ops.swiglu_bwd, ops.SwigluRes
 
 
 def mlp_half(n: Array, layer: Layer, *, drop: frozenset[str] = NOTHING) -> tuple[Array, MlpHalfRes]:
     """The gated MLP.
 
-    Forward   z = silu(gate_proj(n)) ⊙ up_proj(n);  y = down_proj(z)
+    Forward   z = silu(gate_proj(n)) ⊙ up_proj(n), in Gemma gelu;  y = down_proj(z)
     Shapes    n [N, T, C] -> y [N, T, C]
-    Drop      "gate", "up", "silu", "z", "h"
+    Drop      "gate", "up", "silu" and "gelu", "z", "h"
     """
+    gated, _, _ = _gate(layer)
     res = MlpHalfRes(h=None if "h" in drop else {})
     gate = project("mlp.gate_proj", n, layer, res.h)
     up = project("mlp.up_proj", n, layer, res.h)
-    z, r = ops.swiglu(gate, up, drop=drop)
-    if r.silu is not None:
-        layer.show("mlp.swiglu.silu", r.silu)
-    layer.show("mlp.swiglu", z)
-    res.keep(drop, gate=gate, up=up, silu=r.silu, z=z)
-    del gate, up, r  # what was dropped dies here
+    z, r = gated(gate, up, drop=drop)
+    _, _, activation = r
+    if activation is not None:
+        layer.show(f"mlp.{gated.__name__}.{r._fields[2]}", activation)
+    layer.show(f"mlp.{gated.__name__}", z)
+    res.keep(drop, gate=gate, up=up, silu=activation, z=z)
+    del gate, up, r, activation  # what was dropped dies here
     return project("mlp.down_proj", z, layer, res.h), res
 
 
@@ -45,12 +54,13 @@ def mlp_half_bwd(
     Backward  dz = down_proj_bwd(dy);  dgate, dup = swiglu_bwd(dz);  dn = dn_gate + dn_up
     Shapes    dy, n [N, T, C] -> dn [N, T, C]
     """
+    gated, gated_bwd, Res = _gate(layer)
     if res.z is None:
-        res.z = ops.swiglu(res.gate, res.up, drop=frozenset({"silu"}))[0]
+        res.z = gated(res.gate, res.up, drop=frozenset({"silu", "gelu"}))[0]
     dz, grads = project_bwd("mlp.down_proj", dy, res.take("z"), layer, res.h, params=params)
-    layer.show("mlp.swiglu.grad", dz)
-    r = ops.SwigluRes(res.take("gate"), res.take("up"), res.take("silu"))
-    dgate, dup = ops.swiglu_bwd(dz, r)
+    layer.show(f"mlp.{gated.__name__}.grad", dz)
+    r = Res(res.take("gate"), res.take("up"), res.take("silu"))
+    dgate, dup = gated_bwd(dz, r)
     del dz, r
     dn, found = project_bwd("mlp.gate_proj", dgate, n, layer, res.h, params=params)
     del dgate

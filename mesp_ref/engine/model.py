@@ -1,4 +1,4 @@
-"""Qwen2 from blocks: embedding, blocks, final norm, head."""
+"""A model from blocks: embedding, blocks, final norm, head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,18 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import EVERYTHING, PLAIN, Halves, block
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.layer import Layer, Weights
-from mesp_ref.ops import IGNORED, Array, embedding, rmsnorm, rope_tables
+from mesp_ref.ops import IGNORED, Array, embedding, rmsnorm
 
 EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A Qwen2 model: its shape, its weights by name, and its directory if it has one."""
+    """A model: its shape, its weights by name, and its directory if it has one."""
 
     config: Qwen2Config
     weights: Weights
@@ -44,24 +43,12 @@ def shift(labels: Array) -> Array:
     return moved
 
 
-def layers(
-    model: Model, adapter: Adapter | None, start: int, stop: int, positions: Array | None = None
-) -> list[Layer]:
-    """The blocks of a model, with the angles of positions start … stop−1.
-
-    positions    [N, T], from 0 anew where a document begins in a row of several, which are kept apart
-    """
-    config, first = model.config, None
-    cos, sin = rope_tables(start, stop, config.head_dim, config.rope_theta, model.dtype)
-    if positions is not None:
-        cos, sin, first = cos[positions], sin[positions], np.arange(stop - start) - positions
-    numbers = range(config.num_hidden_layers)
-    return [Layer(i, config, model.weights, adapter, cos, sin, first) for i in numbers]
-
-
 def embed(model: Model, ids: Array) -> Array:
     """Token ids [N, T] to block input [N, T, C]."""
-    return embedding(ids, model.weights[EMBEDDING])[0]
+    x, _ = embedding(ids, model.weights[EMBEDDING])
+    if model.config.traits.scaled_embedding:
+        x *= model.config.hidden_size**0.5
+    return x
 
 
 def hidden_states(

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoint directories of Qwen2: opened mapped, written whole."""
+"""Hugging Face checkpoint directories: opened mapped, written whole."""
 
 import difflib
 import json
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +19,7 @@ from mesp_ref.files.affine import Quantization, is_packed, open_quantized, part_
 from mesp_ref.files.config import config_fields, read_config
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.quantized import Quantized
-from mesp_ref.files.safetensors import MappedFile, Stored
+from mesp_ref.files.safetensors import Gain, MappedFile, Stored
 from mesp_ref.files.strict import inside, read_object
 from mesp_ref.ops import Array
 
@@ -126,7 +126,13 @@ def _copies_of_head(name: str, config: Qwen2Config, held: Mapping[str, MappedFil
     return True
 
 
-def _stored(name: str, shape: tuple[int, ...], file: MappedFile, dtype: np.dtype) -> Stored:
+def _stored(
+    name: str,
+    shape: tuple[int, ...],
+    file: MappedFile,
+    dtype: np.dtype,
+    kind: type[Stored] = Stored,
+) -> Stored:
     """The table of a dense tensor, checked against the shape that config.json implies."""
     raw, where = file.raw(name), f"{file.path}: {name}"
     if raw.shape != shape:
@@ -135,7 +141,7 @@ def _stored(name: str, shape: tuple[int, ...], file: MappedFile, dtype: np.dtype
         )
     if raw.dtype.name not in _FLOATS:
         raise MespRefError(f"{where}: dtype: found {raw.dtype}, expected a floating type")
-    return Stored(raw, dtype, file.check_unchanged, partial(file.read_rows, name))
+    return kind(raw, dtype, file.check_unchanged, partial(file.read_rows, name))
 
 
 def _nearest(name: str, held: Iterable[str], config: Qwen2Config) -> str:
@@ -174,13 +180,15 @@ def open_checkpoint(
             tables[name] = open_quantized(name, shape, quantization.of(name), held, wanted)
             expected.update(part_names(name).values())
         else:
-            tables[name] = _stored(name, shape, held[name], wanted)
+            kind = Gain if is_gain(name, config) else Stored
+            tables[name] = _stored(name, shape, held[name], wanted, kind)
             expected.add(name)
     for name in held:
         ignorable = name in expected or name.endswith("rotary_emb.inv_freq")
         if not ignorable and not _copies_of_head(name, config, held):
             raise MespRefError(
-                f"{held[name].path}: {name}: found, expected no such tensor in a Qwen2 model; "
+                f"{held[name].path}: {name}: found, expected no such tensor in a "
+                f"{config.traits.model_type} model; "
                 "the engine would ignore it and compute something else"
             )
     return config, tables
@@ -205,17 +213,31 @@ def save_checkpoint(
 ) -> None:
     """Write config.json and model.safetensors, each whole or not at all.
 
-    Shapes    `arrays` holds every tensor of config.weight_shapes()
+    Shapes    `arrays` holds every tensor of config.weight_shapes(), gains of norms whole: files of
+              some families leave their 1 out
     Dtypes    stored as `dtype`: float32, float16, bfloat16 or float64
     kept      fields of another config.json that stay as they are
     """
     directory, stored = Path(path), storage_dtype(dtype)
     tensors = {
-        name: np.ascontiguousarray(arrays[name], dtype=stored) for name in config.weight_shapes()
+        name: np.ascontiguousarray(_left(name, arrays[name], config), dtype=stored)
+        for name in config.weight_shapes()
     }
     with write_aside(directory / "model.safetensors") as aside:
         save_file(tensors, aside, metadata={"format": "pt"})
     write_config(config, directory, stored, kept=kept)
+
+
+def is_gain(name: str, config: Qwen2Config) -> bool:
+    """Whether a tensor is a norm's gain that files of its family hold without its 1."""
+    return bool(config.traits.gain) and name.endswith("norm.weight")
+
+
+def _left(name: str, w: Any, config: Qwen2Config) -> Array:
+    """A tensor as its file holds it."""
+    if not is_gain(name, config):
+        return cast(Array, w)
+    return w.read(0, len(w)) if isinstance(w, Gain) else w[...] - config.traits.gain
 
 
 def write_config(

@@ -13,17 +13,16 @@ from mesp_ref.files.checkpoint import check_unchanged, save_checkpoint, storage_
 from mesp_ref.files.config import kept_fields
 from mesp_ref.files.finite import cast_finite
 from mesp_ref.files.output import copy_companions, new_directory
-from mesp_ref.files.safetensors import Stored
-from mesp_ref.ops import Array
+from mesp_ref.files.safetensors import Gain, Stored
 
 
-class _Merged(Mapping[str, Array]):
+class _Merged(Mapping[str, Any]):
     """The model's tensors with the adapter folded in, each formed and cast when it is asked for."""
 
     def __init__(self, model: Model, adapter: Adapter, dtype: np.dtype):
         self._model, self._adapter, self._dtype = model, adapter, dtype
 
-    def __getitem__(self, name: str) -> Array:
+    def __getitem__(self, name: str) -> Any:
         table: Any = self._model.weights[name]
         mapped = isinstance(table, Stored)  # is read: a file cut short meanwhile is an error
         w = table.read(0, len(table)).astype(table.dtype) if mapped else table[...]
@@ -33,7 +32,8 @@ class _Merged(Mapping[str, Array]):
             with np.errstate(over="ignore", invalid="ignore"):
                 w = w + self._adapter.scale * (B @ A)
         where = f"{self._model.path or self._model.config.source}: {name}, merged"
-        return cast_finite(w, self._dtype, where, "try a wider --dtype, or another adapter")
+        found = cast_finite(w, self._dtype, where, "try a wider --dtype, or another adapter")
+        return table if isinstance(table, Gain) else found  # a gain is written as it is stored
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._model.weights)

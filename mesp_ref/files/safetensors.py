@@ -58,6 +58,17 @@ class Stored:
         return len(self.raw)
 
 
+class Gain(Stored):
+    """A norm's weight of a family that stores the gain without its 1: indexing gives 1 + w.
+
+    `read` and `raw` are w as stored, so what is written again is written unchanged.
+    """
+
+    def __getitem__(self, index: Any) -> Array:
+        gain: Array = 1 + super().__getitem__(index)
+        return gain
+
+
 def _size(dtype: np.dtype, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor."""
     return math.prod(shape) * dtype.itemsize

@@ -10,6 +10,7 @@ from typing import Any
 
 from mesp_ref.files.fields import (
     Reader,
+    Unfit,
     boolean,
     either,
     empty,
@@ -28,21 +29,46 @@ from mesp_ref.files.fields import (
 # -------------------------------------------------------------------------------------- config.json
 
 _THETA = number(1, 1e30)
-_UNSCALED = record(
-    {
-        "rope_type": exactly("default"),
-        "type": exactly("default"),
-        "rope_theta": _THETA,
-        "partial_rotary_factor": number(1, 1),
-    }
-)
+_ANGLES: dict[str, Reader] = {"rope_theta": _THETA, "partial_rotary_factor": number(1, 1)}
+# What each rope_type has beside them, all of it needed.
+_SCALED: dict[str, dict[str, Reader]] = {
+    "default": {},
+    "linear": {"factor": number(1e-6, 1e6)},
+    "llama3": {
+        "factor": number(1e-6, 1e6),
+        "low_freq_factor": number(0, 1e6),
+        "high_freq_factor": number(0, 1e6),
+        "original_max_position_embeddings": integer(),
+    },
+}
 
 
-def _rope(value: Any) -> Any:
-    """rope_parameters or rope_scaling, of which older files call rope_type type."""
-    if isinstance(value, Mapping) and "rope_type" not in value:
-        value = {"rope_type" if name == "type" else name: item for name, item in value.items()}
-    return _UNSCALED(value)
+def _angles(*types: str) -> Reader:
+    """rope_parameters or rope_scaling of some types; older files call rope_type type."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, Mapping) and "rope_type" not in value:
+            value = {"rope_type" if name == "type" else name: item for name, item in value.items()}
+        kind = value.get("rope_type") if isinstance(value, Mapping) else None
+        own = _SCALED.get(kind if kind in types else "default", {})
+        found = record({"rope_type": exactly(*types)} | _ANGLES | own)(value)
+        for name in own:
+            if name not in found:
+                raise Unfit(None, f"a number, as rope_type {kind!r} needs it", (name,))
+        return found
+
+    return read
+
+
+_rope = _angles("default")
+_scaled_rope = _angles(*_SCALED)
+
+
+def _ropes(value: Any) -> Any:
+    """rope_parameters by the type of layer, or one for all."""
+    if isinstance(value, Mapping) and ("full_attention" in value or "sliding_attention" in value):
+        return record({"full_attention": _scaled_rope, "sliding_attention": _rope})(value)
+    return _scaled_rope(value)
 
 
 # How a program runs a model, keeps it or draws from it; none of it enters the forward.
@@ -51,7 +77,8 @@ _HARMLESS = harmless(
     _name_or_path _commit_hash _attn_implementation _attn_implementation_autoset
     _attn_implementation_internal _experts_implementation _flash_attn_2_enabled _from_model_config
     attn_implementation transformers_version transformers.js_config unsloth_version unsloth_fixed
-    dtype torch_dtype initializer_range use_cache gradient_checkpointing pretraining_tp
+    dtype torch_dtype initializer_range use_cache cache_implementation
+    gradient_checkpointing pretraining_tp
     chunk_size_feed_forward torchscript tf_legacy_loss use_bfloat16 tokenizer_class
     output_attentions output_hidden_states return_dict return_dict_in_generate output_scores
     finetuning_task task_specific_params problem_type num_labels id2label label2id
@@ -77,8 +104,8 @@ _DECODER: dict[str, Reader] = {
     "head_dim": integer(most=65_536),
     "rms_norm_eps": number(1e-30, 1e6),
     "rope_theta": _THETA,
-    "rope_parameters": _rope,
-    "rope_scaling": _rope,
+    "rope_parameters": _scaled_rope,
+    "rope_scaling": _scaled_rope,
     "max_position_embeddings": integer(),
     "tie_word_embeddings": boolean,
     "bos_token_id": token,
@@ -100,16 +127,86 @@ _DECODER: dict[str, Reader] = {
     "auto_map": empty,  # names Python code of the checkpoint's own, which is never run
 } | _HARMLESS
 
-# What a model_type adds to that. A further family is a further row.
-FAMILIES: dict[str, dict[str, Reader]] = {
-    "qwen2": {
-        "model_type": exactly("qwen2"),
-        "architectures": list_of(exactly("Qwen2ForCausalLM")),
-        "attention_bias": exactly(True),  # q, k and v have biases, whatever the file says
-        "use_sliding_window": exactly(False),
-        "layer_types": list_of(exactly("full_attention")),
+_FULL: dict[str, Reader] = {
+    "use_sliding_window": exactly(False),
+    "layer_types": list_of(exactly("full_attention")),
+}
+
+# The class of transformers that computes a model_type.
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+
+
+# What transformers takes for fields that a file leaves out, where a family has its own.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "llama": {},
+    "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True, "usual_theta": 2e6},
+    "qwen3": {"head_dim": 128},
+    "gemma3_text": {
+        "head_dim": 256,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256.0,
+        "sliding_window": 4096,
+        "usual_theta": 1e6,
+    },
+}
+
+
+def _family(kind: str, own: dict[str, Reader]) -> dict[str, Reader]:
+    """The fields of a model_type: its own, then those of every decoder."""
+    named = {
+        "model_type": exactly(kind),
+        "architectures": list_of(exactly(ARCHITECTURES[kind])),
     }
-    | _DECODER,
+    return named | own | {name: row for name, row in _DECODER.items() if name not in own}
+
+
+# What a model_type adds to that, or has otherwise. A further family is a further row, here and in
+# engine/config.py.
+FAMILIES: dict[str, dict[str, Reader]] = {
+    "qwen2": _family(
+        "qwen2",
+        _FULL
+        | {
+            "attention_bias": exactly(True),  # q, k and v have biases, whatever the file says
+            "rope_parameters": _rope,
+            "rope_scaling": _rope,
+        },
+    ),
+    "llama": _family("llama", {"attention_bias": boolean}),
+    "smollm3": _family(
+        "smollm3",
+        _FULL
+        | {
+            "attention_bias": boolean,
+            "no_rope_layers": list_of(integer(0, 1)),
+            "no_rope_layer_interval": integer(),
+        },
+    ),
+    "qwen3": _family("qwen3", _FULL | {"attention_bias": boolean}),
+    "gemma3_text": _family(
+        "gemma3_text",
+        {
+            "attention_bias": boolean,
+            "hidden_activation": exactly("gelu_pytorch_tanh"),
+            "hidden_act": exactly("gelu_pytorch_tanh"),
+            "layer_types": list_of(exactly("full_attention", "sliding_attention")),
+            "sliding_window": integer(),
+            "sliding_window_pattern": integer(),
+            "_sliding_window_pattern": integer(),
+            "query_pre_attn_scalar": number(1e-6, 1e6),
+            "rope_parameters": _ropes,
+            "rope_local_base_freq": _THETA,
+            "use_bidirectional_attention": exactly(False),
+        },
+    ),
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mesp_ref.ops._array import Array, Table, rows, sigmoids
 from mesp_ref.ops._tiles import tiles, view, widest
+from mesp_ref.ops.geglu import CUBE, FAR, TWICE
 
 GateUp: TypeAlias = tuple[Array, Array]  # gate and up of one tile, [M, b−a] each
 Keep: TypeAlias = Callable[[Array], Array]  # an array in scratch -> its like that outlasts it
@@ -52,15 +53,54 @@ def silu(x: Array, a: Array, b: Array) -> None:
     x /= b
 
 
+def gelu(x: Array, a: Array, b: Array) -> None:
+    """x <- x ⊙ σ(2u) with scratch a and b, 2u as in `_turn`."""
+    _turn(x, a)
+    np.minimum(a, 0, out=b)
+    np.exp(np.subtract(b, a, out=a), out=a)
+    np.exp(b, out=b)
+    a += b
+    x *= b
+    x /= a
+
+
+def _turn(x: Array, out: Array) -> None:
+    """out = 2u of `geglu`: 2·√(2/π)·(x + 0.044715·x³)."""
+    np.minimum(np.multiply(x, x, out=out), FAR, out=out)
+    out *= CUBE
+    out += 1
+    out *= x
+    out *= TWICE
+
+
+def _slope(gate: Array, act: Array, slope: Array, sig: Array, other: Array, is_gelu: bool) -> None:
+    """act <- silu or gelu of gate, slope <- its derivative, sig <- its σ; act may lie where gate does.
+
+    slope = σ + act ⊙ (1 − σ), times 2u′ in gelu; 1 − σ(g) formed as σ(−g)
+    """
+    if is_gelu:
+        _turn(gate, other)
+        sigmoids(other, sig, slope, other)
+        np.minimum(np.multiply(gate, gate, out=other), FAR, out=other)
+        other *= 3 * CUBE * TWICE
+        other += TWICE
+        slope *= other
+    else:
+        sigmoids(gate, sig, slope, other)
+    np.multiply(gate, sig, out=act)
+    slope *= act
+    slope += sig
+
+
 def backward_tiles(
     dy: Array, res: MlpRes, wg: Table, wu: Table, wd: Table,
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
-    s: float, width: int, dtype: np.dtype,
+    s: float, width: int, dtype: np.dtype, is_gelu: bool,
 ) -> Iterator[MlpTile]:  # fmt: skip
     """Rebuild z of each tile, and gate and up if need be; the gradient back through the gate.
 
     dz = dy·Wd + s·(dy·Bd)·Ad;  act = gate ⊙ σ;  z = act ⊙ up;  dup = act ⊙ dz;
-    dgate = (σ + act ⊙ (1 − σ)) ⊙ up ⊙ dz, with 1 − σ(g) formed as σ(−g)
+    dgate = slope ⊙ up ⊙ dz, with the slope of `_slope`
     Scratch   five arrays of a tile: the three that it shows, in which gate and up lie before, and
               two in the `spare` that is its user's as long as the tile is shown
     """
@@ -78,10 +118,7 @@ def backward_tiles(
         tile_g = wg[a:b]
         if h:
             product(x, tile_g.T, h[0], Bg[a:b].T, gate, other)
-        sigmoids(gate, z, slope, other)
-        np.multiply(gate, z, out=act)
-        slope *= act
-        slope += z
+        _slope(gate, act, slope, z, other, is_gelu)
         tile_u = wu[a:b]
         if h:
             product(x, tile_u.T, h[1], Bu[a:b].T, up, other)

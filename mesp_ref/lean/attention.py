@@ -28,9 +28,7 @@ class _Tile(NamedTuple):
     keys: tuple[int, slice, int]  # index into [N, Tk, G, D]
     size: int  # queries
     visible: int  # keys
-    hidden: (
-        Array | None
-    )  # [size, 1, 1], how many of the visible keys are of documents before a query's
+    hidden: Array | None  # [size, 1, 1], how many of the visible keys lie before a query's first
 
 
 def _tiles(q: Array, k: Array, first: Array | None, tile: int) -> Iterator[_Tile]:
@@ -38,6 +36,7 @@ def _tiles(q: Array, k: Array, first: Array | None, tile: int) -> Iterator[_Tile
     last: what no query sees is skipped."""
     (n, tq, heads, _), (_, tk, groups, _) = q.shape, k.shape
     share = heads // groups
+    first = None if first is None else np.broadcast_to(first, (n, tq))
     for i, g in np.ndindex(n, groups):
         for a, b in tiles(tq, tile):
             seen, start, hidden = b + tk - tq, 0, None
@@ -55,11 +54,11 @@ def _stack(x: Array, at: tuple[int, slice, slice], scratch: Array) -> Array:
     return out.reshape(-1, x.shape[-1])
 
 
-def _scores(tile: _Tile, q: Array, k: Array, scratch: Array) -> Array:
-    """q·kᵀ/√D of a tile, −∞ where a key is hidden: some of the last, and some of the first where
+def _scores(tile: _Tile, q: Array, k: Array, scratch: Array, scale: float | None) -> Array:
+    """q·kᵀ·scale of a tile, −∞ where a key is hidden: some of the last, and some of the first where
     documents begin in the tile.  Shapes  -> [t·h, visible]"""
     s = np.matmul(q, k[tile.keys].T, out=view(scratch, len(q), tile.visible))
-    s *= q.shape[-1] ** -0.5
+    s *= scale or q.shape[-1] ** -0.5
     by_query = s.reshape(tile.size, -1, tile.visible)
     later = ~causal_mask(tile.size, tile.size, like=s)[:, None, :]
     np.copyto(by_query[..., -tile.size :], s.dtype.type(-np.inf), where=later)
@@ -80,15 +79,16 @@ def _scratch(q: Array, k: Array, tile: int, dtype: np.dtype, *arrays: int) -> li
 
 
 def attention(
-    q: Array, k: Array, v: Array, *, first: Array | None = None, tile: int | None = None
-) -> tuple[Array, AttentionRes]:
-    """Every query mixes the values of the keys at or before its position, in its document.
+    q: Array, k: Array, v: Array, *, first: Array | None = None, scale: float | None = None,
+    tile: int | None = None,
+) -> tuple[Array, AttentionRes]:  # fmt: skip
+    """Every query mixes the values of the keys at or before its position, from its first one on.
 
-    Forward   s = q·kᵀ/√D;  lse_i = log Σ_{j visible} exp(s_ij);  o_i = Σ_j exp(s_ij − lse_i)·v_j
+    Forward   s = q·kᵀ·scale;  lse_i = log Σ_{j visible} exp(s_ij);  o_i = Σ_j exp(s_ij − lse_i)·v_j
     Shapes    q [N, Tq, H, D]; k, v [N, Tk, G, D] with H a multiple of G -> o [N, Tq, H, D];
-              first [N, Tq], where each query's document begins, or None in a row of one
-    Tiles     `tile` queries with their visible keys: half the scores are never formed, and in a row
-              of several documents none between them
+              first [N, Tq] or [1, Tq], the first key that each query sees, or None
+    Tiles     `tile` queries with their visible keys: half the scores are never formed, and none
+              between documents of a row or before a window
     Source    Dao et al. 2022 for rebuilding probabilities from one number a row
     """
     dtype = np.result_type(q, k, v)
@@ -96,7 +96,7 @@ def attention(
     tile = tile or query_tile(q.shape[2] // k.shape[2], k.shape[1])
     (scores,), (queries, out) = _scratch(q, k, tile, dtype, 1, 2)
     for t in _tiles(q, k, first, tile):
-        p = _scores(t, _stack(q, t.queries, queries), k, scores)
+        p = _scores(t, _stack(q, t.queries, queries), k, scores, scale)
         top = p.real.max(axis=1, keepdims=True)
         np.exp(np.subtract(p, top, out=p), out=p)
         total = p.sum(axis=1, keepdims=True)
@@ -107,12 +107,13 @@ def attention(
 
 
 def attention_bwd(
-    do: Array, res: AttentionRes, *, first: Array | None = None, tile: int | None = None
-) -> tuple[Array, Array, Array]:
+    do: Array, res: AttentionRes, *, first: Array | None = None, scale: float | None = None,
+    tile: int | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """VJP of tiled attention.
 
     Backward  p = exp(s − lse);  dv = pᵀ·do;  ds = p ⊙ (do·vᵀ − Σ_D do ⊙ o);
-              dq = ds·k/√D;  dk = dsᵀ·q/√D
+              dq = ds·k·scale;  dk = dsᵀ·q·scale
               Σ_D do ⊙ o is the Σ_j dp_ij·p_ij of the softmax, since o = p·v.
     Shapes    do [N, Tq, H, D] -> dq [N, Tq, H, D]; dk, dv [N, Tk, G, D]
     """
@@ -124,12 +125,12 @@ def attention_bwd(
     (scores, slopes), flat = _scratch(q, k, tile, dtype, 2, 3)
     for t in _tiles(q, k, first, tile):
         qt, dot, ot = (_stack(x, t.queries, s) for x, s in zip((q, do, o), flat, strict=True))
-        p = _scores(t, qt, k, scores)
+        p = _scores(t, qt, k, scores, scale)
         np.exp(np.subtract(p, lse[t.queries].reshape(-1, 1), out=p), out=p)
         dv[t.keys] += p.T @ dot
         ds = np.matmul(dot, v[t.keys].T, out=view(slopes, *p.shape))
         ds -= np.einsum("md,md->m", dot, ot)[:, None]
-        ds *= np.multiply(p, q.shape[-1] ** -0.5, out=p)
+        ds *= np.multiply(p, scale or q.shape[-1] ** -0.5, out=p)
         dq[t.queries] = np.matmul(ds, k[t.keys], out=ot).reshape(t.size, -1, q.shape[-1])
         dk[t.keys] += ds.T @ qt
     return dq, dk, dv

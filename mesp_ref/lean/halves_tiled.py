@@ -9,7 +9,7 @@ outputs of o_proj and down_proj are not needed.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,37 +36,52 @@ def tiled(keep: lean.Keep | None = None, width: int | None = None) -> Halves:
     )  # fmt: skip
 
 
-def _attention(n: Array, layer: Layer) -> lean.AttentionRes:
+class AttentionHalfRes(NamedTuple):
+    """Residuals of attention_half: those of attention, and q and k before their norms."""
+
+    attention: lean.AttentionRes
+    raw: Gradients  # empty where a family has no such norms
+
+
+def _attention(n: Array, layer: Layer, *, raw: Gradients | None = None) -> lean.AttentionRes:
     """Attention over its projections."""
-    return lean.attention(*qkv(n, layer), first=layer.first)[1]
+    scale = layer.config.attention_scale
+    return lean.attention(*qkv(n, layer, raw=raw), first=layer.first, scale=scale)[1]
 
 
 def attention_half(
     n: Array, layer: Layer, *, drop: frozenset[str] = NOTHING, keep: lean.Keep | None = None
-) -> tuple[Array, lean.AttentionRes | None]:
+) -> tuple[Array, AttentionHalfRes | None]:
     """o_proj(attention(n)), and with `keep` the residuals of attention.
 
     Shapes    n [N, T, C] -> y [N, T, C]
     """
-    res = _attention(n, layer)
-    o, kept = res.o.reshape(*n.shape[:2], -1), keep and lean.AttentionRes(*map(keep, res))
-    del res
-    return project("self_attn.o_proj", o, layer), kept or None
+    raw: Gradients | None = {} if keep else None
+    res, kept = _attention(n, layer, raw=raw), None
+    o = res.o.reshape(*n.shape[:2], -1)
+    if keep and raw is not None:
+        held = lean.AttentionRes(*map(keep, res))
+        kept = AttentionHalfRes(held, {letter: keep(x) for letter, x in raw.items()})
+    del res, raw
+    return project("self_attn.o_proj", o, layer), kept
 
 
 def attention_half_bwd(
-    dy: Array, n: Array, res: lean.AttentionRes | None, layer: Layer, *, params: bool = False
+    dy: Array, n: Array, kept: AttentionHalfRes | None, layer: Layer, *, params: bool = False
 ) -> tuple[Array, Gradients]:
     """VJP of attention_half: dn, and its gradients by tensor name; without residuals all is rebuilt.
 
     Shapes    dy, n [N, T, C] -> dn [N, T, C]
     """
-    res = res or _attention(n, layer)
+    raw = dict(kept.raw) if kept else {}
+    res = kept.attention if kept else _attention(n, layer, raw=raw)
+    del kept
     o = res.o.reshape(*n.shape[:2], -1)
     do, grads = project_bwd("self_attn.o_proj", dy, o, layer, params=params)
-    dheads = list(lean.attention_bwd(do.reshape(res.q.shape), res, first=layer.first))
+    do, scale = do.reshape(res.q.shape), layer.config.attention_scale
+    dheads = list(lean.attention_bwd(do, res, first=layer.first, scale=scale))
     del do, o, res
-    dn, found = qkv_bwd(dheads, n, layer, params=params)
+    dn, found = qkv_bwd(dheads, n, layer, raw=raw, params=params)
     return dn, grads | found
 
 
@@ -80,6 +95,10 @@ def _parameters(layer: Layer) -> list[Any]:
     return [*weights, *matrices]
 
 
+def _options(layer: Layer, width: int | None) -> dict[str, Any]:
+    return {"s": layer.scale, "is_gelu": layer.config.traits.gelu, "width": width}
+
+
 def mlp_half(
     n: Array, layer: Layer, *, drop: frozenset[str] = NOTHING, keep: lean.Keep | None = None,
     width: int | None = None,
@@ -88,7 +107,8 @@ def mlp_half(
 
     Shapes    n [..., C] -> y [..., C]
     """
-    y, res = lean.mlp(n, *_parameters(layer), s=layer.scale, width=width, keep=keep)
+    options = _options(layer, width)
+    y, res = lean.mlp(n, *_parameters(layer), **options, keep=keep)
     return y, res.kept
 
 
@@ -100,7 +120,7 @@ def mlp_half_bwd(
     Shapes    dy, n [..., C] -> dn [..., C]
     """
     parameters, res = _parameters(layer), lean.MlpRes(n, kept)
-    options: dict[str, Any] = {"s": layer.scale, "width": width}
+    options = _options(layer, width)
     dn, *found = lean.mlp_bwd(dy, res, *parameters, **options)
     names = [tensor_name(layer.name(part), matrix) for part in _MLP for matrix in "AB"]
     grads = {name: g for name, g in zip(names, found, strict=True) if g.size}

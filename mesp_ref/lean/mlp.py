@@ -6,7 +6,7 @@ without an adapter has matrices of rank 0.
 
 import numpy as np
 
-from mesp_ref.lean._mlp_tiles import GateUp, Keep, MlpRes, backward_tiles, product, silu
+from mesp_ref.lean._mlp_tiles import GateUp, Keep, MlpRes, backward_tiles, gelu, product, silu
 from mesp_ref.lean.widths import mlp_width
 from mesp_ref.ops._array import Array, Table, rows
 from mesp_ref.ops._tiles import tiles, view, widest
@@ -15,11 +15,11 @@ from mesp_ref.ops._tiles import tiles, view, widest
 def mlp(
     x: Array, wg: Table, wu: Table, wd: Table,
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
-    *, s: float, width: int | None = None, keep: Keep | None = None,
+    *, s: float, is_gelu: bool = False, width: int | None = None, keep: Keep | None = None,
 ) -> tuple[Array, MlpRes]:  # fmt: skip
     """Gate, up, the gate between them, and down, without holding any of the three whole.
 
-    Forward   gate = x·Wgᵀ + s·(x·Agᵀ)·Bgᵀ, up alike;  z = silu(gate) ⊙ up;
+    Forward   gate = x·Wgᵀ + s·(x·Agᵀ)·Bgᵀ, up alike;  z = silu(gate) ⊙ up, or gelu;
               y = Σ_tiles z_tile·Wd[:, tile]ᵀ + s·(Σ_tiles z_tile·Ad[:, tile]ᵀ)·Bdᵀ
     Shapes    x [..., C]; wg, wu [F, C]; wd [C, F]; A [R, in], B [out, R] -> y [..., C]
     Tiles     `width` of the F columns, by default mlp_width; the backward must be given the same
@@ -35,12 +35,12 @@ def mlp(
     spare = np.empty(m * max(c, widths), dtype, like=x)
     hg, hu = x2 @ Ag.T * s, x2 @ Au.T * s  # [M, R]
     hd, y = np.zeros((m, len(Ad)), dtype, like=x), np.zeros((m, c), dtype, like=x)
-    kept: list[GateUp] = []
+    kept, activation = list[GateUp](), gelu if is_gelu else silu
     for a, b in tiles(f, width):
         z, up = (view(part, m, b - a) for part in scratch)
         product(x2, wg[a:b].T, hg, Bg[a:b].T, z, spare)
         gate = keep(z) if keep else z
-        silu(z, up, view(spare, *z.shape))
+        activation(z, up, view(spare, *z.shape))
         product(x2, wu[a:b].T, hu, Bu[a:b].T, up, spare)
         if keep:
             kept.append((gate, keep(up)))
@@ -54,7 +54,7 @@ def mlp(
 def mlp_bwd(
     dy: Array, res: MlpRes, wg: Table, wu: Table, wd: Table,
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
-    *, s: float, width: int | None = None,
+    *, s: float, is_gelu: bool = False, width: int | None = None,
 ) -> tuple[Array, ...]:  # fmt: skip
     """VJP of mlp in its activation and its LoRA matrices; down_proj is not computed again.
 
@@ -71,7 +71,7 @@ def mlp_bwd(
     dhg, dhu, hd = np.zeros_like(hg, dtype), np.zeros_like(hu, dtype), np.zeros_like(dhd, dtype)
     dx, dAd = np.zeros((m, c), dtype, like=x), np.empty(Ad.shape, dtype, like=x)
     dBg, dBu = np.empty(Bg.shape, dtype, like=x), np.empty(Bu.shape, dtype, like=x)
-    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype)
+    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype, is_gelu)
     for t in walk:
         at = slice(t.a, t.b)
         dAd[:, at] = dhd.T @ t.z
@@ -92,7 +92,7 @@ def mlp_bwd(
 def mlp_bwd_params(
     dy: Array, res: MlpRes, wg: Table, wu: Table, wd: Table,
     Ag: Array, Bg: Array, Au: Array, Bu: Array, Ad: Array, Bd: Array,
-    *, s: float, width: int | None = None,
+    *, s: float, is_gelu: bool = False, width: int | None = None,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """VJP of mlp in its base weights.
 
@@ -103,7 +103,7 @@ def mlp_bwd_params(
     dtype = np.result_type(dy, x, wg.dtype, wu.dtype, wd.dtype, Ag, Bg, Au, Bu, Ad, Bd)
     width = width or mlp_width(len(x))
     dwg, dwu, dwd = (np.empty(w.shape, dtype, like=x) for w in (wg, wu, wd))
-    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype)
+    walk = backward_tiles(dy2, res, wg, wu, wd, Ag, Bg, Au, Bu, Ad, Bd, s, width, dtype, is_gelu)
     for t in walk:
         dwg[t.a : t.b], dwu[t.a : t.b] = t.dgate.T @ x, t.dup.T @ x
         dwd[:, t.a : t.b] = dy2.T @ t.z

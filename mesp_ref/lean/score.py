@@ -6,7 +6,8 @@ from mesp_ref import lean as tiled
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import EVERYTHING, block
 from mesp_ref.engine.inputs import apart, check_batch
-from mesp_ref.engine.model import NORM, Model, embed, layers, shift
+from mesp_ref.engine.model import NORM, Model, embed, shift
+from mesp_ref.engine.positions import layers
 from mesp_ref.lean.halves_tiled import TILED
 from mesp_ref.ops import IGNORED, Array, rmsnorm, rows
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from mesp_ref import ops
 from mesp_ref.engine.adapter import Adapter, tensor_name
-from mesp_ref.engine.block import Halves
+from mesp_ref.engine.block import MLP_NORM, Halves
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.half import Backward, Forward, Gradients
 from mesp_ref.engine.layer import Layer
@@ -117,6 +117,8 @@ def part_of(layer: Layer, cuts: Cuts) -> Layer:
         bias = layer.bias(part)
         if bias is not None and not cut.axis:
             weights[f"{name}.bias"] = Window(bias, cut)
+        elif bias is not None and cut.a:  # the first part adds what is added once
+            del weights[f"{name}.bias"]
     adapter = layer.adapter and part_adapter(layer.adapter, layer.name(""), cuts)
     return layer._replace(weights=weights, adapter=adapter)
 
@@ -135,14 +137,15 @@ def part_adapter(adapter: Adapter, prefix: str, cuts: Cuts) -> Adapter:
 
 def join(grads: Sequence[Gradients]) -> Gradients:
     """Gradients of the parts as those of the block: beside each other where cut, else added."""
-    return {name: _joined(name, [found[name] for found in grads]) for name in grads[0]}
+    return {name: _joined(name, [g[name] for g in grads if name in g]) for name in grads[0]}
 
 
 def _joined(name: str, arrays: list[Array]) -> Array:
     axis = int(any(reader in name for reader in READERS))
-    if ".lora_" in name and ("lora_A" in name) != bool(axis):
-        return total(arrays)  # all parts share A of what they write, and B of what they read
-    return np.concatenate(arrays, axis=axis)
+    common = ".lora_" in name and ("lora_A" in name) != bool(axis)
+    if common or name.endswith("_norm.weight"):
+        return total(arrays)  # of A of what parts write, B of what they read, norms of q and k
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axis)
 
 
 def total(arrays: Sequence[Array]) -> Array:
@@ -195,6 +198,8 @@ def _by_cuts(
 ) -> tuple[Any, list[Any]]:  # fmt: skip
     """f of every part of the layer: the sum of what they give, and their residuals."""
     found = workers.each(lambda part: f(n, part, drop=drop), _parts(workers, cuts_of, layer))
+    if gather is Summands and layer.config.traits.norms[MLP_NORM][1]:
+        gather = total  # which a norm follows
     return gather([y for y, _ in found]), [res for _, res in found]
 
 

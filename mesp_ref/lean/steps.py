@@ -10,7 +10,8 @@ from mesp_ref.engine.half import Gradients
 from mesp_ref.engine.inputs import apart
 from mesp_ref.engine.methods import OnGradients, Step, mebp, mesp, store_all
 from mesp_ref.engine.mezo import mezo
-from mesp_ref.engine.model import EMBEDDING, Model, layers
+from mesp_ref.engine.model import EMBEDDING, Model
+from mesp_ref.engine.positions import layers
 from mesp_ref.lean import mlp_width
 from mesp_ref.lean.activations import Checkpoints
 from mesp_ref.lean.halves_tiled import tiled

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.engine.adapter import Adapter, adapter_shapes
+from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.init import adapter_shapes
 from mesp_ref.engine.methods import Step
 from mesp_ref.engine.model import EMBEDDING, Model
 from mesp_ref.lean.activations import Checkpoints

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from mesp_ref.engine.adapter import adapter_shapes
+from mesp_ref.engine.init import adapter_shapes
 from mesp_ref.errors import MespRefError
 from mesp_ref.memory.predict import Cost, cost, peak
 from mesp_ref.memory.shapes import Shapes

@@ -8,9 +8,8 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from mesp_ref.engine.adapter import adapter_shapes
 from mesp_ref.engine.config import Qwen2Config
-from mesp_ref.engine.init import parse_targets
+from mesp_ref.engine.init import adapter_shapes, parse_targets
 from mesp_ref.memory.base import Base, Store
 
 

@@ -33,27 +33,29 @@ def _unstack_group(o: Array, heads: int) -> Array:
 
 
 def attention(
-    q: Array, k: Array, v: Array, *, first: Array | None = None
+    q: Array, k: Array, v: Array, *, first: Array | None = None, scale: float | None = None
 ) -> tuple[Array, AttentionRes]:
     """Every query mixes the values of the keys at or before its position.
 
-    Forward   p = causal_softmax(q·kᵀ/√D);  o = p·v, head by head
+    Forward   p = causal_softmax(q·kᵀ·scale);  o = p·v, head by head; scale is 1/√D unless given
     Shapes    q [N, Tq, H, D]; k, v [N, Tk, G, D] with H a multiple of G -> o [N, Tq, H, D]
               Tk > Tq is a cache of earlier keys; first [N, Tq] or None (see causal_mask)
     Source    Vaswani et al. 2017, eq. 1; Ainslie et al. 2023 for the shared key/value heads
     """
     (n, tq, heads, d), (_, tk, groups, _) = q.shape, k.shape
     scores = _stack_group(q, groups) @ k.transpose(0, 2, 3, 1)  # [N, G, (H/G)·Tq, Tk]
-    scores *= d**-0.5
+    scores *= scale or d**-0.5
     p, _ = causal_softmax(scores.reshape(n, heads, tq, tk), first=first)
     o = p.reshape(scores.shape) @ v.transpose(0, 2, 1, 3)  # [N, G, (H/G)·Tq, D]
     return _unstack_group(o, heads), AttentionRes(q, k, v, p)
 
 
-def attention_bwd(do: Array, res: AttentionRes) -> tuple[Array, Array, Array]:
+def attention_bwd(
+    do: Array, res: AttentionRes, *, scale: float | None = None
+) -> tuple[Array, Array, Array]:
     """VJP of attention.
 
-    Backward  dv = pᵀ·do;  dp = do·vᵀ;  ds = softmax_bwd(dp);  dq = ds·k/√D;  dk = dsᵀ·q/√D
+    Backward  dv = pᵀ·do;  dp = do·vᵀ;  ds = softmax_bwd(dp)·scale;  dq = ds·k;  dk = dsᵀ·q
               The rows of a group are stacked, so pᵀ·do and dsᵀ·q already sum over its query
               heads: that sum is the gradient of sharing a key/value head.
     Shapes    do [N, Tq, H, D] -> dq [N, Tq, H, D]; dk, dv [N, Tk, G, D]
@@ -68,7 +70,7 @@ def attention_bwd(do: Array, res: AttentionRes) -> tuple[Array, Array, Array]:
     dv = p.reshape(stacked).swapaxes(2, 3) @ do  # [N, G, Tk, D]
     dp = do @ v.transpose(0, 2, 3, 1)
     ds = causal_softmax_bwd(dp.reshape(p.shape), CausalSoftmaxRes(p)).reshape(stacked)
-    ds *= d**-0.5
+    ds *= scale or d**-0.5
     dq = _unstack_group(ds @ k.transpose(0, 2, 1, 3), heads)
     dk = ds.swapaxes(2, 3) @ _stack_group(q, groups)  # [N, G, Tk, D]
     return dq, dk.swapaxes(1, 2), dv.swapaxes(1, 2)

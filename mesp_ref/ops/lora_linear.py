@@ -14,15 +14,9 @@ class LoraLinearRes(NamedTuple):
 
 
 def lora_linear(
-    x: Array,
-    w: Table,
-    b: Table | None,
-    A: Array,
-    B: Array,
-    *,
-    s: float,
-    drop: frozenset[str] = NOTHING,
-) -> tuple[Array, LoraLinearRes]:
+    x: Array, w: Table, b: Table | None, A: Array, B: Array,
+    *, s: float, drop: frozenset[str] = NOTHING,
+) -> tuple[Array, LoraLinearRes]:  # fmt: skip
     """Frozen linear layer plus its LoRA branch.
 
     Forward   h = x·Aᵀ;  y = x·Wᵀ + b + s·h·Bᵀ

@@ -11,18 +11,35 @@ class RopeRes(NamedTuple):
     """Residuals of rope: none. A rotation is linear and its tables are constants."""
 
 
+class RopeScaling(NamedTuple):
+    """How frequencies are slowed down for texts longer than those of pretraining."""
+
+    factor: float
+    original: int | None = None  # tokens of those texts; None: every frequency is slowed down
+    low: float = 1.0  # turns in so many tokens, below which the whole factor holds
+    high: float = 4.0  # and above which a frequency stays
+
+
 def rope_tables(
-    start: int, stop: int, head_dim: int, theta: float, dtype: np.dtype
-) -> tuple[Array, Array]:
+    start: int, stop: int, head_dim: int, theta: float, dtype: np.dtype,
+    scaling: RopeScaling | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
     """Cosines and sines of positions start … stop−1.
 
-    Forward   angle[t, i] = t · theta^(−2i/D) for i < D/2, built in float64 and then rounded once:
-              a table built in float32 drifts with the position
+    Forward   angle[t, i] = t · f_i with f_i = theta^(−2i/D) for i < D/2, built in float64 and then
+              rounded once: a table built in float32 drifts with the position
+    Scaled    f/factor ("linear"); or ("llama3") kept·f + (1 − kept)·f/factor, where kept goes from 0
+              to 1 as the turns within the original length, original·f/2π, go from low to high
     Shapes    -> cos, sin [stop−start, D/2] in the real type of `dtype`
-    Source    Su et al. 2021, eq. 15
+    Source    Su et al. 2021, eq. 15; Llama 3.1 for the second scaling
     """
     real = np.empty(0, dtype).real.dtype
     frequency = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)  # [D/2]
+    if scaling is not None:
+        factor, original, low, high = scaling
+        turns = 0 if original is None else original / (2 * np.pi) * frequency
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        frequency = kept * frequency + (1 - kept) * (frequency / factor)
     angle = np.arange(start, stop, dtype=np.float64)[:, None] * frequency
     return np.cos(angle).astype(real), np.sin(angle).astype(real)
 

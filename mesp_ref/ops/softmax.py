@@ -19,7 +19,7 @@ def causal_mask(tq: int, tk: int, first: Array | None = None, like: Array | None
     Shapes    -> [Tq, Tk] bool. With Tq = Tk this is the lower triangle; with a cache of earlier
               keys (Tk > Tq) the last query sees every key. Of the kind of `like`.
     first     [N, Tq], the first key that each query may see, where its document begins in a row of
-              several: -> [N, 1, Tq, Tk]
+              several, or [1, Tq], where its window does: -> [N or 1, 1, Tq, Tk]
     """
     mask: Array = np.tri(tq, tk, k=tk - tq, dtype=bool, like=like)
     return mask if first is None else mask & (np.arange(tk, like=mask) >= first[:, None, :, None])

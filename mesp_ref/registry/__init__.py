@@ -13,6 +13,7 @@ from mesp_ref.registry import (
     causal_softmax,
     cross_entropy,
     embedding,
+    geglu,
     linear,
     lm_loss,
     lora_linear,
@@ -48,14 +49,18 @@ for _row in (
     causal_softmax.ROW,
     attention.ROW,
     swiglu.ROW,
+    geglu.ROW,
     embedding.ROW,
     cross_entropy.ROW,
     lm_loss.ROW,
     attention.TILED,
     attention.PACKED,
     attention.TILED_PACKED,
+    attention.WINDOWED,
+    attention.TILED_WINDOWED,
     lm_loss.TILED,
     mlp.TILED,
+    mlp.TILED_GELU,
 ):
     register(_row)
 

@@ -32,10 +32,16 @@ def packed(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
     return sample(rng, z._replace(past=0), dtype) | {"first": first}
 
 
-def equation(q: Array, k: Array, v: Array, first: Array | None = None) -> Array:
-    """o = softmax(q·kᵀ/√D)·v per query head h, with key/value head h // (H/G)"""
+def windowed(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
+    """Earlier keys in a cache, of which a query sees the last four or fewer; scores scaled otherwise."""
+    first = np.maximum(0, np.arange(z.past, z.past + z.t) - 3)[None]
+    return sample(rng, z, dtype) | {"first": first, "scale": 0.375}
+
+
+def equation(q: Array, k: Array, v: Array, first: Array | None = None, scale: Any = None) -> Array:
+    """o = softmax(q·kᵀ·scale)·v per query head h, with key/value head h // (H/G); scale is 1/√D"""
     n, tq, heads, d = q.shape
-    share, scale = heads // k.shape[2], 1 / sqrt(d)
+    share, scale = heads // k.shape[2], scale or 1 / sqrt(d)
     s = array(
         (n, heads, tq, k.shape[1]),
         lambda b, h, i, j: dot(q[b, i, h], k[b, j, h // share]) * scale,
@@ -44,13 +50,13 @@ def equation(q: Array, k: Array, v: Array, first: Array | None = None) -> Array:
     return array(q.shape, lambda b, i, h, c: dot(p[b, h, i], v[b, :, h // share, c]))
 
 
-def magnitude(do: Array, res: Any) -> tuple[Array, Array, Array]:
-    groups, d = res.k.shape[2], res.q.shape[3]
+def magnitude(do: Array, res: Any, *, scale: float | None = None) -> tuple[Array, Array, Array]:
+    groups, scale = res.k.shape[2], scale or res.q.shape[3] ** -0.5
     q, k, v, do = (np.abs(a).swapaxes(1, 2) for a in (res.q, res.k, res.v, do))  # [N, H, T, D]
     share = q.shape[1] // groups
     k, v = k.repeat(share, axis=1), v.repeat(share, axis=1)
-    mag_p = carried(res.p, q @ k.swapaxes(2, 3) * d**-0.5)
-    ds = causal_softmax.through(do @ v.swapaxes(2, 3), res.p, mag_p) * d**-0.5
+    mag_p = carried(res.p, q @ k.swapaxes(2, 3) * scale)
+    ds = causal_softmax.through(do @ v.swapaxes(2, 3), res.p, mag_p) * scale
 
     def shared(x: Array) -> Array:
         return x.reshape(len(x), groups, share, *x.shape[2:]).sum(axis=2).swapaxes(1, 2)
@@ -133,6 +139,7 @@ ROW = OpSpec(
     backward=ops.attention_bwd,
     activations=("q", "k", "v"),
     constants=("first",),
+    attributes=("scale",),
     optional=("first",),
     sample=sample,
     reduction_length=lambda z: max(z.t + z.past, z.t * z.share) + z.d,
@@ -153,12 +160,20 @@ TILED = replace(
     name="tiled_attention",
     forward=lean.attention,
     backward=lean.attention_bwd,
-    attributes=("tile",),
+    attributes=("scale", "tile"),
     sample=lambda rng, z, dtype: sample(rng, z, dtype) | {"tile": 2},
     golden=None,
 )
 
 PACKED = replace(ROW, name="packed_attention", sample=packed, golden=None)
+
+WINDOWED = replace(ROW, name="windowed_attention", sample=windowed, golden=None)
+
+TILED_WINDOWED = replace(
+    TILED,
+    name="tiled_windowed_attention",
+    sample=lambda rng, z, dtype: windowed(rng, z, dtype) | {"tile": 2},
+)
 
 TILED_PACKED = replace(
     TILED,

@@ -25,7 +25,7 @@ def equation(s: Array, first: Array | None = None) -> Array:
     tq, tk = s.shape[-2:]
     p = np.empty(s.shape, object)
     for at in np.ndindex(*s.shape[:-1]):
-        start = 0 if first is None else int(first[at[0], at[-1]])
+        start = 0 if first is None else int(first[at[0] % len(first), at[-1]])
         stop = at[-1] + tk - tq + 1
         e = [exp(value) for value in s[at][start:stop]]
         p[at] = [*[zero()] * start, *(value / total(e) for value in e), *[zero()] * (tk - stop)]

@@ -54,6 +54,20 @@ def sqrt(x: Any) -> Any:
     return mpmath.sqrt(x)
 
 
+def tanh(x: Any) -> Any:
+    """The hyperbolic tangent of a number."""
+    import mpmath
+
+    return mpmath.tanh(x)
+
+
+def pi() -> Any:
+    """π, to the digits in force."""
+    import mpmath
+
+    return mpmath.mp.pi
+
+
 def zero() -> Any:
     """The number 0."""
     import mpmath

@@ -12,7 +12,8 @@ import mesp_ref as mr
 from mesp_ref.engine.block import MESP, block
 from mesp_ref.engine.half import Residuals
 from mesp_ref.engine.mezo import expected_cosine, perturbation_seeds
-from mesp_ref.engine.model import embed, layers
+from mesp_ref.engine.model import embed
+from mesp_ref.engine.positions import layers
 from mesp_ref.files.safetensors import Stored
 from mesp_ref.ops import Array
 from mesp_ref.verify.bugs import BUGS

@@ -183,7 +183,7 @@ COMPUTES_ELSE: list[tuple[Fields, str]] = [
     ({"qk_norm": True}, "qk_norm: found True, expected no such field"),
     ({"logit_scale": 0.5}, "logit_scale: found 0.5, expected no such field"),
     ({"num_experts": 0}, "num_experts: found 0, expected no such field"),
-    ({"model_type": "qwen3"}, "model_type: found 'qwen3', expected 'qwen2'"),
+    ({"model_type": "qwen3_moe"}, "model_type: found 'qwen3_moe', expected 'qwen2' or 'llama'"),
     ({"model_type": ["qwen2"]}, "model_type: found ['qwen2']"),
     ({"pruned_heads": {"0": [1]}}, "pruned_heads: found"),
     ({"eos_token_id": "2"}, "eos_token_id: found '2', expected a token id or a list"),

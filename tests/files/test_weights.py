@@ -135,7 +135,7 @@ def test_read_into_memory_is_a_writable_copy(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llama"}, "model_type: found 'llama', expected 'qwen2'"),
+        ({"model_type": "gemma2"}, "model_type: found 'gemma2', expected 'qwen2' or 'llama'"),
         ({"model_type": "absent"}, "model_type: found None"),
         ({"hidden_act": "gelu"}, "hidden_act: found 'gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window: found True"),

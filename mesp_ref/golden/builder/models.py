@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref.api import trace
-from mesp_ref.engine.adapter import Adapter, adapter_shapes
+from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import block, block_bwd
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+from mesp_ref.engine.init import adapter_shapes
 from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.model import Model
 from mesp_ref.files.checkpoint import save_checkpoint

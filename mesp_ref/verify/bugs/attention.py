@@ -29,13 +29,13 @@ BUGS = [
     ),
     *one(
         "ops.attention:attention", "forward", "attention model",
-        ("attention: scores not scaled", "scores *= d**-0.5", "pass"),
+        ("attention: scores not scaled", "scores *= scale or d**-0.5", "pass"),
         ("attention: scores over D", "d**-0.5", "d**-1.0"),
     ),
     *one(
         "ops.attention:attention_bwd", "backward", "attention model",
-        ("attention: ds not scaled", "ds *= d**-0.5", "pass"),
-        ("attention: scale twice", "ds *= d**-0.5", "ds *= d**-1.0"),
+        ("attention: ds not scaled", "ds *= scale or d**-0.5", "pass"),
+        ("attention: scale twice", "ds *= scale or d**-0.5", "ds *= d**-1.0"),
         ("attention: dk not scaled", "dk = ds.", "dk = d**0.5 * ds."),
         ("attention: dk and dv exchanged", "dk.swapaxes(1, 2), dv.swapaxes(1, 2)",
          "dv.swapaxes(1, 2), dk.swapaxes(1, 2)"),

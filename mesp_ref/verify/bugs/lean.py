@@ -3,7 +3,7 @@
 from mesp_ref.verify.bugs.bug import one
 
 _KEPT = "gate = keep(z) if keep else z"
-_SILU = "silu(z, up, view(spare, *z.shape))"
+_SILU = "activation(z, up, view(spare, *z.shape))"
 
 BUGS = [
     *one(
@@ -47,12 +47,13 @@ BUGS = [
     *one(
         "lean.mesp_tiled:mesp_tiled", "method", "mesp_tiled mesp_tiled/offload",
         ("halves: MLP from the block's input",
-         "a, _ = sublayer(x, layer, ATTENTION_NORM, halves.attention, drop=EVERYTHING)", "pass"),
+         "mlp.x, again = sublayer(x, layer, ATTENTION_NORM, halves.attention, drop=_BUT_Y)",
+         "again = SublayerRes()"),
         ("halves: residuals of the wrong block", "kept.pop()", "kept.pop(0)"),
     ),
     *one(
         "lean.mesp_tiled:mesp_tiled", "method", "mesp_tiled/disk",
-        ("halves: attention from the MLP's input", "x=stack.pop() if stack.halves else x", "x=x"),
+        ("halves: attention from the MLP's input", "= stack.pop() if stack.halves else x", "= x"),
     ),
     *one(
         "lean.shards:total", "method", "mesp/two_workers",

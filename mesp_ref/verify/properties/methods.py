@@ -11,7 +11,8 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import MESP, block, block_bwd
 from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.half import copied
-from mesp_ref.engine.model import NORM, Model, embed, layers, shift
+from mesp_ref.engine.model import NORM, Model, embed, shift
+from mesp_ref.engine.positions import layers
 from mesp_ref.lean import activations
 from mesp_ref.ops import IGNORED, NOTHING, Array
 from mesp_ref.train.rows import Cursor, Row
