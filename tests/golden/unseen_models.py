@@ -188,8 +188,10 @@ def group_last(p: pytest.MonkeyPatch) -> None:
 
     def spread(x: Tensor, heads: int) -> Tensor:
         share = heads // x.shape[2]
-        full = bent(lambda t: t.repeat_interleave(share, dim=2),
-                    lambda dy, t: dy.unflatten(2, (t.shape[2], -1))[:, :, :, -1])  # fmt: skip
+        full = bent(
+            lambda t: t.repeat_interleave(share, dim=2),
+            lambda dy, t: dy.unflatten(2, (t.shape[2], -1))[:, :, :, -1],
+        )
         return full(x)
 
     put(p, attention, lambda q, k: attention_p(q, spread(k, q.shape[2])), "torch_probabilities")
@@ -225,13 +227,34 @@ def rope_on(which: Callable[[Tensor], bool]) -> Patch:
 
 
 BLOCKS: dict[str, tuple[Patch, str]] = {
-    "layernorm mean": (norm_back(lambda dy, x, w, r: dy * w * r - (dy * w).mean(-1, keepdim=True) * r - x * (dy * w * x).mean(-1, keepdim=True) * r**3), "LayerNorm|mean term"),
-    "n4": (norm_back(lambda dy, x, w, r: dy * w * r - x * (dy * w * x).mean(-1, keepdim=True) * r**4), "n⁴|power"),
-    "layernorm": (norm(lambda x, w, e: F.layer_norm(x, (x.shape[-1],), w, None, e)), "LayerNorm|mean (is )?subtracted"),
+    "layernorm mean": (
+        norm_back(
+            lambda dy, x, w, r: (
+                dy * w * r
+                - (dy * w).mean(-1, keepdim=True) * r
+                - x * (dy * w * x).mean(-1, keepdim=True) * r**3
+            )
+        ),
+        "LayerNorm|mean term",
+    ),
+    "n4": (
+        norm_back(lambda dy, x, w, r: dy * w * r - x * (dy * w * x).mean(-1, keepdim=True) * r**4),
+        "n⁴|power",
+    ),
+    "layernorm": (
+        norm(lambda x, w, e: F.layer_norm(x, (x.shape[-1],), w, None, e)),
+        "LayerNorm|mean (is )?subtracted",
+    ),
     "one plus": (norm(lambda x, w, e: right_norm(x, 1 + w, e)), r"1 ?\+ ?w|Gemma"),
     "no eps": (norm(lambda x, w, e: right_norm(x, w, 0.0)), "eps"),
-    "norm by channels of 32": (norm(lambda x, w, e: w * x / torch.sqrt((x * x).sum(-1, keepdim=True) / 32 + e)), "padded|channels|divi"),
-    "cross term sign": (norm_back(lambda dy, x, w, r: dy * w * r + x * (dy * w * x).mean(-1, keepdim=True) * r**3), "sign"),
+    "norm by channels of 32": (
+        norm(lambda x, w, e: w * x / torch.sqrt((x * x).sum(-1, keepdim=True) / 32 + e)),
+        "padded|channels|divi",
+    ),
+    "cross term sign": (
+        norm_back(lambda dy, x, w, r: dy * w * r + x * (dy * w * x).mean(-1, keepdim=True) * r**3),
+        "sign",
+    ),
     "attention zeros": (part("attention zeros"), "zero|× 0|does not arrive"),
     "mlp zeros": (part("mlp zeros"), "MLP"),
     "post-norm": (part("post-norm"), "residual|norm"),
@@ -246,28 +269,88 @@ BLOCKS: dict[str, tuple[Patch, str]] = {
     "theta 10000": (angles(tables(10000.0)), "theta"),
     "positions from 1": (angles(tables(100.0, 1)), "position"),
     "sign of sin": (angles(lambda c, a, b: (a, -b)), "sign|other way|direction|backwards"),
-    "q only": (rope_on(lambda x: x.shape[2] == 4), "key|k "),
-    "k only": (rope_on(lambda x: x.shape[2] == 2), "quer|q "),
-    "no biases": (project(lambda x, w, b, A, B, s, p: usual(x, w, None, A, B, s) + (0 if b is None else 0 * b)), "bias"),
-    "no v bias": (project(lambda x, w, b, A, B, s, p: usual(x, w, b, A, B, s) - (b.detach() if "v_proj" in p else 0)), "bias"),
-    "sees the next": (scores(lambda q, k: tri(q, k, 1)), "future|one (key|token|position)|mask|off by one"),
+    "q only": (rope_on(lambda x: x.shape[2] == 4), "key|k_rope|k "),
+    "k only": (rope_on(lambda x: x.shape[2] == 2), "quer|q_rope|q "),
+    "no biases": (
+        project(
+            lambda x, w, b, A, B, s, p: usual(x, w, None, A, B, s) + (0 if b is None else 0 * b)
+        ),
+        "bias",
+    ),
+    "no v bias": (
+        project(
+            lambda x, w, b, A, B, s, p: (
+                usual(x, w, b, A, B, s) - (b.detach() if "v_proj" in p else 0)
+            )
+        ),
+        "bias",
+    ),
+    "sees the next": (
+        scores(lambda q, k: tri(q, k, 1)),
+        "future|one (key|token|position)|mask|off by one",
+    ),
     "window of 2": (scores(lambda q, k: tri(q, k, 0) | ~tri(q, k, -2)), "window"),
     "scale by hidden": (seen_scale(lambda d: 16**-0.5), "scale|√"),
     "scale 1/D": (seen_scale(lambda d: 1 / d), "scale|1/D"),
     "no scale": (seen_scale(lambda d: 1.0), "scale|√"),
     "group last": (group_last, "last|overwrit|one query head|only"),
-    "dropout left on": (project(lambda x, w, b, A, B, s, p: F.linear(x, w, b) + s * F.linear(F.linear(fixed_dropout(x), A), B)), "dropout|not a mistake"),
-    "scale twice": (project(lambda x, w, b, A, B, s, p: usual(x, w, b, A, B, s * s)), "twice|s²|squared"),
+    "dropout left on": (
+        project(
+            lambda x, w, b, A, B, s, p: (
+                F.linear(x, w, b) + s * F.linear(F.linear(fixed_dropout(x), A), B)
+            )
+        ),
+        "dropout|not a mistake",
+    ),
+    "scale twice": (
+        project(lambda x, w, b, A, B, s, p: usual(x, w, b, A, B, s * s)),
+        "twice|s²|squared",
+    ),
     "adapters on the MLP only": (project(mlp_only), "adapter|LoRA|without"),
-    "bias scaled": (project(lambda x, w, b, A, B, s, p: usual(x, w, b, A, B, s) + (0 if b is None else (s - 1) * b)), "bias"),
+    "bias scaled": (
+        project(
+            lambda x, w, b, A, B, s, p: usual(x, w, b, A, B, s) + (0 if b is None else (s - 1) * b)
+        ),
+        "bias",
+    ),
     "clipped": (gradients(clipped), "factor|norm|clip|all LoRA gradients ×"),
     "clipped by value": (gradients(each_clipped), "clip|not a mistake"),
-    "accumulated twice": (gradients(lambda g: {n: 2 * t for n, t in g.items()}), "× 2"),
-    "A as [in, R]": (gradients(lambda g: {n: t.T.reshape(t.shape) for n, t in g.items() if "lora_A" in n}), "column|transpos"),
-    "q and k exchanged": (gradients(lambda g: {n: g[n.replace("gate_proj", "up_proj")] for n in g if "gate_proj" in n}), "holds"),
-    "softmax over queries back": (lambda p: put(p, causal_softmax, bent(lambda s: causal_softmax_right(s), lambda dy, s: (lambda a: a * (dy - (dy * a).sum(-2, keepdim=True)))(causal_softmax_right(s)))), "axis|quer|column|not a mistake"),
-    "slope sign": (lambda p: p.setattr(client.F, "silu", bent(torch.ops.aten.silu, lambda dy, x: dy * (torch.sigmoid(x) - x * torch.sigmoid(x) * torch.sigmoid(-x)))), "sign"),
-}  # fmt: skip
+    "accumulated twice": (gradients(lambda g: {n: 2 * t for n, t in g.items()}), "× 2|twice"),
+    "A as [in, R]": (
+        gradients(lambda g: {n: t.T.reshape(t.shape) for n, t in g.items() if "lora_A" in n}),
+        "column|transpos",
+    ),
+    "q and k exchanged": (
+        gradients(
+            lambda g: {n: g[n.replace("gate_proj", "up_proj")] for n in g if "gate_proj" in n}
+        ),
+        "holds",
+    ),
+    "softmax over queries back": (
+        lambda p: put(
+            p,
+            causal_softmax,
+            bent(
+                lambda s: causal_softmax_right(s),
+                lambda dy, s: (lambda a: a * (dy - (dy * a).sum(-2, keepdim=True)))(
+                    causal_softmax_right(s)
+                ),
+            ),
+        ),
+        "axis|quer|column|not a mistake",
+    ),
+    "slope sign": (
+        lambda p: p.setattr(
+            client.F,
+            "silu",
+            bent(
+                torch.ops.aten.silu,
+                lambda dy, x: dy * (torch.sigmoid(x) - x * torch.sigmoid(x) * torch.sigmoid(-x)),
+            ),
+        ),
+        "sign",
+    ),
+}
 
 
 def causal_softmax_right(s: Tensor) -> Tensor:
@@ -279,21 +362,54 @@ LOSSES: dict[str, tuple[Patch, str]] = {
     "smoothing": (loss(smoothed), "smooth"),
     "z-loss": (loss(z_loss), "z.loss|lse²"),
     "padded vocabulary": (loss(padded), "padd|vocabulary"),
-    "over all tokens": (loss(lambda z, y: F.cross_entropy(z, y, ignore_index=-100, reduction="sum") / len(y)), "all (tokens|rows|labels|positions)|ignored"),
-    "over all with the last": (loss(lambda z, y: F.cross_entropy(z, y, ignore_index=-100, reduction="sum") / 14), "all (tokens|rows|labels|positions)|ignored"),
+    "over all tokens": (
+        loss(lambda z, y: F.cross_entropy(z, y, ignore_index=-100, reduction="sum") / len(y)),
+        "all (tokens|rows|labels|positions)|ignored",
+    ),
+    "over all with the last": (
+        loss(lambda z, y: F.cross_entropy(z, y, ignore_index=-100, reduction="sum") / 14),
+        "all (tokens|rows|labels|positions)|ignored",
+    ),
     "shifted twice": (loss(lambda z, y: right_loss(z[:-1], y[1:])), "shift"),
-    "gradient of a sum": (loss(bent(right_loss, lambda dy, z, y: (through(lambda a: F.cross_entropy(a, y, ignore_index=-100, reduction="sum"), z)(dy)[0], None))), "sum|count|label|×"),
+    "gradient of a sum": (
+        loss(
+            bent(
+                right_loss,
+                lambda dy, z, y: (
+                    through(lambda a: F.cross_entropy(a, y, ignore_index=-100, reduction="sum"), z)(
+                        dy
+                    )[0],
+                    None,
+                ),
+            )
+        ),
+        "sum|count|label|×",
+    ),
     "second layer detached": (part("layer 0 detached"), "layer|does not arrive|zero"),
     "base 2": (loss(lambda z, y: right_loss(z, y) / 0.6931471805599453), "log|base|1.44"),
-    "head in other rows": (loss(lambda z, y: right_loss(z, torch.where(y >= 0, (y + 1) % 21, y))), "label"),
-}  # fmt: skip
+    "head in other rows": (
+        loss(lambda z, y: right_loss(z, torch.where(y >= 0, (y + 1) % 21, y))),
+        "label",
+    ),
+}
 
 
 # -- optimisers: (w, g, state, t, at) -> w, in NumPy or torch alike ---------------------------------
 
 
-def adam(w: Any, g: Any, c: dict[str, Any], t: int, at: Any, *, betas: Any = None, correct: str = "mv",
-         eps: str = "outside", decay: str = "decoupled", late: int = 0) -> Any:
+def adam(
+    w: Any,
+    g: Any,
+    c: dict[str, Any],
+    t: int,
+    at: Any,
+    *,
+    betas: Any = None,
+    correct: str = "mv",
+    eps: str = "outside",
+    decay: str = "decoupled",
+    late: int = 0,
+) -> Any:
     b1, b2 = betas or (at["beta1"], at["beta2"])
     t += late
     lr, wd = at["lr"], at["weight_decay"]
@@ -316,8 +432,19 @@ def adam(w: Any, g: Any, c: dict[str, Any], t: int, at: Any, *, betas: Any = Non
     return w
 
 
-def sgd(w: Any, g: Any, c: dict[str, Any], t: int, at: Any, *, damp: float = 0, nesterov: bool = False,
-        momentum: Any = None, decay: bool = True, inside: bool = False) -> Any:
+def sgd(
+    w: Any,
+    g: Any,
+    c: dict[str, Any],
+    t: int,
+    at: Any,
+    *,
+    damp: float = 0,
+    nesterov: bool = False,
+    momentum: Any = None,
+    decay: bool = True,
+    inside: bool = False,
+) -> Any:
     mu = at["momentum"] if momentum is None else momentum
     g = g + at["weight_decay"] * w if decay else g
     u = c["u"] = mu * c.get("u", 0) + (1 - damp) * g * (at["lr"] if inside else 1)
@@ -343,7 +470,10 @@ OPTIMISERS: dict[str, dict[str, tuple[Any, str]]] = {
         "maximise": (lambda w, g, c, t, at: adam(w, -g, c, t, at), "sign|ascen|\\+"),
         "sgd": (lambda w, g, c, t, at: w - at["lr"] * g, "SGD|not a mistake"),
         "eps 1e-3": (lambda w, g, c, t, at: adam(w, g, c, t, {**at, "eps": 1e-3}), "eps"),
-        "eps inside": (lambda w, g, c, t, at: adam(w, g, c, t, {**at, "eps": 1e-8}, eps="inside"), "eps"),
+        "eps inside": (
+            lambda w, g, c, t, at: adam(w, g, c, t, {**at, "eps": 1e-8}, eps="inside"),
+            "eps",
+        ),
         "no m": (with_(adam, betas=(0.0, 0.999)), "beta|momentum|first moment"),
     },
     "sgd": {
@@ -351,12 +481,23 @@ OPTIMISERS: dict[str, dict[str, tuple[Any, str]]] = {
         "nesterov": (with_(sgd, nesterov=True), "Nesterov"),
         "no momentum": (with_(sgd, momentum=0.0), "momentum"),
         "no decay": (with_(sgd, decay=False), "decay"),
-        "gradients pile up": (lambda w, g, c, t, at: sgd(w, pile(c, g), c, t, at), "accumulat|zero|pile|reset"),
-        "lr twice": (lambda w, g, c, t, at: sgd(w, g, c, t, {**at, "lr": 0.1}), "lr|learning rate|step|× 2"),
-        "decay outside": (lambda w, g, c, t, at: sgd(w * (1 - at["lr"] * at["weight_decay"]), g, c, t, at, decay=False), "decay"),
+        "gradients pile up": (
+            lambda w, g, c, t, at: sgd(w, pile(c, g), c, t, at),
+            "accumulat|zero|pile|reset",
+        ),
+        "lr twice": (
+            lambda w, g, c, t, at: sgd(w, g, c, t, {**at, "lr": 0.1}),
+            "lr|learning rate|step|× 2",
+        ),
+        "decay outside": (
+            lambda w, g, c, t, at: sgd(
+                w * (1 - at["lr"] * at["weight_decay"]), g, c, t, at, decay=False
+            ),
+            "decay",
+        ),
         "ascent": (lambda w, g, c, t, at: sgd(w, -g, c, t, at), "sign|ascen"),
     },
-}  # fmt: skip
+}
 
 
 def pile(c: dict[str, Any], g: Any) -> Any:
@@ -393,10 +534,14 @@ def mezo(f: Any) -> Patch:
     return lambda p: p.setattr(client, "mezo_step", f)
 
 
-def mezo_with(divide: float = 2.0, sign: float = 1.0, shown: str = "mean", restore: float = 1.0) -> Any:
+def mezo_with(
+    divide: float = 2.0, sign: float = 1.0, shown: str = "mean", restore: float = 1.0
+) -> Any:
     def step(weights: Any, given: Any, number: int, at: Any, value: Any) -> Tensor:
         z = {n: given[f"z/{n}"][number] for n in weights}
-        up, down = (value({n: w + m * z[n] for n, w in weights.items()}) for m in (at["eps"], -at["eps"]))
+        up, down = (
+            value({n: w + m * z[n] for n, w in weights.items()}) for m in (at["eps"], -at["eps"])
+        )
         g = sign * (up - down) / (divide * at["eps"])
         for n, w in weights.items():
             w -= at["lr"] * g * z[n]
