@@ -172,7 +172,7 @@ def top_weights(model: Model) -> Arrays:
 
 def cast(arrays: Arrays, dtype: Any) -> Arrays:
     """All arrays in another precision; one that has two names stays one."""
-    made = {id(a): a.astype(dtype) for a in arrays.values()}
+    made = {id(a): a.astype(dtype, copy=False) for a in arrays.values()}
     return {name: made[id(a)] for name, a in arrays.items()}
 
 
@@ -214,7 +214,8 @@ def trajectory(
 
 def _model_simulator(case: Case, v: Arrays, root: Path) -> Run:
     at, config = case.attributes, case.attributes["config"]
-    model = load_model(root / at["model"], dtype="float64")
+    opened = load_model(root / at["model"], dtype="float64")
+    model = Model(opened.config, {name: opened.weights[name][...] for name in opened.weights})
     adapter = load_adapter(root / at["adapter"], dtype="float64", config=model.config)
     half = np.arange(config["head_dim"] // 2)
     turns = np.arange(v["input_ids"].shape[1])[:, None] * float(config["rope_theta"]) ** (

@@ -31,7 +31,10 @@ def test_stored_mistakes_are_named(name: str, answer: Answer, suite: Suite) -> N
             report = check(root, only=[name], dtype="bfloat16", roles=["result"])
             like = report.cases[0].like
             assert like, wrong.name
-            assert any(part in like[0] for part in (wrong.bug, "×", "0 everywhere")), (wrong.name, like)
+            assert any(part in like[0] for part in (wrong.bug, "×", "0 everywhere")), (
+                wrong.name,
+                like,
+            )
 
 
 def test_a_common_factor_is_named_by_what_it_equals(answer: Answer, want: dict[str, Array]) -> None:
@@ -49,9 +52,7 @@ def test_relations_of_single_tensors(answer: Answer, want: dict[str, Array]) -> 
         f"{a}: is transposed: has shape [16, 4] instead of [4, 16]"
     ]
     stored = want[a].T.reshape(want[a].shape)
-    assert likes(answer, **{a: stored}) == [
-        f"{a} was stored column by column, transposed"
-    ]
+    assert likes(answer, **{a: stored}) == [f"{a} was stored column by column, transposed"]
     gate, up = (f"mlp.{part}_proj.lora_A.weight.grad" for part in ("gate", "up"))
     assert likes(answer, **{gate: want[up], up: want[gate]}) == [
         f"{gate} holds {up}",
