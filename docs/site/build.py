@@ -41,7 +41,7 @@ def place_of(file: Path) -> Path:
 def relinked(text: str, source: Path, api: set[str], made: Iterable[str] = ()) -> str:
     """Links of a document in the repository as links of its page: to pages, else to the sources."""
     here = place_of(source).parent
-    pages = {place_of(file).as_posix() for file in sources()}
+    pages = {place_of(file).as_posix() for file in [*sources(), *HERE.glob("*.md")]}
 
     def one(found: re.Match[str]) -> str:
         path, _, fragment = found[1].partition("#")
@@ -51,6 +51,8 @@ def relinked(text: str, source: Path, api: set[str], made: Iterable[str] = ()) -
         if not target.exists():
             raise SystemExit(f"{source.relative_to(ROOT)}: {found[1]}: leads nowhere")
         place = place_of(target).as_posix()
+        if place == "mesp_ref":
+            place = "api/index.md"
         if place.endswith(".py"):
             place = page_of(place.removesuffix(".py").replace("/", "."))
             fragment = "" if place in api else fragment
@@ -104,8 +106,7 @@ def stage() -> None:
             made = set(pictures)
             for name, data in pictures.items():
                 (target.parent / name).write_bytes(data)
-        if HERE not in file.parents:  # those of the site are written for it
-            text = relinked(text, file, set(api), made)
+        text = relinked(text, file, set(api), made)
         target.write_text(with_formulas(text, convert), encoding="utf-8")
     for file in [*(ROOT / "docs").rglob("*.png"), *(ROOT / "docs").rglob("*.json")]:
         target = PAGES / file.relative_to(ROOT)
