@@ -129,6 +129,7 @@ def test_a_notebook_is_its_text_code_and_outputs(tmp_path: Path) -> None:
         ('<img src="other/index.html">', "says nothing"),
         ('<script src="https://x.y/z.js"></script>', "from elsewhere"),
         ('<link rel="stylesheet" href="//x.y/z.css">', "from elsewhere"),
+        ('<a data-md-component="source" href="https://x.y">x</a>', "how many stars"),
         (r"<p>\frac{a}{b}</p>", "formula was left"),
     ],
 )

@@ -18,6 +18,7 @@ class _Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.anchors: set[str] = set()
+        self.components: set[str] = set()
         self.links: list[str] = []
         self.loaded: list[str] = []
         self.unnamed: list[str] = []
@@ -27,6 +28,7 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         found = dict(attributes)
+        self.components.add(found.get("data-md-component") or "")
         self._code += tag in ("pre", "code", "script", "style")
         if name := found.get("id"):
             self.anchors.add(name)
@@ -69,6 +71,8 @@ def problems(site: Path, base: str = "/mesp-ref/") -> Iterator[str]:
                 if anchor not in pages[target].anchors and not anchor.startswith("__"):
                     yield f"{where}: {link}: no such anchor"
         yield from (f"{where}: picture {name} says nothing" for name in page.unnamed)
+        if "source" in page.components:  # of Material, where a repo_url is set
+            yield f"{where}: asks the repository's host how many stars it has"
         if found := _LATEX.search(" ".join(page.text)):
             yield f"{where}: a formula was left: {found[0]}"
     for file in site.rglob("*.css"):
