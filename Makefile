@@ -8,6 +8,8 @@
 # make spread  train on two ranks over MPI
 # make audit   known holes in lowest and installed versions   make sbom   sbom.json, CycloneDX
 # make fuzz    a million hostile files for the readers (Linux, half an hour)
+# make dist    wheel and source archive, built twice: the same bytes
+# make site    the pages, every link, image and formula checked
 # make benchmarks  regenerate docs/benchmarks, an hour on a quiet machine
 #
 # Needs Python 3.11 or newer and make; everything else is installed into $(VENV).
@@ -27,11 +29,12 @@ BENCH  = $(VENV)/.installed-benchmarks
 FUZZ   = $(VENV)/.installed-fuzz
 SPREAD = $(VENV)/.installed-spread
 SBOM   = $(VENV)/.installed-sbom
+SITE   = $(VENV)/.installed-site
 
-.PHONY: help test test-lowest audit sbom fuzz demo spread lint types parity notebooks jupyter notebooks-refresh benchmarks format ci clean
+.PHONY: help test test-lowest audit sbom fuzz demo spread lint types parity dist site notebooks jupyter notebooks-refresh benchmarks format ci clean
 
 help:
-	@sed -n '1,14s/^# \{0,1\}//p' Makefile
+	@sed -n '1,16s/^# \{0,1\}//p' Makefile
 
 # One process a core, each with one BLAS thread: threads that spin beside other work are several times slower.
 PYTEST = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(1)/python -m pytest -n auto
@@ -95,6 +98,17 @@ jupyter: $(NOTES)
 notebooks-refresh: $(NOTES) $(PARITY)
 	$(BIN)/python notebooks/refresh.py
 
+dist: $(TEST)
+	rm -rf build/twice dist
+	$(BIN)/python -m hatchling build -d build/twice
+	$(BIN)/python -m hatchling build -d dist
+	cmp build/twice/*.whl dist/*.whl
+	cmp build/twice/*.tar.gz dist/*.tar.gz
+	rm -rf build/twice
+
+site: $(SITE)
+	$(BIN)/python docs/site/build.py
+
 # BLAS as it comes: an environment may pin its kernel or its threads for the sake of equal bits.
 benchmarks: $(BENCH)
 	for name in papers scaling frameworks; do \
@@ -110,7 +124,7 @@ ci:
 	bash .ci/run
 
 clean:
-	rm -rf $(VENV) .venv-ci .venv-lowest .venv-sbom sbom.json crashes build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ci .venv-lowest .venv-sbom sbom.json crashes build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # `make -j` would otherwise let two pips work on one environment.
 .NOTPARALLEL:
@@ -125,7 +139,7 @@ $(CORE): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ) $(SBOM) $(SPREAD): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ) $(SBOM) $(SPREAD) $(SITE): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
@@ -137,3 +151,4 @@ $(NOTES):  EXTRAS = notebooks
 $(BENCH):  EXTRAS = benchmarks,parity,mlx
 $(FUZZ):   EXTRAS = test,fuzz
 $(SBOM):   EXTRAS = sbom
+$(SITE):   EXTRAS = site

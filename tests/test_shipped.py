@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-AT_HOME = {".ci/run"}  # tracked, but of no use outside the repository
+AT_HOME = (".ci/", ".github/", "conda/")  # tracked, but of no use outside the repository
 MADE = "mesp_ref-{}.dist-info"
 METADATA = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE",
             "sboms/mesp-ref.cdx.json")  # fmt: skip
@@ -68,7 +70,64 @@ def test_the_source_archive_holds_what_is_tracked(built: Path) -> None:
     [archive] = built.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         found = {name.partition("/")[2] for name in opened.getnames()}
-    assert found == tracked() - AT_HOME | {"PKG-INFO"}
+    expected = {name for name in tracked() if not name.startswith(AT_HOME)}
+    assert found == expected | {"PKG-INFO"}
+
+
+def test_two_builds_are_the_same_bytes(tmp_path: Path) -> None:
+    """From two folders, with files of other dates and modes: nothing of the machine gets in."""
+    pytest.importorskip("hatchling")
+    builds = []
+    for number, mode in enumerate((0o644, 0o664)):
+        copy, out = tmp_path / f"copy{number}", tmp_path / f"out{number}"
+        for name in sorted(tracked()):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, copy / name)
+            (copy / name).chmod(mode)
+            os.utime(copy / name, (number * 10**9, number * 10**9))
+        command = [sys.executable, "-m", "hatchling", "build", "-d", str(out)]
+        subprocess.run(command, cwd=copy, check=True, capture_output=True)
+        builds.append({f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in out.iterdir()})
+    assert len(builds[0]) == 2
+    assert builds[0] == builds[1]
+
+
+def test_what_the_project_says_of_itself_is_one_story() -> None:
+    """Version, address and papers in pyproject.toml, CITATION.cff, the recipe and the templates."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    source, home = settings["urls"]["Source"], settings["urls"]["Homepage"]
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {settings['version']}\n" in cited
+    assert f"\nrepository-code: {source}\n" in cited
+    assert f"\nurl: {home}\n" in cited
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for paper in re.findall(r"arXiv (\d{4}\.\d{5})", readme):
+        assert f"arXiv:{paper}" in cited
+    recipe = ROOT / "conda" / "recipe.yaml"
+    if recipe.is_file():  # not in a source archive
+        text = recipe.read_text(encoding="utf-8").replace("matplotlib-base", "matplotlib")
+        assert f"version: {settings['version']}\n" in text
+        for line in settings["dependencies"]:
+            name, _, least = line.partition(">=")
+            assert f"    - {name} >={least}\n" in text, line
+        assert source in (ROOT / ".github/ISSUE_TEMPLATE/config.yml").read_text(encoding="utf-8")
+    python = {f"Programming Language :: Python :: 3.{minor}" for minor in range(11, 15)}
+    assert python <= set(settings["classifiers"])
+    assert ("Typing :: Typed" in settings["classifiers"]) == (ROOT / "mesp_ref/py.typed").is_file()
+
+
+def test_the_workflows_are_yaml_and_run_what_is_there() -> None:
+    yaml = pytest.importorskip("yaml")
+    files = sorted((ROOT / ".github").rglob("*.yml"))
+    if not files:
+        pytest.skip("not in a source archive")
+    targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for file in files:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for job in found.get("jobs", {}).values():
+            for step in job["steps"]:
+                for target in re.findall(r"\bmake ([a-z-]+)", step.get("run", "")):
+                    assert target in targets, f"{file.name}: make {target}"
 
 
 def test_nothing_planted_lies_in_either(built: Path) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mesp_ref.files.strict import NO_LINK, READ
+
 fcntl: Any = None
 with contextlib.suppress(ImportError):  # Windows has none
     fcntl = importlib.import_module("fcntl")
@@ -44,10 +46,14 @@ def leftovers(path: Path) -> list[Path]:
 def claimed(path: Path) -> Iterator[bool]:
     """Hold a file or folder for this process while active; False where that is not possible.
 
-    The kernel drops the lock (flock) with its process: what nobody holds, nobody is writing.
+    The kernel drops the lock (flock) with its process: what nobody holds, nobody is writing. Windows
+    has no such locks, and renames nothing that is open: nothing is held there.
     """
+    if fcntl is None:
+        yield False
+        return
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(path, READ | NO_LINK)
     except OSError:
         yield False
         return
@@ -55,7 +61,7 @@ def claimed(path: Path) -> Iterator[bool]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = True
-        except (OSError, AttributeError):  # in use, or no locks here
+        except OSError:  # in use, or no locks here
             free = False
         yield free
     finally:
@@ -105,8 +111,13 @@ def swap(new: Path, path: Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Bring a file, or the names in a folder, to the disk, where the system can."""
+    try:  # Windows opens no folder, and syncs only what may be written
+        handle = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)
+    except PermissionError:
+        if fcntl:
+            raise
+        return
     try:
         os.fsync(handle)
     except OSError as error:  # some file systems cannot sync a folder

@@ -5,6 +5,7 @@ A file is ours while its content is listed; two contents are listed while one ta
 place, so that a kill leaves either. A folder inside with a manifest of its own answers for itself.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mesp_ref.files.aside import aside_name, is_aside, leftovers, sync
-from mesp_ref.files.strict import parse_json, read_bytes
+from mesp_ref.files.strict import NO_LINK, READ, parse_json, read_bytes
 
 NAME = ".mesp-ref.json"
 _FORMAT = "mesp-ref manifest 1"
@@ -33,8 +34,10 @@ def nothing_more(name: str, path: Path) -> bool:
 
 def content(path: Path) -> Content:
     """Size and SHA-256 of a regular file, which is not followed if it is a link."""
+    if not NO_LINK and path.is_symlink():
+        raise OSError(errno.ELOOP, "found a link", str(path))
     digest, size = hashlib.sha256(), 0
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    handle = os.open(path, READ | NO_LINK)
     with os.fdopen(handle, "rb", buffering=0) as file:
         while piece := file.read(_PIECE):
             digest.update(piece)

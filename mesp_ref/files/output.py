@@ -18,7 +18,7 @@ from mesp_ref.errors import MespRefError, MespRefWarning
 from mesp_ref.files.aside import aside_name, claimed, is_aside, leftovers, swap, sync
 from mesp_ref.files.manifest import Manifest, Ours, listed, nothing_more
 from mesp_ref.files.names import copy_shared
-from mesp_ref.files.strict import inside
+from mesp_ref.files.strict import NO_LINK, inside
 
 # What lies beside the weights of a checkpoint and belongs to the model, not to the weights.
 COMPANIONS = (
@@ -145,7 +145,7 @@ def write_aside(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         check_file(path, overwrite)
         aside = aside_name(path)
         stack.callback(aside.unlink, missing_ok=True)
-        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
         mode = os.fstat(handle).st_mode
         os.close(handle)
         stack.enter_context(claimed(aside))

@@ -13,6 +13,10 @@ from typing import Any, NoReturn
 from mesp_ref.errors import MespRefError, shown
 
 JSON_LIMIT = 1 << 26  # bytes of a JSON file; the largest known, an index of shards, has some MB
+# Bytes as they are, which Windows must be told, and no waiting for a pipe's other end; links are not
+# followed where the system can be told so.
+READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
 # What Python's json accepts and others do not: worth a second, slower look where it may occur.
 _LONG_NUMBER = re.compile(r"\d{19}|[eE]\+?\d{3}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -68,7 +72,7 @@ def _real(digits: str) -> float:
 
 def open_regular(file: str | Path) -> BufferedReader:
     """A file opened for reading; OSError for a pipe or a device, which could block or never end."""
-    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    handle = os.open(file, READ)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file")

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mesp_ref.errors import MespRefError
+from mesp_ref.lean.positions import write_at
 from mesp_ref.ops import Array
 
 # "ram"; "disk", a temporary file; "offload", the same with results of projections, too: mesp_tiled.
@@ -108,7 +109,7 @@ def _write(handle: int, x: Array, start: int) -> None:
     """All bytes of a contiguous array: one call may write fewer."""
     left = x.reshape(-1).view(np.uint8)
     while len(left):
-        done = os.pwrite(handle, left[:_MOST].data, start)
+        done = write_at(handle, left[:_MOST].data, start)
         left, start = left[done:], start + done
 
 

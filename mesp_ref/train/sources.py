@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.strict import inside, parse_json, read_bytes
+from mesp_ref.lean.positions import read_at
 from mesp_ref.train.forms import FORMS, KNOWN, turned
 
 LINE_LIMIT = 1 << 26  # bytes of a record
@@ -50,7 +51,7 @@ class Held:
 
     def read(self, start: int, size: int) -> bytes:
         """`size` bytes from `start`."""
-        return os.pread(self._file, size, start)
+        return read_at(self._file, size, start)
 
 
 def recognised(path: Path, head: bytes, whole: bool) -> str:
