@@ -5,6 +5,7 @@ error and exit code 2; Ctrl-C is 130.
 """
 
 import contextlib
+import os
 import signal
 import sys
 import warnings
@@ -29,6 +30,7 @@ from mesp_ref.cli import (
 )
 from mesp_ref.cli.options import Parser
 from mesp_ref.errors import MespRefError, MespRefWarning, escaped, shown
+from mesp_ref.spread.launcher import check_alone
 
 _DESCRIPTION = """\
 Qwen2.5 with LoRA in pure NumPy, every backward pass written by hand.
@@ -83,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         args = parser.parse_args(argv)
+        if not getattr(args, "mpi", False) and not check_alone(hasattr(args, "mpi"), os.environ):
+            return 0  # rank 0 says that each rank would do the whole work
         code: int = args.run(args)
         sys.stdout.flush()
         return code

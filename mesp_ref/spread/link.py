@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import psutil
 
@@ -73,7 +73,7 @@ class Link:
     """
 
     def __init__(self, address: Address, rank: int, host: str):
-        self.rank, self.host = rank, host
+        self.rank, self.host, self.code = rank, host, 2
         self.at, self.moves, self.waits, self.saved = "the start", 0, False, ""
         self._connection = self._reach(address)
         self._lock = threading.Lock()
@@ -125,25 +125,26 @@ class Link:
         if reason is not None:
             print(f"mesp-ref: error: {escaped(reason)}", file=sys.stderr, flush=True)
         if not self._left.is_set():
-            os._exit(2)
+            os._exit(self.code)
 
     def waiting(self, waits: bool) -> None:
         """A wait for others begins or ends."""
         self.waits = waits
 
-    def fail(self, message: str) -> None:
-        """Have the watch print why this rank ends, and all others end. Does not return."""
+    def fail(self, message: str) -> NoReturn:
+        """Have the watch print why this rank ends, and all others end."""
         self._last(error=escaped(" ".join(message.split())))
 
-    def end(self) -> None:
-        """Have all others end: rank 0 itself says why. Does not return."""
+    def end(self, code: int = 2) -> NoReturn:
+        """Have all others end, and this one with `code`: rank 0 itself says why."""
+        self.code = code
         self._last(end=True)
 
-    def _last(self, **line: Any) -> None:
+    def _last(self, **line: Any) -> NoReturn:
         with contextlib.suppress(OSError):
             self._send(**line)
         time.sleep(watch.FAREWELL)  # the thread that listens ends the process before
-        os._exit(2)
+        os._exit(self.code)
 
     def leave(self) -> None:
         """Say that this rank ends well."""
