@@ -4,6 +4,7 @@
     python benchmarks/spread.py --measure         with mpiexec: times on 1 to 4 ranks of this machine
     python benchmarks/spread.py --measure --ranks 2 --mbit 1000    the same over a slower network
     python benchmarks/spread.py --measure --layers 4 --tokens 32
+    python benchmarks/spread.py --memory          memory of a rank beside one process; a few minutes
 
 Prints the tables of docs/spread.md. The shape is Qwen2.5-0.5B with LoRA of rank 8, random weights;
 its blocks share one array of each kind, so that a rank needs 0.6 GB instead of 2.
@@ -15,6 +16,7 @@ import math
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,6 +30,7 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
+from mesp_ref.memory.process import PeakResident
 from mesp_ref.ops import Array
 from mesp_ref.spread.ranks import SpreadRanks
 from mesp_ref.spread.start import join
@@ -227,7 +230,69 @@ def network_here(world: World, times: int) -> Network:
     return Network("here", short, size / max(long - short, 1e-9), wait)
 
 
-def jobs_of(shape: Shape, ranks: SpreadRanks) -> dict[str, Callable[[], Any]]:
+def trainer_of(shape: Shape, ranks: Ranks, **settings: Any) -> Trainer:
+    """A training of the 0.5B shape."""
+    model, adapter = model_of(config(shape.layers))
+    train = TrainConfig(seq_len=shape.tokens, steps=10_000, **settings)
+    return Trainer(model, adapter, Same(shape.tokens), train, ranks=ranks)
+
+
+def memory_main(shape: Shape, parts: int, rank: bool) -> None:
+    """Most memory of a step of `parts` batches, on this process alone or as a rank; prints JSON."""
+    ranks, watch = join({}, 600) if rank else (ALONE, None)
+    trainer = trainer_of(shape, ranks, accumulate=parts)
+
+    def step() -> None:
+        if isinstance(ranks, SpreadRanks) and ranks.rank:
+            ranks.listen()
+        trainer.advance()
+
+    with PeakResident() as seen:
+        for _ in range(3):
+            step()
+    tracemalloc.start()
+    step()
+    arrays = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    found = [(seen.peak.anonymous, arrays)]
+    if isinstance(ranks, SpreadRanks):
+        found = ranks.main.gathered(found[0])
+        ranks.part()
+    if ranks.rank == 0:
+        print(json.dumps({"own": [f[0] for f in found], "arrays": [f[1] for f in found]}))
+    if watch is not None:
+        watch.wait()
+
+
+def told_by(command: Sequence[str]) -> dict[str, Any]:
+    """What a process of this file prints last."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def memory(shape: Shape, sizes: Sequence[int]) -> str:
+    """The largest rank beside one process that computes as many batches a step."""
+    here = [sys.executable, __file__, *sized(shape), "--memory"]
+    lines = []
+    for size in sizes:
+        alone = told_by([*here, "--parts", str(size)])
+        start = [str(MPIEXEC), "-n", str(size)]
+        spread = told_by([*start, *here, "--parts", str(size), "--rank"])
+        row = [str(size)]
+        for kind in ("arrays", "own"):
+            one, most = alone[kind][0] / 1e6, max(spread[kind]) / 1e6
+            row += [f"{one:.1f} MB", f"{most:.1f} MB", f"{most - one:+.1f} MB"]
+        lines.append(row)
+    heads = ["ranks"]
+    for kind in ("arrays of a step", "memory of its own"):
+        heads += [f"{kind}: one process", "largest rank", "more"]
+    return markdown_table(heads, lines)
+
+
+def jobs_of(shape: Shape, ranks: SpreadRanks, beside_workers: bool) -> dict[str, Callable[[], Any]]:
     """A step of all ranks, its computing alone, its sending alone; two workers on rank 0 alone."""
     model, adapter = model_of(config(shape.layers))
     train = TrainConfig(accumulate=ranks.size, seq_len=shape.tokens, steps=10_000)
@@ -237,7 +302,6 @@ def jobs_of(shape: Shape, ranks: SpreadRanks) -> dict[str, Callable[[], Any]]:
         return Trainer(model, own, Same(shape.tokens), settings, ranks=of)
 
     together, alone = trainer(ranks), trainer(ALONE, accumulate=1)
-    workers = trainer(ALONE, accumulate=2, workers=2)
     gradients = {name: np.ones_like(array) for name, array in together.params.items()}
 
     def step() -> None:
@@ -252,10 +316,11 @@ def jobs_of(shape: Shape, ranks: SpreadRanks) -> dict[str, Callable[[], Any]]:
             tally.add({name: grad.copy() for name, grad in gradients.items() if mark in name})
         tally.close()
 
-    return {
-        "step": step, "compute": alone.advance, "send": send,
-        "workers": workers.advance if ranks.rank == 0 else lambda: None,
-    }  # fmt: skip
+    jobs = {"step": step, "compute": alone.advance, "send": send}
+    if beside_workers:
+        workers = trainer(ALONE, accumulate=2, workers=2)
+        jobs["workers"] = workers.advance if ranks.rank == 0 else lambda: None
+    return jobs
 
 
 def rank_main(shape: Shape, network: Network | None) -> None:
@@ -263,23 +328,21 @@ def rank_main(shape: Shape, network: Network | None) -> None:
     ranks, watch = join({}, 600)
     if network is not None:
         ranks.sums = Slow(ranks.sums, network)
-    jobs = jobs_of(shape, ranks)
-    found: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in jobs}
+    jobs = jobs_of(shape, ranks, beside_workers=ranks.size == 2 and network is None)
+    turns: dict[str, list[Any]] = {name: [] for name in jobs}
     for turn in range(-1, shape.times):
         for name, job in jobs.items():
             ranks.main.assemble()
             seconds = ranks.main.gathered(timed(job))
             if turn >= 0:
-                found[name].append(seconds)
+                turns[name].append(np.array(seconds))
     here = network or network_here(ranks.main, shape.times)
     gradient = 4 * sum(a.size for a in model_of(config(shape.layers))[1].weights.values())
     work = Work(0, 0, 0, gradient, shape.layers, shape.tokens)
     if ranks.rank == 0:
-        told = {"predicted": sending(work, here, ranks.size)}
-        for name, turns in found.items():
-            told[name] = median(max(own[0] for own in turn) for turn in turns)
-            told[f"{name} busy"] = median(sum(own[1] for own in turn) for turn in turns)
-        print(json.dumps(told), flush=True)
+        found = {name: [float(turn[:, 0].max()) for turn in of] for name, of in turns.items()}
+        found |= {f"{name} busy": [float(t[:, 1].sum()) for t in of] for name, of in turns.items()}
+        print(json.dumps(found | {"predicted": sending(work, here, ranks.size)}), flush=True)
     ranks.part()
     if watch is not None:
         watch.wait()
@@ -287,27 +350,43 @@ def rank_main(shape: Shape, network: Network | None) -> None:
 
 def measured(shape: Shape, sizes: Sequence[int], link: Sequence[str]) -> str:
     """Times on some numbers of ranks of this machine, and those of one process with two workers."""
-    lines = []
-    mpiexec = Path(sys.executable).with_name("mpiexec")
-    sized = [f"--{name}={value}" for name, value in asdict(shape).items()]
+    lines, beside = [], ""
     for size in sizes:
-        command = [str(mpiexec), "-n", str(size), sys.executable, __file__, *sized, *link, "--rank"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        above = found["step"] / max(found["compute"], found["send"]) - 1
-        speed, workers = size * shape.tokens / found["step"], 2 * shape.tokens / found["workers"]
-        busy = size * found["workers busy"] / (2 * found["step busy"])
-        lines.append(
-            [str(size)]
-            + [f"{found[k]:.2f} s" for k in ("step", "compute", "send", "predicted")]
-            + [f"{above:+.0%}", f"{speed:.1f}", f"{workers:.1f}"]
-            + [f"{speed / workers:.2f}", f"{busy:.2f}"]
-        )
+        start = [str(MPIEXEC), "-n", str(size), sys.executable, __file__]
+        found = told_by([*start, *sized(shape), *link, "--rank"])
+        step, compute, send = (found[name] for name in ("step", "compute", "send"))
+        above = median(s / max(c, g) - 1 for s, c, g in zip(step, compute, send, strict=True))
+        cells = [f"{median(of):.2f} s" for of in (step, compute, send)]
+        cells += [f"{found['predicted']:.2f} s", f"{above:+.0%}"]
+        lines.append([str(size), *cells, f"{size * shape.tokens / median(step):.1f}"])
+        if "workers" in found:
+            beside = beside_workers(shape, found)
     heads = [
         "ranks", "step", "computing alone", "sending alone", "by the model", "above the slower",
-        "tokens a second", "one process, two workers", "ratio", "ratio by CPU seconds",
+        "tokens a second",
     ]  # fmt: skip
-    return markdown_table(heads, lines)
+    return markdown_table(heads, lines) + beside
+
+
+def beside_workers(shape: Shape, found: dict[str, list[float]]) -> str:
+    """Two ranks and one process with two workers, which took turns."""
+    ratio, busy = (
+        median(w / s for w, s in zip(found[f"workers{kind}"], found[f"step{kind}"], strict=True))
+        for kind in ("", " busy")
+    )
+    ranks, workers = (2 * shape.tokens / median(found[name]) for name in ("step", "workers"))
+    return (
+        f"\n\n2 ranks: {ranks:.1f} tokens a second; one process with 2 workers: {workers:.1f}; ratio "
+        f"{ratio:.2f}, by seconds of cores {busy:.2f}"
+    )
+
+
+MPIEXEC = Path(sys.executable).with_name("mpiexec")
+
+
+def sized(shape: Shape) -> list[str]:
+    """The options that tell a process the shape."""
+    return [f"--{name}={value}" for name, value in asdict(shape).items()]
 
 
 def link_of(given: argparse.Namespace) -> Network | None:
@@ -320,7 +399,9 @@ def link_of(given: argparse.Namespace) -> Network | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--parts", type=int, help=argparse.SUPPRESS)
     for name, value in asdict(Shape()).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--ranks", type=int, nargs="+", default=(1, 2, 3, 4), metavar="N")
@@ -328,8 +409,14 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=60.0, help="of it, microseconds")
     given = parser.parse_args()
     shape = Shape(given.layers, given.tokens, given.times)
+    if given.parts:
+        memory_main(shape, given.parts, given.rank)
+        return
     if given.rank:
         rank_main(shape, link_of(given))
+        return
+    if given.memory:
+        print(memory(shape, given.ranks))
         return
     if given.measure:
         link = [] if given.mbit is None else [f"--mbit={given.mbit}", f"--latency={given.latency}"]
