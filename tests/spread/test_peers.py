@@ -105,6 +105,9 @@ def test_pieces_on_ranks() -> None:
         assert "Traceback" not in ended.stderr
         assert ended.returncode == 2
         assert not ended.stdout
+    stopped = done(ranks(2, "-c", PIECES, "4", "KeyboardInterrupt()"))
+    assert stopped.returncode == 130
+    assert [x for x in stopped.stderr.splitlines() if "mesp-ref" in x] == ["mesp-ref: interrupted"]
 
 
 @needs_mpi
