@@ -30,6 +30,17 @@ def model_cases(root: Path) -> Iterator[Made]:
         yield make_trajectory(name, model, adapter, models[0])
 
 
+def computed_ops(log: Callable[[str], object], ranks: Ranks) -> list[tuple[Case, Vectors]]:
+    """Every op case with its truth, shared by all ranks: nearly all time is spent here."""
+    from mesp_ref.golden.builder.ops import make_op, op_cases
+
+    def computed(piece: tuple[OpSpec, OpCase]) -> tuple[Case, Vectors]:
+        log(f"ops/{piece[0].name}/{piece[1].name}")
+        return make_op(*piece)
+
+    return ranks.shared(op_cases(), computed)
+
+
 def build(
     out: str | Path,
     log: Callable[[str], object],
@@ -38,12 +49,10 @@ def build(
 ) -> int:
     """Write a suite into the directory `out`, whole or not at all; returns how many cases.
 
-    Several `ranks` share the op cases, which nearly all time is spent on; each writes a whole suite,
-    into a directory of its own.
+    Several `ranks` share the op cases; each writes a whole suite, into a directory of its own.
     Raises MespRefError without mpmath, and when `out` is not empty
     """
     try:
-        from mesp_ref.golden.builder.ops import make_op, op_cases
         from mesp_ref.golden.builder.quantised import quantised_cases
     except ModuleNotFoundError as error:
         raise MespRefError(
@@ -53,10 +62,6 @@ def build(
     wrong: list[Wrong] = []
     with new_directory(out, overwrite=overwrite) as root:
 
-        def made_op(piece: tuple[OpSpec, OpCase]) -> tuple[Case, Vectors]:
-            log(f"ops/{piece[0].name}/{piece[1].name}")
-            return make_op(*piece)
-
         def put(case: Case, vectors: Vectors, answers: Iterable[tuple[Wrong, Arrays]] = ()) -> None:
             write_case(root, case, vectors)
             cases.append(case)
@@ -65,7 +70,7 @@ def build(
                 wrong.append(entry)
 
         ranks.alike({})
-        for case, vectors in ranks.shared(op_cases(), made_op):
+        for case, vectors in computed_ops(log, ranks):
             put(case, vectors, wrong_op(case, vectors))
         for case, vectors in quantised_cases():
             log(case.name)
