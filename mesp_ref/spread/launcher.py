@@ -6,6 +6,9 @@ from mesp_ref.errors import MespRefError
 
 _SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"  # MPICH and its kin, Open MPI
 _RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK"
+_OTHER = (
+    "this mpiexec belongs to another MPI than the one that mpi4py loaded; use the mpiexec beside it"
+)
 _STARTED = "PMI_", "PMIX_", "OMPI_"  # how names of variables of a launcher begin
 
 
@@ -25,9 +28,18 @@ def check_launcher(size: int, environment: Mapping[str, str]) -> None:
         started = environment.get(name, "1")
         if started != "1":
             raise MespRefError(
-                f"--mpi: found 1 process in MPI, expected the {started} of {name}: this mpiexec "
-                "belongs to another MPI than the one that mpi4py loaded; use the mpiexec beside it"
+                f"--mpi: found 1 process in MPI, expected the {started} of {name}: {_OTHER}"
             )
+
+
+def check_library(version: str, environment: Mapping[str, str]) -> None:
+    """Raise MespRefError where Open MPI's mpirun started a process whose library is another.
+
+    version   what MPI_Get_library_version says: MPICH, for one, ends the process when it is started so
+    """
+    library = version.split(",")[0].split("\n")[0].strip()
+    if "OMPI_COMM_WORLD_SIZE" in environment and not library.startswith("Open MPI"):
+        raise MespRefError(f"--mpi: found {library} started by Open MPI's mpirun: {_OTHER}")
 
 
 def check_alone(knows_mpi: bool, environment: Mapping[str, str]) -> bool:

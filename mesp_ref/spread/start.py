@@ -157,9 +157,21 @@ def join(arguments: dict[str, Any], patience: float) -> tuple[SpreadRanks, Any]:
 
 def _lead(ranks: SpreadRanks, options: FinetuneOptions, report: Report) -> Event:
     """The job on rank 0."""
-    train = options.train
-    train = dataclasses.replace(train, accumulate=train.accumulate * ranks.size)
+    train = dataclasses.replace(options.train, accumulate=_batches(ranks, options))
     return finetune(dataclasses.replace(options, train=train), reporting(ranks, report), ranks)
+
+
+def _batches(ranks: SpreadRanks, options: FinetuneOptions) -> int:
+    """Batches of a step of all ranks: those of the run to go on with, unless the command line says."""
+    told = options.train.accumulate
+    if not options.resume or ranks.arguments.get("accumulate") is not None:
+        return told * ranks.size
+    if told % ranks.size:
+        raise MespRefError(
+            f"--mpi: found {ranks.size} ranks, expected a divisor of the {told} batches in each step of "
+            "the run to go on with"
+        )
+    return told
 
 
 def _follow(ranks: SpreadRanks) -> int:

@@ -4,7 +4,7 @@ import pytest
 
 from mesp_ref.cli import main
 from mesp_ref.errors import MespRefError
-from mesp_ref.spread.launcher import check_alone, check_launcher
+from mesp_ref.spread.launcher import check_alone, check_launcher, check_library
 
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"}
 MPICH = {"PMI_SIZE": "3", "PMI_RANK": "0"}
@@ -16,6 +16,14 @@ def test_another_mpis_mpiexec_is_found_out() -> None:
     check_launcher(1, {"PMI_SIZE": "1", "PMI_RANK": "0"})
     with pytest.raises(MespRefError, match=r"found 1 process in MPI, expected the 4 of OMPI_COMM"):
         check_launcher(1, OPEN_MPI)
+
+
+def test_another_mpis_library_is_found_out_before_it_starts() -> None:
+    mpich, ompi = "MPICH Version:      4.3.2\nMPICH ABI: 17", "Open MPI v5.0.11, package: Open MPI"
+    check_library(mpich, MPICH)
+    check_library(ompi, OPEN_MPI)
+    with pytest.raises(MespRefError, match=r"found MPICH Version: +4\.3\.2 started by Open MPI"):
+        check_library(mpich, OPEN_MPI)
 
 
 def test_a_forgotten_mpiexec_is_told() -> None:

@@ -14,8 +14,10 @@ from mesp_ref.train.ranks import ALONE, Ranks
 HERE = Path(__file__).parent
 
 
-def done(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+def done(command: list[str], patience: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience
+    )
 
 
 class OneOf(Ranks):
@@ -116,8 +118,8 @@ def test_golden_build_and_compare_on_ranks(tmp_path: Path) -> None:
     """The suite, byte for byte, and of a comparison all that is no time (two minutes)."""
     suites = [tmp_path / name for name in ("one", "two")]
     build = ["-m", "mesp_ref", "golden", "build"]
-    done([sys.executable, *build, str(suites[0])])
-    done(ranks(2, *build, str(suites[1]), "--mpi"))
+    done([sys.executable, *build, str(suites[0])], 600)
+    done(ranks(2, *build, str(suites[1]), "--mpi"), 600)
     files = [
         {p.relative_to(s): p.read_bytes() for p in s.rglob("*") if p.is_file()} for s in suites
     ]

@@ -63,7 +63,7 @@ def test_the_command_on_ranks_and_resumed_on_another_number(
     assert (two.returncode, errors(two.stderr)) == (0, [])
     assert two.stdout.count("adapter in ") == 1  # rank 0 alone prints
     assert two.stderr.count("step 3/3") == 1
-    four = done(ranks(4, *mpi, "--accumulate", "1", "--steps", "6", "--resume"))
+    four = done(ranks(4, *mpi, "--steps", "6", "--resume"))  # with 4 batches a step, as it had
     assert (four.returncode, errors(four.stderr)) == (0, [])
     assert adapter(spread) == adapter(alone)
     summaries = [json.loads((out / "summary.json").read_text()) for out in (alone, spread)]
