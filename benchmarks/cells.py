@@ -42,15 +42,13 @@ from mesp_ref.files.output import write_aside
 from mesp_ref.lean.activations import open_checkpoints
 from mesp_ref.memory import Ledger, Shapes, measure, peak
 from mesp_ref.ops import Array
+from mesp_ref.train.ranks import Ranks
 
 STORE_H, DISK = "mesp, h stored", "mesp_tiled, disk"
 VARIANTS = (*METHODS, STORE_H, DISK)
 PYTHON = 96 * 1024  # bytes of Python objects that tracemalloc may see beside the arrays
 LR = 1e-4
-_ENGINE = (
-    "ops", "memory", "layer.py", "block.py", "model.py", "methods.py", "tiled.py", "parts.py",
-    "checkpoints.py",
-)  # fmt: skip
+_ENGINE = "ops", "engine", "lean", "memory"
 
 
 class Cell(NamedTuple):
@@ -189,9 +187,13 @@ def step_and_update(model: Model, adapter: Adapter, ids: Array, variant: str) ->
 
 @dataclass
 class Cache:
-    """Measurements by what was measured, in one JSON file that is replaced after each."""
+    """Measurements by what was measured, in one JSON file that is replaced after each.
+
+    rank   of several processes that measure together: each writes a file of its own, reads all
+    """
 
     path: Path
+    rank: int = 0
 
     def get(self, kind: str, cell: Cell, variant: str) -> Any:
         """The stored measurement, or None."""
@@ -200,25 +202,32 @@ class Cache:
 
     def put(self, kind: str, cell: Cell, values: dict[str, Any]) -> None:
         """Store measurements of variants that belong together."""
-        known, today = self._read(), date.today().isoformat()
+        own = self.path.with_stem(f"{self.path.stem}-rank-{self.rank}") if self.rank else self.path
+        known, today = _stored(own), date.today().isoformat()
         for variant, value in values.items():
             known[f"{kind}: {cell}: {variant}"] = {"value": value, "date": today}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with write_aside(self.path) as aside:
+        own.parent.mkdir(parents=True, exist_ok=True)
+        with write_aside(own) as aside:
             aside.write_text(json.dumps(known, indent=1), encoding="utf-8")
 
     def _read(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        found: dict[str, Any] = {}
+        for path in sorted(self.path.parent.glob(f"{self.path.stem}*.json")):
+            found |= _stored(path)
+        return found
 
 
-def open_cache() -> Cache:
+def _stored(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def open_cache(rank: int = 0) -> Cache:
     """The cache for this engine and this NumPy."""
     root = Path(mr.__file__).parent
-    found = [root / name for name in _ENGINE]
-    files = [file for path in found for file in sorted(path.rglob("*.py")) or [path]]
+    files = [file for name in _ENGINE for file in sorted((root / name).rglob("*.py"))]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     digest.update(f"{np.__version__} {os.cpu_count()}".encode())
-    return Cache(cache_directory() / f"benchmarks-{digest.hexdigest()[:12]}.json")
+    return Cache(cache_directory() / f"benchmarks-{digest.hexdigest()[:12]}.json", rank)
 
 
 class Bench:
@@ -237,6 +246,16 @@ class Bench:
             print(f"memory: {cell}: {variant}: {stored[0] / 1e6:.2f} MB", flush=True)
             self.cache.put("memory", cell, {variant: stored})
         return Peak(*stored)
+
+    def peaks(
+        self, wanted: Sequence[tuple[Cell, str]], ranks: Ranks
+    ) -> dict[Cell, dict[str, Peak]]:
+        """The measured peaks of variants in cells, shared by all ranks."""
+        found: dict[Cell, dict[str, Peak]] = {}
+        peaks = ranks.shared(wanted, lambda both: self.peak(*both))
+        for (cell, variant), measured in zip(wanted, peaks, strict=True):
+            found.setdefault(cell, {})[variant] = measured
+        return found
 
     def times(self, cell: Cell) -> dict[str, Time]:
         """The methods timed in turns, after one step that counts for nothing.

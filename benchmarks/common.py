@@ -5,11 +5,13 @@ A benchmark is judged against the machine it runs on: `gemms` lists the matrix p
 time that a step of nothing but GEMMs would take.
 """
 
+import argparse
 import datetime
 import importlib.metadata
 import os
 import platform
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,13 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesp_ref import lean as tiled
+from mesp_ref.cli import options
 from mesp_ref.cli.memory import SHAPES
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
+from mesp_ref.errors import MespRefError
 from mesp_ref.files.output import write_aside
 from mesp_ref.ops import Array
+from mesp_ref.train.ranks import Ranks
 
 COLOURS = {
     "store_all": "#999999",
@@ -92,6 +97,26 @@ def _blas() -> list[str]:
     ]
     pinned = [f"{n}={os.environ[n]}" for n in sorted(os.environ) if n.startswith("OPENBLAS_")]
     return [*(lines or ["BLAS unknown"]), *([f"set: {', '.join(pinned)}"] if pinned else [])]
+
+
+# Several processes
+
+
+def on_ranks(args: argparse.Namespace, command: Callable[[Ranks], int]) -> int:
+    """Run a benchmark alone, or with --mpi on all ranks; a user's mistake is one line, exit code 2."""
+    try:
+        return options.on_ranks(args, command)
+    except MespRefError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def machines(ranks: Ranks) -> list[str]:
+    """`machine` of rank 0, and what else took part."""
+    own, *others = ranks.in_order([machine()], ranks.size)
+    if others:
+        own.append(f"{ranks.size} processes, started by mpiexec, shared the cells")
+    return own + [f"also {found[0]}" for found in others if found[0] != own[0]]
 
 
 # FLOPs

@@ -11,18 +11,21 @@ broken off goes on where it stopped. Needs `pip install 'mesp-ref[benchmarks]'`.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cells import DISK, STORE_H, Bench, Cell, Peak, Time
-from common import machine, markdown_table, write_report
+from cells import DISK, STORE_H, Bench, Cell, Peak, Time, open_cache
+from common import machines, markdown_table, on_ranks, write_report
 from pictures import draw_memory, draw_ratios, draw_waterfall
 from prose import tidy
 from waterfall import H, Step, contents, waterfall
 
 from mesp_ref.api import METHODS
+from mesp_ref.cli.options import add_ranks
 from mesp_ref.lean.allocator import keep_freed_memory
 from mesp_ref.memory import Shapes
+from mesp_ref.train.ranks import ALONE, Ranks
 
 BASE, MIB = Cell(), 2**20
 TABLE_1 = (BASE, Cell("1.5B"), Cell("3B"))
@@ -85,19 +88,17 @@ class Results:
         return self.times[cell][variant].seconds if cell in self.times else None
 
 
-def measure_all(bench: Bench, timed: bool, three_billion: bool) -> Results:
-    """Every cell of every table."""
+def measure_all(bench: Bench, timed: bool, three_billion: bool, ranks: Ranks = ALONE) -> Results:
+    """Every cell of every table; methods that race each other stay on one rank."""
     cells = list(dict.fromkeys((*TABLE_1, *TABLE_2, *TABLE_3)))
-    peaks: dict[Cell, dict[str, Peak]] = {}
-    for cell in cells:
-        extra = (STORE_H,) if cell in TABLE_1 else ()
-        variants = (*METHODS, DISK, *extra)
-        peaks[cell] = {variant: bench.peak(cell, variant) for variant in variants}
-    times: dict[Cell, dict[str, Time]] = {}
-    for cell in cells if timed else ():
-        if cell.shape != "3B" or three_billion:
-            times[cell] = bench.times(cell)
-    return Results(peaks, times)
+    wanted = [
+        (cell, variant)
+        for cell in cells
+        for variant in (*METHODS, DISK, *((STORE_H,) if cell in TABLE_1 else ()))
+    ]
+    peaks = bench.peaks(wanted, ranks)
+    raced = [cell for cell in cells if timed and (cell.shape != "3B" or three_billion)]
+    return Results(peaks, dict(zip(raced, ranks.shared(raced, bench.times), strict=True)))
 
 
 # Tables
@@ -379,7 +380,7 @@ def _agreement(results: Results) -> str:
     )
 
 
-def report(results: Results, rounds: int) -> str:
+def report(results: Results, rounds: int, machine: Sequence[str]) -> str:
     """The page."""
     pick: list[tuple[str, tuple[Cell, ...], list[str]]] = [
         ("shape", TABLE_1, [c.shape for c in TABLE_1]),
@@ -391,7 +392,7 @@ def report(results: Results, rounds: int) -> str:
         f"## {title}\n\n{memory_table(results, *what)}\n\n{time_table(results, *what)}"
         for title, what in zip(titles, pick, strict=True)
     )
-    lines = "\n".join(f"- {line}" for line in machine())
+    lines = "\n".join(f"- {line}" for line in machine)
     return f"""\
 # The papers' tables, with this engine
 
@@ -456,12 +457,21 @@ def main() -> int:
         "--time-3b", action="store_true", help="time 3B, too: needs 20 GB of memory"
     )
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), metavar="DIR")
+    add_ranks(parser, "the cells")
     args = parser.parse_args()
     keep_freed_memory()  # as the command line does
     if args.rounds < 1:
         parser.error(f"--rounds: found {args.rounds}, expected at least 1")
-    results = measure_all(Bench(args.rounds), args.only is None, args.time_3b)
-    if args.only:
+    return on_ranks(args, partial(run, args))
+
+
+def run(args: argparse.Namespace, ranks: Ranks) -> int:
+    """Measure, on all ranks, and write."""
+    ranks.alike({})
+    bench = Bench(args.rounds, open_cache(ranks.rank))
+    results = measure_all(bench, args.only is None, args.time_3b, ranks)
+    machine = machines(ranks)
+    if args.only or ranks.rank:
         return 0
     args.out.mkdir(parents=True, exist_ok=True)
     mb = {
@@ -473,7 +483,7 @@ def main() -> int:
     peaks = {_label(c): (results.mb(c, "mebp"), results.mb(c, "mesp")) for c in FALLS}
     steps = {_label(cell): found for cell, found in falls(results).items()}
     draw_waterfall(args.out / "papers-waterfall.png", peaks, steps)
-    write_report(args.out / "papers.md", tidy(report(results, args.rounds)))
+    write_report(args.out / "papers.md", tidy(report(results, args.rounds, machine)))
     print(f"{args.out}/papers.md")
     return 0
 

@@ -2,22 +2,26 @@
 
     python benchmarks/scaling.py                  after papers.py: some five minutes more
     python benchmarks/scaling.py --only memory    the ledger's part alone; any machine, no report
+    mpiexec -n 4 -hosts a,b,c,d python benchmarks/scaling.py --mpi    cells shared by four machines
 
 Writes docs/benchmarks/scaling.md and its pictures. Shares what papers.py has measured (cells.py).
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from cells import DISK, Bench, Cell, Peak, Time, predict
-from common import machine, markdown_table, write_report
+from cells import DISK, Bench, Cell, Peak, Time, open_cache, predict
+from common import machines, markdown_table, on_ranks, write_report
 from pictures import Curve, draw_curves
 from prose import tidy
 
 from mesp_ref.api import METHODS
+from mesp_ref.cli.options import add_ranks
 from mesp_ref.lean.allocator import keep_freed_memory
+from mesp_ref.train.ranks import ALONE, Ranks
 
 VARIANTS = (*METHODS, DISK)
 
@@ -64,18 +68,16 @@ SWEEPS = (
 class Results:
     """Measured peaks and times by cell."""
 
-    peaks: dict[Cell, dict[str, Peak]] = field(default_factory=dict)
-    times: dict[Cell, dict[str, Time]] = field(default_factory=dict)
+    peaks: dict[Cell, dict[str, Peak]]
+    times: dict[Cell, dict[str, Time]]
 
 
-def measure_all(bench: Bench, timed: bool) -> Results:
-    """Every measured cell of every sweep."""
-    results = Results()
-    for cell in dict.fromkeys(cell for sweep in SWEEPS for cell in sweep.cells):
-        results.peaks[cell] = {variant: bench.peak(cell, variant) for variant in VARIANTS}
-    for cell in results.peaks if timed else ():
-        results.times[cell] = bench.times(cell)
-    return results
+def measure_all(bench: Bench, timed: bool, ranks: Ranks = ALONE) -> Results:
+    """Every measured cell of every sweep; methods that race each other stay on one rank."""
+    cells = list(dict.fromkeys(cell for sweep in SWEEPS for cell in sweep.cells))
+    peaks = bench.peaks([(cell, variant) for cell in cells for variant in VARIANTS], ranks)
+    times = ranks.shared(cells, bench.times) if timed else []
+    return Results(peaks, dict(zip(cells, times, strict=False)))
 
 
 def _predicted(cell: Cell, variant: str) -> float:
@@ -156,14 +158,14 @@ def _furthest(peaks: Mapping[Cell, Mapping[str, Peak]]) -> int:
     return max(abs(p.total - p.predicted) for p in found if p.predicted is not None)
 
 
-def report(results: Results, rounds: int) -> str:
+def report(results: Results, rounds: int, machine: Sequence[str]) -> str:
     """The page."""
     tables = "\n\n".join(
         f"## {sweep.unit.capitalize()}\n\n{memory_table(sweep, results)}\n\n"
         f"{time_table(sweep, results)}"
         for sweep in SWEEPS
     )
-    lines = "\n".join(f"- {line}" for line in machine())
+    lines = "\n".join(f"- {line}" for line in machine)
     return f"""\
 # Cost against sequence length, rank, blocks and vocabulary
 
@@ -199,19 +201,27 @@ def main() -> int:
     parser.add_argument("--only", choices=("memory",), help="measure memory, write nothing")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), metavar="DIR")
+    add_ranks(parser, "the cells")
     args = parser.parse_args()
     keep_freed_memory()  # as the command line does
     if args.rounds < 1:
         parser.error(f"--rounds: found {args.rounds}, expected at least 1")
-    results = measure_all(Bench(args.rounds), args.only is None)
-    if args.only:
+    return on_ranks(args, partial(run, args))
+
+
+def run(args: argparse.Namespace, ranks: Ranks) -> int:
+    """Measure, on all ranks, and write."""
+    ranks.alike({})
+    bench = Bench(args.rounds, open_cache(ranks.rank))
+    results, machine = measure_all(bench, args.only is None, ranks), machines(ranks)
+    if args.only or ranks.rank:
         return 0
     args.out.mkdir(parents=True, exist_ok=True)
     memory, time = curves(results)
     units = [sweep.unit for sweep in SWEEPS]
     draw_curves(args.out / "scaling-memory.png", memory, units, "peak memory of a step, MB")
     draw_curves(args.out / "scaling-time.png", time, units, "seconds per step")
-    write_report(args.out / "scaling.md", tidy(report(results, args.rounds)))
+    write_report(args.out / "scaling.md", tidy(report(results, args.rounds, machine)))
     print(f"{args.out}/scaling.md")
     return 0
 

@@ -2,7 +2,9 @@
 
     python benchmarks/spread.py                   the prediction alone; any machine, a second
     python benchmarks/spread.py --measure         with mpiexec: times on 1 to 4 ranks of this machine
+    python benchmarks/spread.py --measure --ranks 2 --mbit 1000    the same over a slower network
     python benchmarks/spread.py --measure --layers 4 --tokens 32
+    python benchmarks/spread.py --memory          memory of a rank beside one process; a few minutes
 
 Prints the tables of docs/spread.md. The shape is Qwen2.5-0.5B with LoRA of rank 8, random weights;
 its blocks share one array of each kind, so that a rank needs 0.6 GB instead of 2.
@@ -14,18 +16,24 @@ import math
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import markdown_table
+from common import markdown_table, median
 
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
+from mesp_ref.memory.process import PeakResident
+from mesp_ref.ops import Array
+from mesp_ref.spread.ranks import SpreadRanks
+from mesp_ref.spread.start import join
 from mesp_ref.spread.world import World
 from mesp_ref.train.ranks import ALONE, Ranks
 from mesp_ref.train.rows import Cursor, Row
@@ -46,6 +54,15 @@ class Network:
     latency: float  # seconds
     bandwidth: float  # bytes a second
     wait: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is measured: blocks of the 0.5B model, tokens of a rank in a step, and how many rounds."""
+
+    layers: int = 24
+    tokens: int = 64
+    times: int = 5
 
 
 @dataclass(frozen=True)
@@ -167,19 +184,33 @@ class Same:
         return [self.row] * count
 
 
-def least(job: Callable[[], Any], times: int) -> float:
-    """Seconds of the fastest of some runs: others use this machine, too."""
-    found = []
-    for _ in range(times):
-        begin = time.perf_counter()
-        job()
-        found.append(time.perf_counter() - begin)
-    return min(found)
+def timed(job: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds by the clock, and of this process's cores."""
+    begin, busy = time.perf_counter(), time.process_time()
+    job()
+    return time.perf_counter() - begin, time.process_time() - busy
 
 
-def trainer_of(layers: int, tokens: int, train: TrainConfig, ranks: Ranks) -> Trainer:
-    model, adapter = model_of(config(layers))
-    return Trainer(model, adapter, Same(tokens), train, ranks=ranks)
+class Slow(World):
+    """A communicator over a slower network: each transfer takes at least what it would take there.
+
+    The time is slept, so that no core is busy with it, as with a network card that does the work.
+    """
+
+    def __init__(self, world: World, network: Network):
+        super().__init__(world.communicator, world.waiting)
+        self.network = network
+
+    def _later(self, messages: int, size: float) -> None:
+        time.sleep(messages * (self.network.latency + size / self.network.bandwidth))
+
+    def slices(self, own: Array) -> Array:
+        self._later(self.size - 1, own.nbytes / self.size)
+        return super().slices(own)
+
+    def joined(self, own: Array, out: Array) -> None:
+        self._later(self.size - 1, own.nbytes)
+        super().joined(own, out)
 
 
 def network_here(world: World, times: int) -> Network:
@@ -189,99 +220,208 @@ def network_here(world: World, times: int) -> Network:
         own, found = np.zeros(size, np.uint8), np.empty(size, np.uint8)
         to, source = (world.rank + 1) % world.size, (world.rank - 1) % world.size
         world.assemble()
-        return least(
-            lambda: world.communicator.Sendrecv(own, to, recvbuf=found, source=source), 5 * times
-        )
+        exchange = partial(world.communicator.Sendrecv, own, to, recvbuf=found, source=source)
+        return min(timed(exchange)[0] for _ in range(5 * times))
 
     size = 1 << 18
     short, long = message(1), message(size)
-    tiny, times = np.zeros((world.size, 1), np.float32), 24
-    begin = time.perf_counter()
-    for _ in range(times):  # the mean, not the least: a block waits for every one of them
-        world.slices(tiny)
-    wait = (time.perf_counter() - begin) / times
+    tiny, blocks = np.zeros((world.size, 1), np.float32), 24
+    wait = timed(lambda: [world.slices(tiny) for _ in range(blocks)])[0] / blocks  # the mean
     return Network("here", short, size / max(long - short, 1e-9), wait)
 
 
-def rank_main(layers: int, tokens: int, times: int) -> None:
-    """On every rank: a step, its computing alone, its sending alone; rank 0 prints them."""
-    from mesp_ref.spread.start import join
+def trainer_of(shape: Shape, ranks: Ranks, **settings: Any) -> Trainer:
+    """A training of the 0.5B shape."""
+    model, adapter = model_of(config(shape.layers))
+    train = TrainConfig(seq_len=shape.tokens, steps=10_000, **settings)
+    return Trainer(model, adapter, Same(shape.tokens), train, ranks=ranks)
 
-    ranks, watch = join({}, 600)
-    train = TrainConfig(accumulate=ranks.size, seq_len=tokens, steps=10_000)
-    trainer = trainer_of(layers, tokens, train, ranks)
-    gradients = {name: np.ones_like(array) for name, array in trainer.params.items()}
+
+def memory_main(shape: Shape, parts: int, rank: bool) -> None:
+    """Most memory of a step of `parts` batches, on this process alone or as a rank; prints JSON."""
+    ranks, watch = join({}, 600) if rank else (ALONE, None)
+    trainer = trainer_of(shape, ranks, accumulate=parts)
+
+    def step() -> None:
+        if isinstance(ranks, SpreadRanks) and ranks.rank:
+            ranks.listen()
+        trainer.advance()
+
+    with PeakResident() as seen:
+        for _ in range(3):
+            step()
+    tracemalloc.start()
+    step()
+    arrays = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    found = [(seen.peak.anonymous, arrays)]
+    if isinstance(ranks, SpreadRanks):
+        found = ranks.main.gathered(found[0])
+        ranks.part()
+    if ranks.rank == 0:
+        print(json.dumps({"own": [f[0] for f in found], "arrays": [f[1] for f in found]}))
+    if watch is not None:
+        watch.wait()
+
+
+def told_by(command: Sequence[str]) -> dict[str, Any]:
+    """What a process of this file prints last."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def memory(shape: Shape, sizes: Sequence[int]) -> str:
+    """The largest rank beside one process that computes as many batches a step."""
+    here = [sys.executable, __file__, *sized(shape), "--memory"]
+    lines = []
+    for size in sizes:
+        alone = told_by([*here, "--parts", str(size)])
+        start = [str(MPIEXEC), "-n", str(size)]
+        spread = told_by([*start, *here, "--parts", str(size), "--rank"])
+        row = [str(size)]
+        for kind in ("arrays", "own"):
+            one, most = alone[kind][0] / 1e6, max(spread[kind]) / 1e6
+            row += [f"{one:.1f} MB", f"{most:.1f} MB", f"{most - one:+.1f} MB"]
+        lines.append(row)
+    heads = ["ranks"]
+    for kind in ("arrays of a step", "memory of its own"):
+        heads += [f"{kind}: one process", "largest rank", "more"]
+    return markdown_table(heads, lines)
+
+
+def jobs_of(shape: Shape, ranks: SpreadRanks, beside_workers: bool) -> dict[str, Callable[[], Any]]:
+    """A step of all ranks, its computing alone, its sending alone; two workers on rank 0 alone."""
+    model, adapter = model_of(config(shape.layers))
+    train = TrainConfig(accumulate=ranks.size, seq_len=shape.tokens, steps=10_000)
+
+    def trainer(of: Ranks, **changed: Any) -> Trainer:
+        settings, own = replace(train, **changed), adapter.astype(np.float32)
+        return Trainer(model, own, Same(shape.tokens), settings, ranks=of)
+
+    together, alone = trainer(ranks), trainer(ALONE, accumulate=1)
+    gradients = {name: np.ones_like(array) for name, array in together.params.items()}
 
     def step() -> None:
         if ranks.rank:
             ranks.listen()
-        trainer.advance()
+        together.advance()
 
     def send() -> None:
         tally = ranks.tally(ranks.size)
-        for layer in reversed(range(layers)):
+        for layer in reversed(range(shape.layers)):
             mark = f".layers.{layer}."
             tally.add({name: grad.copy() for name, grad in gradients.items() if mark in name})
         tally.close()
 
-    alone = trainer_of(layers, tokens, replace(train, accumulate=1), ALONE)
-    found = {}
-    for name, job in (("step", step), ("compute", alone.advance), ("send", send)):
-        ranks.main.assemble()
-        found[name] = max(ranks.main.gathered(least(job, times)))
-    here = network_here(ranks.main, times)
-    work = Work(0, 0, 0, sum(array.nbytes for array in gradients.values()), layers, tokens)
-    found["predicted"] = max(ranks.main.gathered(sending(work, here, ranks.size)))
+    jobs = {"step": step, "compute": alone.advance, "send": send}
+    if beside_workers:
+        workers = trainer(ALONE, accumulate=2, workers=2)
+        jobs["workers"] = workers.advance if ranks.rank == 0 else lambda: None
+    return jobs
+
+
+def rank_main(shape: Shape, network: Network | None) -> None:
+    """On every rank: the jobs in turns; rank 0 prints the medians."""
+    ranks, watch = join({}, 600)
+    if network is not None:
+        ranks.sums = Slow(ranks.sums, network)
+    jobs = jobs_of(shape, ranks, beside_workers=ranks.size == 2 and network is None)
+    turns: dict[str, list[Any]] = {name: [] for name in jobs}
+    for turn in range(-1, shape.times):
+        for name, job in jobs.items():
+            ranks.main.assemble()
+            seconds = ranks.main.gathered(timed(job))
+            if turn >= 0:
+                turns[name].append(np.array(seconds))
+    here = network or network_here(ranks.main, shape.times)
+    gradient = 4 * sum(a.size for a in model_of(config(shape.layers))[1].weights.values())
+    work = Work(0, 0, 0, gradient, shape.layers, shape.tokens)
     if ranks.rank == 0:
-        print(json.dumps(found), flush=True)
+        found = {name: [float(turn[:, 0].max()) for turn in of] for name, of in turns.items()}
+        found |= {f"{name} busy": [float(t[:, 1].sum()) for t in of] for name, of in turns.items()}
+        print(json.dumps(found | {"predicted": sending(work, here, ranks.size)}), flush=True)
     ranks.part()
     if watch is not None:
         watch.wait()
 
 
-def measured(layers: int, tokens: int, times: int, sizes: Sequence[int]) -> str:
+def measured(shape: Shape, sizes: Sequence[int], link: Sequence[str]) -> str:
     """Times on some numbers of ranks of this machine, and those of one process with two workers."""
-    lines = []
-    mpiexec = Path(sys.executable).with_name("mpiexec")
-    here = [sys.executable, __file__, "--layers", str(layers), "--tokens", str(tokens)]
+    lines, beside = [], ""
     for size in sizes:
-        command = [str(mpiexec), "-n", str(size), *here, "--times", str(times), "--rank"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        above = found["step"] / max(found["compute"], found["send"]) - 1
-        times_of = [f"{found[k]:.2f} s" for k in ("step", "compute", "send", "predicted")]
-        speed = size * tokens / found["step"]
-        lines.append([str(size), *times_of, f"{above:+.0%}", f"{speed:.0f}"])
-    workers = TrainConfig(accumulate=2, seq_len=tokens, workers=2)
-    seconds = least(trainer_of(layers, tokens, workers, ALONE).advance, times)
-    lines.append(
-        ["1 with 2 workers", f"{seconds:.2f} s", "", "", "", "", f"{2 * tokens / seconds:.0f}"]
-    )
+        start = [str(MPIEXEC), "-n", str(size), sys.executable, __file__]
+        found = told_by([*start, *sized(shape), *link, "--rank"])
+        step, compute, send = (found[name] for name in ("step", "compute", "send"))
+        above = median(s / max(c, g) - 1 for s, c, g in zip(step, compute, send, strict=True))
+        cells = [f"{median(of):.2f} s" for of in (step, compute, send)]
+        cells += [f"{found['predicted']:.2f} s", f"{above:+.0%}"]
+        lines.append([str(size), *cells, f"{size * shape.tokens / median(step):.1f}"])
+        if "workers" in found:
+            beside = beside_workers(shape, found)
     heads = [
-        "ranks",
-        "step",
-        "computing alone",
-        "sending alone",
-        "by the model",
-        "above the slower",
+        "ranks", "step", "computing alone", "sending alone", "by the model", "above the slower",
         "tokens a second",
-    ]
-    return markdown_table(heads, lines)
+    ]  # fmt: skip
+    return markdown_table(heads, lines) + beside
+
+
+def beside_workers(shape: Shape, found: dict[str, list[float]]) -> str:
+    """Two ranks and one process with two workers, which took turns."""
+    ratio, busy = (
+        median(w / s for w, s in zip(found[f"workers{kind}"], found[f"step{kind}"], strict=True))
+        for kind in ("", " busy")
+    )
+    ranks, workers = (2 * shape.tokens / median(found[name]) for name in ("step", "workers"))
+    return (
+        f"\n\n2 ranks: {ranks:.1f} tokens a second; one process with 2 workers: {workers:.1f}; ratio "
+        f"{ratio:.2f}, by seconds of cores {busy:.2f}"
+    )
+
+
+MPIEXEC = Path(sys.executable).with_name("mpiexec")
+
+
+def sized(shape: Shape) -> list[str]:
+    """The options that tell a process the shape."""
+    return [f"--{name}={value}" for name, value in asdict(shape).items()]
+
+
+def link_of(given: argparse.Namespace) -> Network | None:
+    """The simulated network, if one is asked for."""
+    if given.mbit is None:
+        return None
+    return Network(f"{given.mbit:g} Mbit/s", given.latency * 1e-6, given.mbit * 1e6 / 8)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
-    for name, value in (("layers", 24), ("tokens", 64), ("times", 3)):
+    parser.add_argument("--parts", type=int, help=argparse.SUPPRESS)
+    for name, value in asdict(Shape()).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--ranks", type=int, nargs="+", default=(1, 2, 3, 4), metavar="N")
+    parser.add_argument("--mbit", type=float, help="bandwidth of a simulated network, Mbit/s")
+    parser.add_argument("--latency", type=float, default=60.0, help="of it, microseconds")
     given = parser.parse_args()
+    shape = Shape(given.layers, given.tokens, given.times)
+    if given.parts:
+        memory_main(shape, given.parts, given.rank)
+        return
     if given.rank:
-        rank_main(given.layers, given.tokens, given.times)
+        rank_main(shape, link_of(given))
+        return
+    if given.memory:
+        print(memory(shape, given.ranks))
         return
     if given.measure:
-        print(measured(given.layers, given.tokens, given.times, given.ranks), end="\n\n")
+        link = [] if given.mbit is None else [f"--mbit={given.mbit}", f"--latency={given.latency}"]
+        print(measured(shape, given.ranks, link), end="\n\n")
+        return
     lora = Work(forward=1.3, backward=2.6, update=0.1, gradient=17.6e6, blocks=24, tokens=64)
     for name, faster in (("this machine's core, 64 tokens a rank", 1), ("ten times as fast", 10)):
         print(f"{name}\n\n{prediction(faster_by(faster, lora))}\n")

@@ -170,7 +170,7 @@ def _tables(text: str) -> list[list[list[str]]]:
 
 
 def test_paper_tables_render(papers_results: papers.Results) -> None:
-    text = papers.report(papers_results, 3)
+    text = papers.report(papers_results, 3, common.machine())
     tables = _tables(text)
     assert len(tables) == 3 * 3 + 4
     for table in tables:
@@ -210,7 +210,7 @@ def test_scaling_renders(tmp_path: Path) -> None:
     peaks = {cell: {v: _invented(cell, v) for v in scaling.VARIANTS} for cell in every}
     results = scaling.Results(peaks, dict.fromkeys(every, time))
     assert sum(cell == cells.Cell() for cell in every) == 4  # in every sweep, measured once
-    tables = _tables(scaling.report(results, 3))
+    tables = _tables(scaling.report(results, 3, common.machine()))
     assert len(tables) == 1 + 2 * 4
     for table in tables:
         assert len({len(line) for line in table}) == 1, table

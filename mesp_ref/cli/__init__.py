@@ -31,6 +31,7 @@ from mesp_ref.cli import (
 )
 from mesp_ref.cli.options import Parser
 from mesp_ref.errors import MespRefError, MespRefWarning, escaped, shown
+from mesp_ref.spread.launcher import check_alone
 
 _DESCRIPTION = """\
 Qwen2.5 with LoRA in pure NumPy, every backward pass written by hand.
@@ -88,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         if getattr(args, "quiet", False):  # huggingface_hub reads it when it is imported
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if not getattr(args, "mpi", False) and not check_alone(hasattr(args, "mpi"), os.environ):
+            return 0  # rank 0 says that each rank would do the whole work
         code: int = args.run(args)
         sys.stdout.flush()
         return code

@@ -1,6 +1,7 @@
 """mesp-ref compare: every method on one model, from one seed."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from mesp_ref.cli.options import (
     add_json,
     add_lora,
     add_model_only,
+    add_ranks,
     lora_settings,
+    on_ranks,
     print_json,
     say,
 )
@@ -23,6 +26,7 @@ from mesp_ref.files.names import shared_name
 from mesp_ref.files.output import check_file
 from mesp_ref.job.defaults import RECIPE, data_file
 from mesp_ref.job.metrics import Event
+from mesp_ref.train.ranks import Ranks
 from mesp_ref.train.trainer import DEFAULT_LR, TrainConfig
 from mesp_ref.verify.compare import CompareOptions, compare, describe_gradient, plot_comparison
 
@@ -38,6 +42,7 @@ examples:
   mesp-ref compare --batch-size 1 --steps 2 --rank 2 --out quick.png --json
   mesp-ref compare --perturbations 8 --steps 2 --out averaged.png
   mesp-ref compare --model Qwen2.5-0.5B --data notes.txt --seq-len 64 --steps 2 --out notes.png
+  mpiexec -n 2 mesp-ref compare --steps 2 --out shared.png --mpi
 """
 
 
@@ -69,6 +74,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the figure --out")
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     add_json(parser)
+    add_ranks(parser, "the methods")
 
 
 def _figure(args: argparse.Namespace) -> Path:
@@ -83,7 +89,12 @@ def _figure(args: argparse.Namespace) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    figure, progress = _figure(args), Progress(args.quiet)
+    return on_ranks(args, partial(_run, args))
+
+
+def _run(args: argparse.Namespace, ranks: Ranks) -> int:
+    figure = _figure(args) if ranks.rank == 0 else None
+    progress = Progress(args.quiet)
     lr = args.lr if args.lr is not None or args.model else RECIPE["lr"]
     train = TrainConfig(
         lr=lr, steps=args.steps, batch_size=args.batch_size, accumulate=1, seq_len=args.seq_len,
@@ -94,14 +105,15 @@ def run(args: argparse.Namespace) -> int:
     try:
         with data_file(args.data, count=400) as data:
             options = CompareOptions(data=data, train=train, **shared, **lora_settings(args))
-            found = compare(options, progress)
+            found = compare(options, progress, ranks)
     finally:
         progress.close()
     model = args.model or "the default checkpoint"
     found_name = hub_name(args.model) or shared_name(str(Path(model).absolute()))
     name = escaped(str(found_name or "a model"))  # the figure is for others
     batch = f"batches of {args.batch_size} x {args.seq_len} tokens at most"
-    plot_comparison(figure, found, f"{name}, {args.steps} steps, {batch}", args.overwrite)
+    if figure is not None:
+        plot_comparison(figure, found, f"{name}, {args.steps} steps, {batch}", args.overwrite)
     if args.json:
         print_json({"model": model, "steps": args.steps, "figure": str(figure), "methods": found})
     else:

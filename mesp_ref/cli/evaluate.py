@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NoReturn
 
 from mesp_ref.cli.options import (
@@ -13,19 +14,24 @@ from mesp_ref.cli.options import (
     add_fields,
     add_json,
     add_model,
+    add_ranks,
     add_special_tokens,
+    on_ranks,
     print_json,
     say,
 )
 from mesp_ref.cli.trained import open_trained, warn_of_length
+from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.finite import not_finite
 from mesp_ref.job.defaults import data_file
 from mesp_ref.job.directory import finite
+from mesp_ref.job.state import arrays_hash, model_fingerprint
 from mesp_ref.train.contents import table
 from mesp_ref.train.opening import open_stream
-from mesp_ref.train.rows import Row
+from mesp_ref.train.ranks import Ranks
+from mesp_ref.train.rows import Row, RowStream
 from mesp_ref.train.trainer import TrainConfig, evaluate, perplexity
 
 _HELP = """\
@@ -38,6 +44,7 @@ examples:
   mesp-ref eval --rows 8
   mesp-ref eval --adapter runs/001/adapter --rows 8 --json
   mesp-ref eval --model Qwen2.5-0.5B --data notes.txt --seq-len 64
+  mpiexec -n 2 mesp-ref eval --rows 8 --mpi
 """
 
 
@@ -49,6 +56,7 @@ def add(commands: Any) -> None:
     add_fields(parser, TrainConfig, "seq_len", "batch_size")
     parser.add_argument("--rows", type=int, metavar="N", help="number of sequences (default: all)")
     add_json(parser)
+    add_ranks(parser, "the batches")
 
 
 def _refuse(value: float, model: Model) -> NoReturn:
@@ -60,7 +68,17 @@ def _refuse(value: float, model: Model) -> NoReturn:
     raise MespRefError(f"{where}: {why} (loss {value})")
 
 
+def _identity(model: Model, adapter: Adapter | None, stream: RowStream) -> dict[str, str]:
+    """What all ranks must have alike, as hashes."""
+    found = {"model": model_fingerprint(model), "data": stream.data.sha256}
+    return found if adapter is None else found | {"adapter": arrays_hash(adapter.weights)}
+
+
 def run(args: argparse.Namespace) -> int:
+    return on_ranks(args, partial(_run, args))
+
+
+def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     model, adapter = open_trained(args)
     with data_file(args.data, count=200, seed=1) as data:
         stream = open_stream(
@@ -81,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
                 longest = max(longest, len(row.ids))
                 yield row
 
-        value, tokens, accuracy = evaluate(model, adapter, rows(), args.batch_size)
+        ranks.alike(_identity(model, adapter, stream))
+        value, tokens, accuracy = evaluate(model, adapter, rows(), args.batch_size, ranks=ranks)
     if not math.isfinite(value):
         _refuse(value, model)
     warn_of_length(model, longest)

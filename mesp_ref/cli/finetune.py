@@ -14,6 +14,7 @@ from mesp_ref.cli.options import (
     add_json,
     add_lora,
     add_model,
+    add_patience,
     add_special_tokens,
     print_json,
     say,
@@ -138,10 +139,7 @@ def _add_ranks(group: Any) -> None:
         help="train together with the other processes of mpiexec -n N: each takes --accumulate batches "
         "of a step; the adapter is, byte for byte, that of one process with N times as many",
     )  # fmt: skip
-    group.add_argument(
-        "--mpi-patience", type=float, default=600, metavar="SECONDS",
-        help="how long the others wait for a process that does not get on (default: 600)",
-    )  # fmt: skip
+    add_patience(group)
 
 
 def _options(args: argparse.Namespace) -> FinetuneOptions:

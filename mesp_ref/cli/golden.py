@@ -2,14 +2,17 @@
 
 import argparse
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mesp_ref.cli import golden_sketch
-from mesp_ref.cli.options import Parser, add_command, add_json, print_json, say
+from mesp_ref.cli.options import Parser, add_command, add_json, add_ranks, on_ranks, print_json, say
 from mesp_ref.files.output import check_file, new_directory, write_aside
 from mesp_ref.golden.check import ROLES, check
 from mesp_ref.golden.suite import DTYPES, SHIPPED, Suite
+from mesp_ref.train.ranks import Ranks
 
 _HELP = """\
 Golden vectors for another backend (Swift, C++, CUDA, MLX, torch): inputs, cotangents and expected
@@ -42,6 +45,7 @@ Build the suite anew from the equations, in arbitrary precision (a minute or two
 
 examples:
   mesp-ref golden build suite
+  mpiexec -n 2 mesp-ref golden build suite --overwrite --mpi
 """
 _EXPORT = """\
 Copy the shipped suite, every file held against its SHA-256 first.
@@ -59,6 +63,7 @@ def add(commands: Any) -> None:
     built = add_command(actions, "build", run_build, "build the suite from the equations", _BUILD)
     built.add_argument("out", metavar="OUT", help="new directory")
     built.add_argument("--overwrite", action="store_true", help="replace what is there")
+    add_ranks(built, "the cases")
     golden_sketch.add(actions)
     copied = add_command(actions, "export", run_export, "copy the shipped suite", _EXPORT)
     copied.add_argument("out", metavar="OUT", help="new directory")
@@ -135,9 +140,15 @@ def run_backend(args: argparse.Namespace) -> int:
 def run_build(args: argparse.Namespace) -> int:
     from mesp_ref.golden.builder import build
 
-    count = build(args.out, lambda name: say(name, file=sys.stderr), overwrite=args.overwrite)
-    say(f"{count} cases written to {args.out}")
-    return 0
+    def command(ranks: Ranks) -> int:
+        with tempfile.TemporaryDirectory() as own:  # ranks other than 0 write where nobody looks
+            out = args.out if ranks.rank == 0 else Path(own) / "suite"
+            log = partial(say, file=sys.stderr)
+            count = build(out, log, overwrite=args.overwrite, ranks=ranks)
+        say(f"{count} cases written to {args.out}")
+        return 0
+
+    return on_ranks(args, command)
 
 
 def run_export(args: argparse.Namespace) -> int:

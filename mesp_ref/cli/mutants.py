@@ -3,8 +3,9 @@
 import argparse
 from typing import Any
 
-from mesp_ref.cli.options import add_command
+from mesp_ref.cli.options import add_command, add_ranks, on_ranks
 from mesp_ref.errors import MespRefError
+from mesp_ref.train.ranks import Ranks
 
 _HELP = """\
 Plant every seeded bug, and every automatic mutant of every function that a gradient passes through,
@@ -16,12 +17,14 @@ Exit code 0: every wrong gradient was found; 1: one survived; 2: misuse.
 examples:
   mesp-ref mutants
   mesp-ref mutants --seeded
+  mpiexec -n 2 mesp-ref mutants --mpi
 """
 
 
 def add(commands: Any) -> None:
     parser = add_command(commands, "mutants", run, "can the checks fail? the kill table", _HELP)
     parser.add_argument("--seeded", action="store_true", help="only the seeded bugs")
+    add_ranks(parser, "bugs and mutants")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,4 +34,9 @@ def run(args: argparse.Namespace) -> int:
         raise MespRefError(
             f"{error.name}: not installed, expected for mutants; pip install 'mesp-ref[test]'"
         ) from None
-    return mutants.main(automatic=not args.seeded)
+
+    def command(ranks: Ranks) -> int:
+        ranks.alike({})
+        return mutants.main(not args.seeded, ranks)
+
+    return on_ranks(args, command)

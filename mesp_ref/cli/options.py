@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn, TextIO, get_args
 
 from mesp_ref.cli.meant import meant_command, meant_option
@@ -16,6 +17,7 @@ from mesp_ref.errors import MespRefError, escaped, shown
 from mesp_ref.files.hub import hub_name
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.train.bounds import check_bounds
+from mesp_ref.train.ranks import ALONE, Ranks
 from mesp_ref.train.rows import PACKINGS
 from mesp_ref.train.sources import FORMATS
 
@@ -213,6 +215,37 @@ def add_json(parser: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on standard output"
     )
+
+
+def add_ranks(parser: Any, shares: str) -> None:
+    """--mpi, --mpi-patience and --inexact of a command that several processes share."""
+    group = parser.add_argument_group("several processes")
+    group.add_argument(
+        "--mpi", action="store_true",
+        help=f"share {shares} with the other processes of mpiexec -n N; the result is that of one",
+    )  # fmt: skip
+    add_patience(group)
+    group.add_argument(
+        "--inexact", action="store_true",
+        help="let the processes differ in threads, NumPy or its BLAS, which changes the last bits",
+    )  # fmt: skip
+
+
+def add_patience(group: Any) -> None:
+    """--mpi-patience."""
+    group.add_argument(
+        "--mpi-patience", type=float, default=600, metavar="SECONDS",
+        help="how long the others wait for a process that does not get on (default: 600)",
+    )  # fmt: skip
+
+
+def on_ranks(args: argparse.Namespace, command: Callable[[Ranks], int]) -> int:
+    """Run a command alone, or with --mpi on all ranks; its exit code."""
+    if not args.mpi:
+        return command(ALONE)
+    from mesp_ref.spread.start import share_over_mpi
+
+    return share_over_mpi(vars(args), args.mpi_patience, command)
 
 
 def open_adapter(path: str | None, model: Model) -> Adapter | None:

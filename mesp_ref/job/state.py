@@ -137,6 +137,14 @@ def model_fingerprint(model: Model) -> str:
     return digest.hexdigest()
 
 
+def arrays_hash(arrays: Mapping[str, Array]) -> str:
+    """SHA-256 over arrays in their order."""
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
 def environment() -> dict[str, str]:
     """What decides the bits of a GEMM besides its inputs: NumPy, its BLAS, and the thread count."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]

@@ -3,13 +3,14 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
 import sys
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import psutil
 
@@ -79,7 +80,6 @@ class Link:
         self._lock = threading.Lock()
         self._send(token=address.token, rank=rank, host=host, pid=os.getpid())
         self._left = threading.Event()
-        self._ended = threading.Event()
         for target in (self._beat, self._listen):
             threading.Thread(target=target, daemon=True).start()
 
@@ -110,9 +110,8 @@ class Link:
         reason = "its watch was killed"
         try:
             while piece := self._connection.recv(1 << 12):
-                if b'"end"' in piece:
-                    self._ended.set()
-                    self._quit(None)
+                if found := re.search(rb'"end": *(\d{1,3})}', piece):
+                    self._quit(None, int(found[1]))
         except TimeoutError:
             reason = f"its machine has not been heard of for {watch.SILENCE:.0f} s"
         except OSError as error:
@@ -120,26 +119,26 @@ class Link:
         if not self._left.is_set():
             self._quit(f"rank {self.rank}: rank 0 is lost: {reason}")
 
-    def _quit(self, reason: str | None) -> None:
+    def _quit(self, reason: str | None, code: int = 2) -> None:
         """End this process, whatever its other threads are waiting for."""
         if reason is not None:
             print(f"mesp-ref: error: {escaped(reason)}", file=sys.stderr, flush=True)
         if not self._left.is_set():
-            os._exit(2)
+            os._exit(code)
 
     def waiting(self, waits: bool) -> None:
         """A wait for others begins or ends."""
         self.waits = waits
 
-    def fail(self, message: str) -> None:
-        """Have the watch print why this rank ends, and all others end. Does not return."""
+    def fail(self, message: str) -> NoReturn:
+        """Have the watch print why this rank ends, and all others end."""
         self._last(error=escaped(" ".join(message.split())))
 
-    def end(self) -> None:
-        """Have all others end: rank 0 itself says why. Does not return."""
-        self._last(end=True)
+    def end(self, code: int = 2) -> NoReturn:
+        """Have all end with an exit code: rank 0 itself says why."""
+        self._last(end=code)
 
-    def _last(self, **line: Any) -> None:
+    def _last(self, **line: Any) -> NoReturn:
         with contextlib.suppress(OSError):
             self._send(**line)
         time.sleep(watch.FAREWELL)  # the thread that listens ends the process before

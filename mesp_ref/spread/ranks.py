@@ -17,22 +17,23 @@ from mesp_ref.job.finetune import FinetuneOptions, Report, Run
 from mesp_ref.job.metrics import Event
 from mesp_ref.job.report import Reporter
 from mesp_ref.spread.link import Link
+from mesp_ref.spread.peers import Peers
 from mesp_ref.spread.same import difference, own_facts
 from mesp_ref.spread.tally import SpreadTally
-from mesp_ref.spread.world import World, load_mpi
-from mesp_ref.train.ranks import OwnTally, Ranks, Tally
+from mesp_ref.spread.world import World
+from mesp_ref.train.ranks import OwnTally, Tally
 from mesp_ref.train.rows import Row
 from mesp_ref.train.trainer import NonFinite, score_batch
 
 _COMMANDS = "end", "meet", "advance", "scores"
 
 
-class SpreadRanks(Ranks):
-    """What a rank does together with the others. `main` and `sums` are for a thread each."""
+class SpreadRanks(Peers):
+    """What a rank does in a training: rank 0 leads. `main` and `sums` are for a thread each."""
 
     def __init__(self, main: World, sums: World, link: Link, arguments: dict[str, Any]):
-        self.main, self.sums, self.link, self.arguments = main, sums, link, arguments
-        self.rank, self.size = main.rank, main.size
+        super().__init__(main, link, arguments)
+        self.sums = sums
         self.torn = False  # whether some ranks are inside of a step that others have left
 
     def call(self, command: str, number: int = 0) -> None:
@@ -51,9 +52,9 @@ class SpreadRanks(Ranks):
         return SpreadTally(self.sums, rounds, self.link) if self.size > 1 else OwnTally()
 
     def in_order(self, own: Sequence[Any], count: int) -> list[Any]:
-        found = self.main.gathered(list(own))
+        found = super().in_order(own, count)
         self.torn = False  # what comes now is the same on all ranks
-        return [found[part % self.size][part // self.size] for part in range(count)]
+        return found
 
     def scores(self, first: int, batches: Sequence[Any], score: Callable[[Any], Any]) -> list[Any]:
         self.call("scores", first)
@@ -73,12 +74,6 @@ class SpreadRanks(Ranks):
         if problems:
             raise MespRefError(problems[0])
         self.hand_out(run)
-
-    def part(self) -> None:
-        """Leave well: all ranks are here."""
-        self.main.assemble()
-        self.link.leave()
-        load_mpi().Finalize()
 
     def hand_out(self, run: Run) -> None:
         """Rank 0's parameters, optimiser, step and place in the data, for all."""

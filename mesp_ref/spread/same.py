@@ -1,15 +1,15 @@
 """What all ranks must have alike before they train together."""
 
 import dataclasses
-import hashlib
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 from threadpoolctl import threadpool_info
 
 from mesp_ref.errors import shown
 from mesp_ref.job.finetune import Run
-from mesp_ref.job.state import environment
+from mesp_ref.job.state import arrays_hash, environment
 
 # How a rank may differ: what it reads and writes is rank 0's, what it prints is nothing.
 _OWN = ("out", "overwrite", "resume", "inexact", "quiet", "json", "run")
@@ -26,17 +26,19 @@ class Facts:
 
 
 def own_facts(run: Run, arguments: dict[str, Any]) -> Facts:
-    """The facts of this rank."""
+    """The facts of this rank of a training."""
+    new = {} if run.trainer.step else {"adapter": arrays_hash(run.trainer.params)}
+    return facts_of(run.identity | new, arguments)
+
+
+def facts_of(identity: Mapping[str, Any], arguments: dict[str, Any]) -> Facts:
+    """The facts of this rank: of the command line what decides the bits, and the environment."""
     options = {
         name: value
         for name, value in arguments.items()
         if name not in _OWN and isinstance(value, (str, int, float, type(None)))
     }
-    adapter = hashlib.sha256()
-    for array in run.trainer.params.values() if not run.trainer.step else ():
-        adapter.update(array.tobytes())
-    identity = run.identity | ({"adapter": adapter.hexdigest()} if not run.trainer.step else {})
-    return Facts(options, identity, environment() | _versions())
+    return Facts(options, dict(identity), environment() | _versions())
 
 
 def _versions() -> dict[str, str]:

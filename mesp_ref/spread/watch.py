@@ -7,7 +7,8 @@ small, and to outlive what happens to NumPy, MPI and their process group.
 
 A line is JSON. From a rank: {"token", "rank", "host", "pid"} first; then {"at", "moves", "waits",
 "saved"};
-{"error"} when it fails; {"left"} when it ends well. To a rank: {"alive"} once a second, {"end"}.
+{"error"} when it fails, {"end"} with an exit code when it says why itself; {"left"} when it ends well.
+To a rank: {"alive"} once a second, {"end"} with an exit code.
 """
 
 import contextlib
@@ -149,7 +150,7 @@ class Watch:
         if "error" in line:
             self._end(f"{peer}: {line['error']}")
         elif "end" in line:
-            self._end(None)
+            self._end(None, line["end"])
 
     def _judge(self, now: float) -> None:
         """Look for ranks that did not come, are silent, or hold the others up."""
@@ -181,15 +182,15 @@ class Watch:
                 )
                 return
 
-    def _end(self, reason: str | None) -> None:
-        """Say why, unless somebody else does, and have all ranks end."""
+    def _end(self, reason: str | None, code: object = 2) -> None:
+        """Say why, unless somebody else does, and have all ranks end with an exit code."""
         if self.ended is None:
             self.ended = time.monotonic()
             if reason is not None:
                 after = f"; {self.saved}" if self.saved else ""
                 print(f"mesp-ref: error: {reason}{after}", file=sys.stderr, flush=True)
         for peer in self.peers.values():
-            peer.send(end=True)
+            peer.send(end=code)
 
 
 class Launcher:

@@ -5,6 +5,7 @@ every call here starts with a barrier that is looked at now and then; when it is
 are there, and the transfer itself is short.
 """
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 
 from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array
+from mesp_ref.spread.launcher import check_library
 
 _SHORTEST, _LONGEST = 5e-5, 2e-3  # seconds between two looks
 _INSTALL = (
@@ -23,16 +25,22 @@ _INSTALL = (
 
 
 def load_mpi() -> Any:
-    """mpi4py.MPI, which starts MPI. Raises MespRefError that says what to install."""
+    """mpi4py.MPI, with MPI started. Raises MespRefError that says what to install or to start with."""
     try:
         import mpi4py
 
         mpi4py.rc.finalize = False  # an error must not wait for ranks that are gone
+        mpi4py.rc.initialize = (
+            False  # which ends the process where another MPI's mpiexec started it
+        )
         from mpi4py import MPI
     except ImportError as error:
         raise MespRefError(_INSTALL.format(error.name or "working MPI library")) from None
     except RuntimeError:  # mpi4py is there and finds no libmpi
         raise MespRefError(_INSTALL.format("working MPI library")) from None
+    if not MPI.Is_initialized():
+        check_library(MPI.Get_library_version(), os.environ)
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise MespRefError("--mpi: found an MPI without threads, expected MPI_THREAD_MULTIPLE")
     return MPI

@@ -5,10 +5,13 @@ sums run over the parts in their order, whoever computed them. So N ranks form t
 sums of one process that computes all parts. `mesp_ref.spread` has the ranks that talk over MPI.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from mesp_ref.ops import Array
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Tally(Protocol):
@@ -64,6 +67,25 @@ class Ranks:
     def scores(self, first: int, batches: Sequence[Any], score: Callable[[Any], Any]) -> list[Any]:
         """score(batch) of at most `size` batches, the first of which is number `first` of all."""
         return [score(batch) for batch in batches]
+
+    def alike(self, identity: Mapping[str, Any]) -> None:
+        """Make sure that all ranks have the same before them: hashes and settings by name.
+
+        For a command that all ranks run; to be called when all that may be missing was opened.
+        """
+
+    def at(self, place: str) -> None:
+        """Say where this rank is."""
+
+    def shared(self, items: Iterable[T], job: Callable[[T], R]) -> list[R]:
+        """job(item) of all items in their order, for every rank; the ranks take one each in turn."""
+        own, count = [], 0
+        for item in items:
+            if count % self.size == self.rank:
+                self.at(f"piece {count + 1}")
+                own.append(job(item))
+            count += 1
+        return self.in_order(own, count)
 
 
 ALONE = Ranks()

@@ -21,8 +21,11 @@ from mesp_ref.files.output import write_aside
 from mesp_ref.job.directory import finite
 from mesp_ref.job.metrics import Event
 from mesp_ref.job.report import Reporter
+from mesp_ref.job.state import model_fingerprint
 from mesp_ref.ops import Array
+from mesp_ref.train.data import DataFile
 from mesp_ref.train.opening import open_stream
+from mesp_ref.train.ranks import ALONE, Ranks
 from mesp_ref.train.rows import Batch, Cursor, Row, as_batch
 from mesp_ref.train.trainer import DEFAULT_LR, TOKENS_PER_STEP, TrainConfig, Trainer
 
@@ -48,7 +51,9 @@ class CompareOptions:
 
 
 def compare(
-    options: CompareOptions, report: Callable[[Event], object] = lambda event: None
+    options: CompareOptions,
+    report: Callable[[Event], object] = lambda event: None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Event]:
     """Facts by method: gradient agreement, peak memory, losses, seconds per step.
 
@@ -57,14 +62,18 @@ def compare(
     Memory      tracemalloc's peak of one step above weights, LoRA and optimiser, each block's
                 gradients used as they come
     Time        median over the steps; the methods take turns, so a slow minute slows all of them
+    Ranks       several share out the methods, each with store_all's gradients beside its own
     Raises      MespRefError for whatever is wrong with model, data or options
     """
     report = Reporter(report)
     model = load_model(options.model, dtype=options.dtype)
-    rows = _rows(options, model)
-    trainers = {name: _trainer(options, model, rows, name) for name in METHODS}
+    rows, data = _rows(options, model)
+    ranks.alike({"model": model_fingerprint(model), "data": data.sha256})
+    names = list(METHODS)
+    own = [names[part] for part in ranks.parts(len(names))]
+    trainers = {name: _trainer(options, model, rows, name) for name in own}
     batch = as_batch(rows[: options.train.batch_size])
-    found: dict[str, Event] = {name: {} for name in METHODS}
+    found: dict[str, Event] = {name: {} for name in own}
     report({"event": "comparing", "what": "gradients"})
     start = _adapter(options, model, b_std=0.02)
     reference = _gradients(model, start, batch, REFERENCE, options)
@@ -76,7 +85,7 @@ def compare(
         facts["peak_bytes"] = _peak(model, _adapter(options, model), batch, name, options)
     for name, raced in _race(trainers, options.train.steps, report).items():
         found[name] |= raced
-    return found
+    return dict(zip(names, ranks.in_order(list(found.values()), len(names)), strict=True))
 
 
 def _adapter(options: CompareOptions, model: Model, b_std: float = 0.0) -> Adapter:
@@ -98,8 +107,8 @@ class _Replay:
         return self.rows[first : first + count]
 
 
-def _rows(options: CompareOptions, model: Model) -> list[Row]:
-    """All that is trained on."""
+def _rows(options: CompareOptions, model: Model) -> tuple[list[Row], DataFile]:
+    """All that is trained on, and where it comes from."""
     train = options.train
     needed = train.steps * train.batch_size * train.seq_len
     if needed > TOKENS_PER_STEP:  # kept, for every method sees the same
@@ -112,7 +121,7 @@ def _rows(options: CompareOptions, model: Model) -> list[Row]:
         packing=options.packing, seed=train.seed,
     )  # fmt: skip
     stream.require_full_row()
-    return stream.take(train.steps * train.batch_size * train.accumulate)
+    return stream.take(train.steps * train.batch_size * train.accumulate), stream.data
 
 
 def _settings(options: CompareOptions, method: str) -> TrainConfig:

@@ -9,6 +9,7 @@ import numpy as np
 from mesp_ref.api import loss_and_grads
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
+from mesp_ref.train.ranks import ALONE, Ranks
 from mesp_ref.verify.automatic import Mutant, equivalent, mutants, prepare, reachable, survives
 from mesp_ref.verify.bugs import BUGS, Bug
 from mesp_ref.verify.planted import planted
@@ -51,12 +52,17 @@ def _step(model: Model, adapter: Adapter, ids: np.ndarray, lr: float) -> float:
 
 def fate(bug: Bug) -> Fate:
     """Plant a bug and ask every oracle."""
+    return Fate(bug, *_verdict(bug))
+
+
+def _verdict(bug: Bug) -> tuple[tuple[str, ...], bool]:
+    """A fate without its bug, which cannot travel between processes."""
     prepare()
     with planted(bug.functions()):
         killers = tuple(
             name for name in ORACLES if any(killed(name, subject) for subject in bug.subjects)
         )
-        return Fate(bug, killers, loss_goes_down())
+        return killers, loss_goes_down()
 
 
 def table(fates: Sequence[Fate]) -> str:
@@ -103,19 +109,19 @@ class Automatic(NamedTuple):
     alive: list[Mutant]
 
 
-def run_automatic() -> Automatic:
+def run_automatic(ranks: Ranks = ALONE) -> Automatic:
     """Every mutant of every function that a gradient passes through."""
-    excused, alive, total, found = [], [], 0, reachable()
-    for path, subjects in found.items():
-        for mutant in mutants(path):
-            total += 1
-            if survives(mutant, subjects):
-                reason = equivalent(mutant)
-                if reason is None:
-                    alive.append(mutant)
-                else:
-                    excused.append((mutant, reason))
-    return Automatic(len(found), total, excused, alive)
+    found = reachable()
+    planned = ((mutant, subjects) for path, subjects in found.items() for mutant in mutants(path))
+    survivors = ranks.shared(planned, lambda both: both[0] if survives(*both) else None)
+    excused, alive = [], []
+    for mutant in filter(None, survivors):
+        reason = equivalent(mutant)
+        if reason is None:
+            alive.append(mutant)
+        else:
+            excused.append((mutant, reason))
+    return Automatic(len(found), len(survivors), excused, alive)
 
 
 def _report(found: Automatic) -> str:
@@ -129,11 +135,12 @@ def _report(found: Automatic) -> str:
     return "\n".join(lines)
 
 
-def main(automatic: bool = True) -> int:
+def main(automatic: bool = True, ranks: Ranks = ALONE) -> int:
     """Print the kill table and the automatic mutants; 1 when one survives, otherwise 0."""
-    fates = [fate(bug) for bug in BUGS.values()]
+    verdicts = ranks.shared(BUGS.values(), _verdict)
+    fates = [Fate(bug, *verdict) for bug, verdict in zip(BUGS.values(), verdicts, strict=True)]
     print(table(fates))
-    found = run_automatic() if automatic else Automatic(0, 0, [], [])
+    found = run_automatic(ranks) if automatic else Automatic(0, 0, [], [])
     if automatic:
         print("\n" + _report(found))
     return int(any(not item.killers for item in fates) or bool(found.alive))

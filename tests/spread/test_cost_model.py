@@ -58,6 +58,17 @@ def test_the_prediction_is_a_table(spread: Any) -> None:
     assert [line.split("|")[1].strip() for line in lines[2:]] == [f"{n:,}" for n in spread.SIZES]
 
 
+def test_the_page_shows_what_the_command_prints(
+    spread: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["spread.py"])
+    spread.main()
+    page = (BENCHMARKS.parent / "docs/spread.md").read_text(encoding="utf-8")
+    tables = [part for part in capsys.readouterr().out.split("\n\n") if part.startswith("|")]
+    assert len(tables) == 2
+    assert all(table.strip() in page for table in tables)
+
+
 def test_the_gradient_of_the_small_qwen_is_as_large_as_said(spread: Any) -> None:
     _, adapter = spread.model_of(spread.config(24))
     assert sum(array.nbytes for array in adapter.weights.values()) / 1e6 == pytest.approx(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_the_command_on_ranks_and_resumed_on_another_number(
     assert (two.returncode, errors(two.stderr)) == (0, [])
     assert two.stdout.count("adapter in ") == 1  # rank 0 alone prints
     assert two.stderr.count("step 3/3") == 1
-    four = done(ranks(4, *mpi, "--accumulate", "1", "--steps", "6", "--resume"))
+    four = done(ranks(4, *mpi, "--steps", "6", "--resume"))  # with 4 batches a step, as it had
     assert (four.returncode, errors(four.stderr)) == (0, [])
     assert adapter(spread) == adapter(alone)
     summaries = [json.loads((out / "summary.json").read_text()) for out in (alone, spread)]
@@ -70,7 +71,9 @@ def test_the_command_on_ranks_and_resumed_on_another_number(
         assert summaries[0][side] == summaries[1][side]
 
 
-def test_sigterm_saves(options: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
+def test_a_signal_saves(name: str, options: list[str], tmp_path: Path) -> None:
+    """SIGTERM, and SIGUSR1, after which Open MPI's launcher leaves its ranks the time to save."""
     out = tmp_path / "run"
     command = ranks(2, *options, "--mpi", "--steps", "100000", "--out", str(out))
     with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as run:
@@ -79,7 +82,7 @@ def test_sigterm_saves(options: list[str], tmp_path: Path) -> None:
         while not (metrics.exists() and '"step", "step": 3' in metrics.read_text()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        os.kill(run.pid, signal.SIGTERM)
+        os.kill(run.pid, getattr(signal, name))
         _, text = run.communicate(timeout=60)
     assert "interrupted at step" in text
     assert "adapter and state as of step" in text
@@ -98,6 +101,10 @@ def test_a_difference_is_one_line(options: list[str], tmp_path: Path) -> None:
     assert ": --lr: found 3.0, expected None as on rank 0" in line
     assert not Path(out[0]).exists()
     threads = ["-n", "1", "-env", "OPENBLAS_NUM_THREADS", "2", *one[2:]]
+    if platform.machine() in ("x86_64", "AMD64"):  # a kernel that every such processor has
+        kernel = ["-n", "1", "-env", "OPENBLAS_CORETYPE", "Prescott", *one[2:]]
+        [line] = errors(done([MPIEXEC, *one, ":", *kernel]).stderr)
+        assert ": blas kernel: found " in line
     [line] = errors(done([MPIEXEC, *one, ":", *threads]).stderr)
     assert ": threads: found 2, expected 1 as on rank 0 for the same bits" in line
     inexact = [*one, "--inexact", "--out", out[1]], [*threads, "--inexact", "--out", out[1]]
@@ -117,23 +124,37 @@ def test_a_mistake_is_told_once(options: list[str], tmp_path: Path) -> None:
     assert "exists and is not empty" in errors(taken.stderr)[0]
 
 
-def test_an_error_of_another_rank_is_told_with_its_rank(options: list[str], tmp_path: Path) -> None:
-    """Its temporary files cannot be written: rank 1's checkpoints on disk find no place."""
+FULL = "OSError(28, 'No space left on device', '/scratch')"
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "told"),
+    [
+        (1, FULL, "/scratch: No space left on device"),
+        (1, "MemoryError()", "out of memory"),
+        pytest.param(0, "MemoryError()", "out of memory", marks=pytest.mark.slow),
+    ],
+)
+def test_an_error_is_told_once_with_its_rank(
+    rank: int, error: str, told: str, options: list[str], tmp_path: Path
+) -> None:
+    """One rank's checkpoints find no place, on disk or in memory."""
     assert MPIEXEC is not None
     command = [*options, "--mpi", "--checkpoints", "disk", "--out", str(tmp_path / "run")]
-    one = ["-n", "1", sys.executable, *command]
     program = (
-        "import sys, tempfile, mesp_ref.lean.activations as a, mesp_ref.cli\n"
-        "def full(*_, **__): raise OSError(28, 'No space left on device', '/scratch')\n"
+        "import sys, mesp_ref.lean.activations as a, mesp_ref.cli\n"
+        f"def full(*_, **__): raise {error}\n"
         "a.DiskCheckpoints.push = full\n"
         "sys.exit(mesp_ref.cli.main())"
     )
-    other = ["-n", "1", sys.executable, "-c", program, *command[2:]]
-    ended = done([MPIEXEC, *one, ":", *other])
+    both = [["-n", "1", sys.executable, *command] for _ in range(2)]
+    both[rank][3:5] = ["-c", program]
+    ended = done([MPIEXEC, *both[0], ":", *both[1]])
     [line] = errors(ended.stderr)
     assert ended.returncode != 0
-    assert "error: rank 1 on " in line
-    assert "/scratch: No space left on device" in line
+    assert f"error: rank {rank} on " in line
+    assert told in line
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_killed_rank_is_named_and_the_run_goes_on() -> None:

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mesp_ref.errors import MespRefError
-from mesp_ref.spread.start import check_launcher
 from mesp_ref.spread.tally import SpreadTally
 
 
@@ -151,11 +149,3 @@ def test_without_mpi_it_says_what_to_install(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("mesp-ref: error: --mpi: found no ")
     assert "pip install 'mesp-ref[mpi]' mpich" in line
-
-
-def test_another_mpis_mpiexec_is_found_out() -> None:
-    """Its ranks do not find each other: each would believe itself rank 0 of 1 and write."""
-    check_launcher(1, {})
-    check_launcher(3, {"PMI_SIZE": "3"})
-    with pytest.raises(MespRefError, match=r"found 1 process in MPI, expected the 4 of OMPI_COMM"):
-        check_launcher(1, {"OMPI_COMM_WORLD_SIZE": "4"})

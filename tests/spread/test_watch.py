@@ -24,12 +24,12 @@ class Rank:
     def say(self, **line: Any) -> None:
         self.socket.sendall(json.dumps(line).encode() + b"\n")
 
-    def hears_the_end(self) -> bool:
+    def hears_the_end(self, code: int = 2) -> bool:
         heard = b""
         while piece := self.socket.recv(1 << 12):
             heard += piece
             if b'"end"' in heard:
-                return True
+                return f'"end": {code}}}'.encode() in heard
         return False
 
 
@@ -199,6 +199,19 @@ def test_a_rank_tells_its_error(quick: None, capsys: pytest.CaptureFixture[str])
         rank.socket.close()
     assert running.ends() == 2
     assert said(capsys) == "mesp-ref: error: rank 1 on here (process 101): /tmp: no space left"
+
+
+def test_rank_0_says_itself_why_all_end(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """After Ctrl-C, for one: with its exit code, and the watch says nothing."""
+    running = Running(2)
+    ranks = [Rank(running.port, i) for i in range(2)]
+    time.sleep(0.3)
+    ranks[0].say(end=130)
+    assert all(rank.hears_the_end(130) for rank in ranks)
+    for rank in ranks:
+        rank.socket.close()
+    assert running.ends() == 2
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

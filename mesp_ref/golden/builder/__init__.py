@@ -13,6 +13,8 @@ from mesp_ref.golden.builder.write import write_case, write_manifest, write_tens
 from mesp_ref.golden.builder.wrong import wrong_models, wrong_op
 from mesp_ref.golden.plain import Arrays
 from mesp_ref.golden.suite import SHIPPED, Case, Vectors, Wrong
+from mesp_ref.registry import OpCase, OpSpec
+from mesp_ref.train.ranks import ALONE, Ranks
 
 COMPANIONS = ("README.md", "manifest.schema.json")
 WRONG = ("block/usual", "e2e/tied")  # the models that neg/ holds wrong answers to
@@ -28,13 +30,29 @@ def model_cases(root: Path) -> Iterator[Made]:
         yield make_trajectory(name, model, adapter, models[0])
 
 
-def build(out: str | Path, log: Callable[[str], object], overwrite: bool = False) -> int:
+def computed_ops(log: Callable[[str], object], ranks: Ranks) -> list[tuple[Case, Vectors]]:
+    """Every op case with its truth, shared by all ranks: nearly all time is spent here."""
+    from mesp_ref.golden.builder.ops import make_op, op_cases
+
+    def computed(piece: tuple[OpSpec, OpCase]) -> tuple[Case, Vectors]:
+        log(f"ops/{piece[0].name}/{piece[1].name}")
+        return make_op(*piece)
+
+    return ranks.shared(op_cases(), computed)
+
+
+def build(
+    out: str | Path,
+    log: Callable[[str], object],
+    overwrite: bool = False,
+    ranks: Ranks = ALONE,
+) -> int:
     """Write a suite into the directory `out`, whole or not at all; returns how many cases.
 
+    Several `ranks` share the op cases; each writes a whole suite, into a directory of its own.
     Raises MespRefError without mpmath, and when `out` is not empty
     """
     try:
-        from mesp_ref.golden.builder.ops import op_cases
         from mesp_ref.golden.builder.quantised import quantised_cases
     except ModuleNotFoundError as error:
         raise MespRefError(
@@ -45,18 +63,20 @@ def build(out: str | Path, log: Callable[[str], object], overwrite: bool = False
     with new_directory(out, overwrite=overwrite) as root:
 
         def put(case: Case, vectors: Vectors, answers: Iterable[tuple[Wrong, Arrays]] = ()) -> None:
-            log(case.name)
             write_case(root, case, vectors)
             cases.append(case)
             for entry, arrays in answers:
                 write_tensors(root / entry.file, arrays)
                 wrong.append(entry)
 
-        for case, vectors in op_cases():
+        ranks.alike({})
+        for case, vectors in computed_ops(log, ranks):
             put(case, vectors, wrong_op(case, vectors))
         for case, vectors in quantised_cases():
+            log(case.name)
             put(case, vectors)
         for made in model_cases(root):
+            log(made.case.name)
             answers = wrong_models(made) if made.case.name in WRONG else ()
             put(made.case, made.vectors, answers)
         for name in COMPANIONS:
