@@ -58,6 +58,7 @@ def misfit(seen: Seen, name: str) -> str:
 def wrong_names(every: Sequence[Seen], tolerance: float) -> list[str]:
     """The outputs that are wrong in some case."""
     names = list(every[0].want)
+    assert all(list(s.want) == names for s in every), "every case has the same outputs"
     return [n for n in names if any(_is_wrong(s, n, tolerance) for s in every)]
 
 

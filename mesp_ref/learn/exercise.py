@@ -104,7 +104,7 @@ class Exercise:
     numbers     by name: sizes and constants that a wrong factor may be made of
     places      by output: entries that have a name of their own, such as ignored rows
     magnitudes  how large the terms are that each output is summed from
-    pairs       whether two mistakes at once are looked for
+    paired      the mistakes that are also looked for two at a time; None for all
     """
 
     name: str
@@ -120,7 +120,7 @@ class Exercise:
     places: Callable[[Given, Outputs], dict[str, dict[str, Array]]] = no_places
     magnitudes: Callable[[Args, Outputs], Outputs] | None = None
     given: str = ""
-    pairs: bool = True
+    paired: tuple[str, ...] | None = None
     aliases: tuple[str, ...] = ()
     extra: Callable[[Given], Mapping[str, Any]] = field(default=lambda g: {})
 

@@ -87,11 +87,10 @@ def _one(exercise: Exercise, p: Predictions, wrong: Sequence[str], near: float) 
 
 
 def _two(exercise: Exercise, p: Predictions, wrong: Sequence[str], near: float) -> list[str]:
-    if not exercise.pairs:
-        return []
+    keys = exercise.mistakes if exercise.paired is None else exercise.paired
     groups = exercise.keys(p.every[0].given)
     pairs = [
-        (a, b) for a, b in itertools.combinations(exercise.mistakes, 2) if groups.get(a, a) != groups.get(b, b)
+        (a, b) for a, b in itertools.combinations(keys, 2) if groups.get(a, a) != groups.get(b, b)
     ]  # fmt: skip
     names = list(p.every[0].want)
     fit = [pair for pair in pairs if p.fits(pair, names, near)]

@@ -4,12 +4,24 @@ import difflib
 
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.learn.exercise import Exercise
-from mesp_ref.learn.exercises import attention, embedding, linear, loss, norm, rope, softmax, swiglu
+from mesp_ref.learn.exercises import (
+    attention,
+    block,
+    embedding,
+    linear,
+    loss,
+    mezo,
+    norm,
+    rope,
+    softmax,
+    swiglu,
+    training,
+)
 
 ROWS = (
     linear.LINEAR, linear.LINEAR_PARAMS, linear.LORA, norm.NORM, norm.NORM_PARAMS, rope.ROPE,
     softmax.SOFTMAX, attention.ONE_HEAD, attention.SHARED, swiglu.SWIGLU, loss.CROSS_ENTROPY,
-    embedding.EMBEDDING, embedding.TIED,
+    embedding.EMBEDDING, embedding.TIED, block.BLOCK, block.MESP, mezo.MEZO, training.TRAINING,
 )  # fmt: skip
 EXERCISES: dict[str, Exercise] = {row.name: row for row in ROWS}
 
