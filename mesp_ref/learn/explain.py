@@ -1,16 +1,16 @@
 """What a wrong answer looks like: the mistakes of an exercise, each computed and compared.
 
 A mistake is named only when its formula gives the student's values in every case and no other
-mistake does. First one mistake for all results, then two at once, then each wrong result by itself.
+mistake does. First one mistake for all results, then two at once, then for each wrong result.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from mesp_ref.learn.compare import Seen
-from mesp_ref.learn.exercise import Case, Exercise, Given, Outputs
+from mesp_ref.learn.exercise import Case, Exercise, Outputs
 from mesp_ref.ops import Array
 
 EXACT, ROUGH = 1e-8, 1e-3  # relative distance of a prediction; ROUGH for what came in float32
@@ -18,10 +18,11 @@ Keys = tuple[str, ...]
 
 
 class Predictions:
-    """What the formula gives with some mistakes in it: computed once."""
+    """What the formula gives with some mistakes in it, computed once, against what a student gave."""
 
-    def __init__(self, exercise: Exercise, every: Sequence[Seen], broken: Sequence[Case] = ()):
-        self.exercise, self.every = exercise, every
+    def __init__(self, exercise: Exercise, every: Sequence[Seen], broken: Sequence[Case], near: float):
+        self.exercise, self.every, self.near = exercise, every, near
+        self.names = list(every[0].want)
         self.broken = [exercise.pool(case) for case in broken]
         self._known: dict[tuple[Keys, int], Outputs | None] = {}
 
@@ -35,20 +36,30 @@ class Predictions:
             self._known[keys, number] = found
         return self._known[keys, number]
 
-    def fits(self, keys: Keys, names: Iterable[str], near: float) -> bool:
-        """Whether the student's values of some outputs are those of these mistakes, in every case."""
-        for number, seen in enumerate(self.every):
-            predicted = self.of(keys, number)
-            if predicted is None:
-                return False
-            if not all(_same(seen.got.get(n), predicted.get(n), seen.mag[n] if n in seen.mag else None, near) for n in names):  # fmt: skip
-                return False
-        return all(self._raises(given, keys) for given in self.broken)
+    def agrees(self, keys: Keys, name: str, number: int, truth: bool = False) -> bool:
+        """Whether these mistakes give what the student has in a case, or what is right."""
+        seen, predicted = self.every[number], self.of(keys, number)
+        if predicted is None:
+            return False
+        got = seen.want[name] if truth else seen.got.get(name)
+        return _same(got, predicted.get(name), seen.mag.get(name), EXACT if truth else self.near)
 
-    def _raises(self, given: Given, keys: Keys) -> bool:
+    def fits(self, keys: Keys, names: Iterable[str]) -> bool:
+        """Whether the student's values of some outputs are those of these mistakes, in every case."""
+        names = list(names)
+        everywhere = all(
+            self.agrees(keys, name, number) for number in range(len(self.every)) for name in names
+        )
+        return everywhere and all(self._raises(given, keys) for given in self.broken)
+
+    def touched(self, keys: Keys, number: int) -> set[str]:
+        """The outputs that mistakes change in a case."""
+        return {name for name in self.names if not self.agrees(keys, name, number, truth=True)}
+
+    def _raises(self, given: Mapping[str, object], keys: Keys) -> bool:
         """Whether the formula cannot be computed, either, where the student's code stopped."""
         try:
-            self.exercise.predict(given, keys)
+            self.exercise.predict(given, keys)  # type: ignore[arg-type]
         except (ValueError, IndexError, TypeError):
             return True
         return False
@@ -61,9 +72,10 @@ def _same(got: Array | None, predicted: Array | None, mag: Array | None, near: f
     if got.shape != predicted.shape or got.dtype.kind not in "fiu":
         return False
     a, b = got.astype(np.float64), predicted.astype(np.float64)
-    if (np.isfinite(a) != np.isfinite(b)).any():
+    finite = np.isfinite(b)
+    if (np.isfinite(a) != finite).any():
         return False
-    a, b = np.nan_to_num(a, posinf=0, neginf=0), np.nan_to_num(b, posinf=0, neginf=0)
+    a, b = np.where(finite, a, 0), np.where(finite, b, 0)
     size = max(float(np.abs(b).max(initial=0)), 0.0 if mag is None else float(np.max(mag, initial=0)))
     return bool(np.abs(a - b).max(initial=0) <= near * size)
 
@@ -72,66 +84,61 @@ def explain(
     exercise: Exercise, every: Sequence[Seen], wrong: Sequence[str], broken: Sequence[Case] = ()
 ) -> list[str]:
     """Sentences, none when nothing known fits; `broken` are the cases in which the code stopped."""
-    predictions = Predictions(exercise, every, broken)
     for near in (EXACT, ROUGH):
-        for found in (_one, _two, _each):
-            if sentences := found(exercise, predictions, wrong, near):
+        p = Predictions(exercise, every, broken, near)
+        one = [(key,) for key in exercise.mistakes if p.fits((key,), p.names)]
+        if found := _said(exercise, one):
+            return [found]
+        if not one:
+            if found := _said(exercise, _pairs(exercise, p)):
+                return [found]
+            if sentences := _each(exercise, p, wrong):
                 return sentences
     return []
 
 
-def _one(exercise: Exercise, p: Predictions, wrong: Sequence[str], near: float) -> list[str]:
-    names = list(p.every[0].want)
-    fit = [(key,) for key in exercise.mistakes if p.fits((key,), names, near)]
-    return _said(exercise, p, fit, names)
+def _said(exercise: Exercise, fit: Sequence[Keys]) -> str:
+    """The sentence of what fits, if it is one thing."""
+    texts = {" And ".join(exercise.mistakes[k] for k in keys) for keys in fit}
+    return texts.pop() if len(texts) == 1 else ""
 
 
-def _two(exercise: Exercise, p: Predictions, wrong: Sequence[str], near: float) -> list[str]:
+def _pairs(exercise: Exercise, p: Predictions) -> list[Keys]:
+    """Two mistakes at once: those that can be, seen from what each does alone in the first case."""
+    picks = exercise.keys(p.every[0].given)
     keys = exercise.mistakes if exercise.paired is None else exercise.paired
-    groups = exercise.keys(p.every[0].given)
-    pairs = [
-        (a, b) for a, b in itertools.combinations(keys, 2) if groups.get(a, a) != groups.get(b, b)
-    ]  # fmt: skip
-    names = list(p.every[0].want)
-    fit = [pair for pair in pairs if p.fits(pair, names, near)]
-    return _said(exercise, p, fit, names)
+    touched = {key: p.touched((key,), 0) for key in keys}
+    alike = {key: {n for n in p.names if p.agrees((key,), n, 0)} for key in keys}
+    right = {n for n in p.names if p.agrees((), n, 0)}
+    return [
+        (a, b)
+        for a, b in itertools.combinations(keys, 2)
+        if picks[a] != picks[b]
+        and set(p.names) - touched[a] - touched[b] <= right
+        and touched[a] - touched[b] <= alike[a]
+        and touched[b] - touched[a] <= alike[b]
+        and p.fits((a, b), p.names)
+    ]
 
 
-def _each(exercise: Exercise, p: Predictions, wrong: Sequence[str], near: float) -> list[str]:
-    """A mistake for each wrong output by itself; nothing where one of them stays unexplained twice."""
+def _each(exercise: Exercise, p: Predictions, wrong: Sequence[str]) -> list[str]:
+    """Mistakes that explain some wrong outputs: first the one that explains the most of them."""
+    fit = {n: {key for key in exercise.mistakes if p.fits((key,), [n])} for n in wrong}
     sentences = []
-    for name in wrong:
-        fit = [(key,) for key in exercise.mistakes if p.fits((key,), [name], near)]
-        best = _least(p, fit, name)
-        if text := _said(exercise, p, best, [name]):
-            sentences.append(f"{name}: {text[0]}")
+    while left := [n for n in fit if fit[n]]:
+        count = {key: sum(key in fit[n] for n in left) for n in left for key in fit[n]}
+        most = max(count.values())
+        best = _least(p, [key for key in count if count[key] == most])
+        names = [n for n in left if best[0] in fit[n]]
+        if text := _said(exercise, [(key,) for key in best if all(key in fit[n] for n in names)]):
+            sentences.append(f"{', '.join(names)}: {text}")
+        for name in names:
+            del fit[name]
     return sentences
 
 
-def _least(p: Predictions, fit: list[Keys], name: str) -> list[Keys]:
-    """Of mistakes that give one output alike, those that leave most of the others right."""
-
-    def touched(keys: Keys) -> int:
-        others = [n for n in p.every[0].want if n != name]
-        return sum(not _is_right(p, keys, n) for n in others)
-
-    fewest = min(map(touched, fit), default=0)
-    return [keys for keys in fit if touched(keys) == fewest]
-
-
-def _is_right(p: Predictions, keys: Keys, name: str) -> bool:
-    for number, seen in enumerate(p.every):
-        predicted = p.of(keys, number)
-        if predicted is None or not _same(
-            predicted.get(name), seen.want[name], seen.mag.get(name), EXACT
-        ):
-            return False
-    return True
-
-
-def _said(exercise: Exercise, p: Predictions, fit: list[Keys], names: Sequence[str]) -> list[str]:
-    """The sentence of what fits, if it is one thing: mistakes that are the same here are one."""
-    texts = list(dict.fromkeys(" And ".join(exercise.mistakes[k] for k in keys) for keys in fit))
-    if len(texts) != 1:
-        return []
-    return texts
+def _least(p: Predictions, keys: Sequence[str]) -> list[str]:
+    """Of mistakes that give some outputs alike, those that leave most of the others right."""
+    touched = {key: len(p.touched((key,), len(p.every) // 2)) for key in keys}
+    fewest = min(touched.values())
+    return [key for key in keys if touched[key] == fewest]

@@ -119,7 +119,7 @@ def _about_shapes(every: Sequence[Seen]) -> list[str]:
     """What results of the wrong shape are."""
     wrong = [n for n in every[0].want if any(misfit(each, n) for each in every)]
     about = [(name, facts.about_shape(every, name)) for name in wrong]
-    return list(dict.fromkeys(f"{n}: {text}." for n, text in about if text))
+    return [f"{n}: {text}{'' if text.endswith('?') else '.'}" for n, text in about if text]
 
 
 def _in_place(every: Sequence[Seen], changed: list[str]) -> str:
@@ -149,11 +149,11 @@ def _wrong(exercise: Exercise, every: Sequence[Seen], wrong: list[str], repeated
     if not named and not_finite(every, wrong):
         about = ["An overflow, or a division by 0: which number becomes too large or 0 there?"]
     elif not named:
-        about = [text for name in wrong for text in facts.about(exercise, every, name)]
+        about = [text for name in wrong for text in facts.about(exercise, every, name)][:MOST_FACTS]
     return False, [*_values(exercise, every, wrong), *again, *about], named
 
 
-MOST = 8
+MOST, MOST_FACTS = 8, 4
 
 
 def _list(names: Sequence[str], one: str, several: str) -> str:

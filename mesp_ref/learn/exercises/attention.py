@@ -39,8 +39,8 @@ def _cases(shared: bool) -> tuple[tuple[Any, ...], ...]:
 
 def _numbers(g: Given) -> dict[str, float]:
     (n, tq, h, d), (_, tk, groups, _) = g.q.shape, g.k.shape
-    found = {"D": d, "N": n, "number of keys": tk, "number of queries": tq}
-    return found | ({"H/G": h / groups, "H": h, "G": groups} if h > 1 else {})
+    found = {"D": d, "the batch size N": n, "the number of keys": tk, "the number of queries": tq}
+    return found | ({"H/G": h / groups, "the number of heads H": h, "G": groups} if h > 1 else {})
 
 
 def _through_softmax(g: Given, k: Array, v: Array, p: Array, m: Wrong) -> Array:

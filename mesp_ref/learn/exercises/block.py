@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref import ops
 from mesp_ref.engine import block as engine
 from mesp_ref.engine.adapter import tensor_name
 from mesp_ref.engine.config import PROJECTIONS
@@ -14,7 +15,7 @@ from mesp_ref.engine.half import Gradients
 from mesp_ref.engine.layer import Layer
 from mesp_ref.golden.builder.models import Shape, draw_model
 from mesp_ref.learn.exercise import Case, Exercise, Formula, Given, Outputs, Wrong
-from mesp_ref.learn.exercises import attention, linear, norm, rope, swiglu
+from mesp_ref.learn.exercises import attention, linear, norm, swiglu
 from mesp_ref.ops import Array, rope_tables
 from mesp_ref.registry import Args
 
@@ -123,8 +124,7 @@ class _Pass:
 
     def turned(self, x: Array, back: bool = False) -> Array:
         c, s = self.layer.cos, self.layer.sin
-        dx: Array = rope._rope(Given(dy=x, cos=c, sin=s if back else -s), Wrong())["dx"]
-        return dx
+        return ops.rope(x, c, -s if back else s)[0]
 
 
 def _mlp(p: _Pass, dy: Array, res: Any) -> Array:
@@ -283,7 +283,7 @@ def _numbers(g: Given) -> dict[str, float]:
     c, a = g.layer.config, g.layer.adapter
     heads = c.num_attention_heads / c.num_key_value_heads
     n, t = g.dy.shape[:2]
-    return {"s": a.scale, "R": a.rank, "alpha": a.alpha, "D": c.head_dim, "H/G": heads, "N": n, "T": t}
+    return {"s": a.scale, "R": a.rank, "alpha": a.alpha, "D": c.head_dim, "H/G": heads, "the batch size N": n, "the number of tokens T": t}
 
 
 _GIVEN = """\

@@ -27,7 +27,7 @@ def _numbers(g: Given) -> dict[str, float]:
     count = max(1, int((g.labels != IGNORED).sum()))
     rows, v = g.logits.shape
     return {
-        "count": count, "number of rows": rows, "V": v, "dloss": g.dloss, "number of rows/count": rows / count,
+        "the count": count, "the number of rows": rows, "V": v, "dloss": g.dloss, "the number of rows/count": rows / count,
         "size of logits": rows * v,
     }  # fmt: skip
 

@@ -128,7 +128,7 @@ def _named(returned: Any) -> Outputs:
 
 
 def _numbers(g: Given) -> dict[str, float]:
-    return {"eps": g.eps, "number of seeds": len(g.seeds), "eps/number of seeds": g.eps / len(g.seeds)}
+    return {"eps": g.eps, "the number of seeds": len(g.seeds), "eps/number of seeds": g.eps / len(g.seeds)}
 
 
 MEZO = Exercise(

@@ -17,7 +17,7 @@ _CASES = (
 
 def _numbers(g: Given) -> dict[str, float]:
     n, t, c = g.dy.shape
-    return {"C": c, "number of rows": n * t, "N": n, "T": t}
+    return {"C": c, "the number of rows": n * t, "the batch size N": n, "the number of tokens T": t}
 
 
 def _n(g: Given, m: Wrong) -> Array:

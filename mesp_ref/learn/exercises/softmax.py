@@ -17,7 +17,7 @@ _CASES = (
 
 def _numbers(g: Given) -> dict[str, float]:
     n, h, tq, tk = g.dp.shape
-    return {"number of keys": tk, "number of queries": tq, "N": n, "H": h}
+    return {"the number of keys": tk, "the number of queries": tq, "the batch size N": n, "the number of heads H": h}
 
 
 def softmax_bwd(dp: Array, p: Array, m: Wrong) -> Array:
@@ -30,7 +30,7 @@ def softmax_bwd(dp: Array, p: Array, m: Wrong) -> Array:
         over_matrix=product.sum(axis=(-2, -1), keepdims=True),
         half_sum=product.sum(axis=-1, keepdims=True) / 2, double_sum=2 * product.sum(axis=-1, keepdims=True),
     )  # fmt: skip
-    bracket = m.pick(dp - dot, sum_added=dp + dot, minus_p=dp - p, sum_alone=-dot, signs_exchanged=dot - dp)
+    bracket = m.pick(dp - dot, sum_added=dp + dot, minus_p=dp - p, sum_alone=-dot, sum_for_bracket=dot, signs_exchanged=dot - dp)
     factor = m.pick(
         p, no_p=1, p_twice=p * p, root_p=np.sqrt(p), one_minus_p=1 - p, p_times_1_minus_p=p * (1 - p),
     )  # fmt: skip
@@ -57,6 +57,7 @@ OF_SOFTMAX = {
     "sum_added": "the row sum has the wrong sign: it is added where it must be subtracted.",
     "minus_p": "p is subtracted from dp where the row sum Σ dp·p belongs.",
     "sum_alone": "dp itself is missing: only the row sum is there.",
+    "sum_for_bracket": "p is multiplied by the row sum alone, without its sign: ds = p ⊙ (dp − Σ dp·p).",
     "signs_exchanged": "ds has the wrong sign: Σ dp·p − dp where dp − Σ dp·p belongs.",
     "no_p": "the factor p in front is missing: ds = p ⊙ (dp − Σ dp·p).",
     "p_twice": "the factor p is applied twice (p²).",

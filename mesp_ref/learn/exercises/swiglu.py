@@ -15,7 +15,7 @@ _CASES = (
 
 def _numbers(g: Given) -> dict[str, float]:
     n, t, f = g.dz.shape
-    return {"F": f, "number of rows": n * t, "N": n, "T": t}
+    return {"F": f, "the number of rows": n * t, "the batch size N": n, "the number of tokens T": t}
 
 
 def _swiglu(g: Given, m: Wrong) -> Outputs:
