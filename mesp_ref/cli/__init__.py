@@ -21,6 +21,7 @@ from mesp_ref.cli import (
     golden,
     gradcheck,
     info,
+    learn,
     memory,
     merge,
     mutants,
@@ -68,6 +69,7 @@ def build_parser() -> Parser:
         pretrain,
         golden,
         mutants,
+        learn,
     ):
         command.add(commands)
     return parser

@@ -56,7 +56,7 @@ def _by_name(exercise: Exercise, signature: inspect.Signature, args: Given) -> W
     named = [p.name for p in own[1:] if p.name in args and p.kind is not p.POSITIONAL_ONLY]
     open_ended = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     needed = [p.name for p in own[1:] if p.default is p.empty and p.kind not in open_ended]
-    if not set(needed) <= set(named):
+    if not set(needed) <= set(named) or not named:
         return None
     return lambda args: ([args[first]], {name: args[name] for name in named})
 

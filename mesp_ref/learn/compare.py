@@ -9,6 +9,9 @@ from mesp_ref.learn.exercise import Case, Exercise, Given, Outputs
 from mesp_ref.ops import Array
 
 DOUBLE, SINGLE = 1e-9, 1e-4  # of the size of the terms: far above rounding, far below any mistake
+FLOOR = (
+    1e-2  # of the largest term, for entries that are tiny: another right formula rounds there anew
+)
 
 
 class Seen(NamedTuple):
@@ -23,7 +26,7 @@ class Seen(NamedTuple):
     def error(self, name: str) -> Array:
         """|got − want| over the size of the terms; infinite where got is no number."""
         got, want, mag = (np.asarray(a) for a in (self.got[name], self.want[name], self.mag[name]))
-        floor = 1e-13 * mag.max(initial=0) + 1e-300
+        floor = FLOOR * mag.max(initial=0) + 1e-300
         error: Array = np.abs(got.astype(np.float64) - want) / (mag + floor)
         return np.where(np.isfinite(error), error, np.inf)
 
@@ -35,7 +38,8 @@ def seen(exercise: Exercise, case: Case, got: Outputs) -> Seen:
         with np.errstate(all="ignore"):
             mag = exercise.magnitudes(args, want)
     else:
-        mag = {n: np.full(np.shape(w), np.abs(w).max(initial=0)) for n, w in want.items() if w is not None}  # fmt: skip
+        given = {n: w for n, w in want.items() if w is not None}
+        mag = {n: np.full(np.shape(w), np.abs(w).max(initial=0)) for n, w in given.items()}
     return Seen(case, exercise.pool(case), got, want, mag)
 
 

@@ -134,7 +134,7 @@ class Exercise:
     def pool(self, case: Case) -> Given:
         """Arguments, and the fields of the residuals."""
         args = self.draw(case)
-        fields = getattr(args.get("res"), "_asdict", dict)()
+        fields: Args = getattr(args.get("res"), "_asdict", dict)()
         return Given(fields | args)
 
     def predict(self, given: Given, keys: Iterable[str]) -> Outputs:

@@ -20,7 +20,9 @@ Keys = tuple[str, ...]
 class Predictions:
     """What the formula gives with some mistakes in it, computed once, against what a student gave."""
 
-    def __init__(self, exercise: Exercise, every: Sequence[Seen], broken: Sequence[Case], near: float):
+    def __init__(
+        self, exercise: Exercise, every: Sequence[Seen], broken: Sequence[Case], near: float
+    ):
         self.exercise, self.every, self.near = exercise, every, near
         self.names = list(every[0].want)
         self.broken = [exercise.pool(case) for case in broken]
@@ -76,7 +78,9 @@ def _same(got: Array | None, predicted: Array | None, mag: Array | None, near: f
     if (np.isfinite(a) != finite).any():
         return False
     a, b = np.where(finite, a, 0), np.where(finite, b, 0)
-    size = max(float(np.abs(b).max(initial=0)), 0.0 if mag is None else float(np.max(mag, initial=0)))
+    size = max(
+        float(np.abs(b).max(initial=0)), 0.0 if mag is None else float(np.max(mag, initial=0))
+    )
     return bool(np.abs(a - b).max(initial=0) <= near * size)
 
 

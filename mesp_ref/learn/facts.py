@@ -6,7 +6,7 @@ place, what it is too large by, and where the entries are that are wrong.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,8 @@ def about_shape(every: Sequence[Seen], name: str) -> str:
         if all(_becomes(seen, name, change) for seen in every if seen.want[name] is not None):
             return text
     for other in every[0].want:
-        if other != name and all(close(s.got[name], s.want[other]) for s in every if s.want[other] is not None):  # fmt: skip
+        there = [s for s in every if s.want[other] is not None]
+        if other != name and all(close(s.got[name], s.want[other]) for s in there):
             return f"it holds what {other} should be; are the results returned in another order?"
     return ""
 
@@ -93,19 +94,26 @@ def _ratio(seen: Seen, name: str) -> float | None:
 
 def _factor(exercise: Exercise, every: Sequence[Seen], name: str) -> str:
     ratios = [_ratio(seen, name) for seen in every]
-    if any(r is None for r in ratios) or all(math.isnan(r) for r in ratios if r is not None):
+    numbers = [exercise.numbers(seen.given) for seen in every]
+    if None in ratios or all(math.isnan(r) for r in ratios if r is not None):
         return ""
-    found = [(r, exercise.numbers(s.given)) for r, s in zip(ratios, every, strict=True) if r is not None and not math.isnan(r)]  # fmt: skip
-    if all(math.isclose(r, -1, rel_tol=NEAR) for r, _ in found):
-        return f"{name} has the wrong sign; its size is right."
+    found = [(r, n) for r, n in zip(ratios, numbers, strict=True) if r is not None and r == r]
     constant = found[0][0]
-    named = [text for text, value in _powers(found[0][1]) if all(math.isclose(r, _value(numbers, text), rel_tol=NEAR) for r, numbers in found)]  # fmt: skip
-    if all(math.isclose(r, constant, rel_tol=NEAR) for r, _ in found) and len(found) > 1:
-        same = f" ({named[0]})" if named else ""
-        return f"{name} is {_often(constant)}the right one{same}, in every case."
+    same = all(math.isclose(r, constant, rel_tol=1e-5) for r, _ in found)
+    if same and math.isclose(constant, -1, rel_tol=1e-5):
+        return f"{name} has the wrong sign; its size is right."
+    named = [
+        text
+        for text, _ in _powers(found[0][1])
+        if all(math.isclose(r, _value(n, text), rel_tol=1e-5) for r, n in found)
+    ]
+    if same and len(found) > 1:
+        known = f" ({named[0]})" if named else ""
+        return f"{name} is {_often(constant)}the right one{known}, in every case."
     if named:
         return f"{name} is the right one times {named[0]}."
-    return f"{name} is the right one times a number that differs from case to case: " + ", ".join(f"{r:.4g}" for r, _ in found[:4]) + "."  # fmt: skip
+    values = ", ".join(f"{r:.4g}" for r, _ in found[:4])
+    return f"{name} is the right one times a number that differs from case to case: {values}."
 
 
 def _often(factor: float) -> str:
@@ -140,8 +148,11 @@ def _value(numbers: Mapping[str, float], text: str) -> float:
 def _other(exercise: Exercise, every: Sequence[Seen], name: str) -> str:
     """The right value of another output, or an input handed on."""
     for other in every[0].want:
-        if other != name and all(s.want[other] is not None and close(s.got[name], s.want[other]) for s in every):  # fmt: skip
-            return f"{name} holds what {other} should be: are the results returned in another order?"
+        there = all(s.want[other] is not None for s in every)
+        if other != name and there and all(close(s.got[name], s.want[other]) for s in every):
+            return (
+                f"{name} holds what {other} should be: are the results returned in another order?"
+            )
     for key in _arrays(exercise, every[0]):
         if all(close(s.got[name], _arrays(exercise, s).get(key, math.nan)) for s in every):
             return f"{name} is {key} itself."
@@ -155,29 +166,40 @@ def _arrays(exercise: Exercise, seen: Seen) -> dict[str, Array]:
 
 
 def _reordered(exercise: Exercise, every: Sequence[Seen], name: str) -> str:
+    """The right entries in another order."""
     dims = every[0].want[name].ndim
     for axis in range(dims):
-        where = f"axis {axis}"
-        for text, change in (
-            (f"is the right one with {where} reversed", lambda a, i=axis: np.flip(a, i)),
-            (f"is the right one, one place late along {where}", lambda a, i=axis: np.roll(a, 1, i)),
-            (f"is the right one, one place early along {where}", lambda a, i=axis: np.roll(a, -1, i)),
-            (f"has the two halves of {where} exchanged", lambda a, i=axis: np.roll(a, a.shape[i] // 2, i)),
-        ):  # fmt: skip
+        for text, change in _orders(axis):
             if all(close(s.got[name], change(s.want[name])) for s in every):
                 return f"{name} {text}."
-    if dims >= 2 and all(s.want[name].shape[-1] == s.want[name].shape[-2] for s in every):
-        if all(close(s.got[name], s.want[name].swapaxes(-1, -2)) for s in every):
-            return f"{name} is transposed."
+    square = dims >= 2 and all(s.want[name].shape[-1] == s.want[name].shape[-2] for s in every)
+    if square and all(close(s.got[name], s.want[name].swapaxes(-1, -2)) for s in every):
+        return f"{name} is transposed."
     return ""
+
+
+def _orders(axis: int) -> Iterator[tuple[str, Callable[[Array], Array]]]:
+    where = f"axis {axis}"
+    yield f"is the right one with {where} reversed", lambda a: np.flip(a, axis)
+    yield f"is the right one, one place late along {where}", lambda a: np.roll(a, 1, axis)
+    yield f"is the right one, one place early along {where}", lambda a: np.roll(a, -1, axis)
+    yield (
+        f"has the two halves of {where} exchanged",
+        lambda a: np.roll(a, a.shape[axis] // 2, axis),
+    )
 
 
 def _excess(exercise: Exercise, every: Sequence[Seen], name: str) -> str:
     """got − want is an input, or another output."""
     for key in (*_arrays(exercise, every[0]), *every[0].want):
+        terms = [_arrays(exercise, s).get(key, s.want.get(key)) for s in every]
+        if any(term is None for term in terms):
+            continue
         for sign, text in ((1, "too large"), (-1, "too small")):
-            terms = [_arrays(exercise, s).get(key, s.want.get(key)) for s in every]
-            if all(t is not None and close(s.got[name] - s.want[name], sign * np.asarray(t)) for s, t in zip(every, terms, strict=True)):  # fmt: skip
+            if all(
+                close(s.got[name] - s.want[name], sign * np.asarray(term))
+                for s, term in zip(every, terms, strict=True)
+            ):
                 return f"{name} is {text} by exactly {key}."
     return ""
 
@@ -186,7 +208,11 @@ def _product(exercise: Exercise, every: Sequence[Seen], name: str) -> str:
     """got = want ⊙ an input, or want over it, entry by entry."""
     for key in _arrays(exercise, every[0]):
         for text, power in ((f"multiplied by {key}", 1), (f"divided by {key}", -1)):
-            if all(_is_product(s.got[name], s.want[name], _arrays(exercise, s).get(key), power) for s in every):  # fmt: skip
+            by = [_arrays(exercise, s).get(key) for s in every]
+            if all(
+                _is_product(s.got[name], s.want[name], each, power)
+                for s, each in zip(every, by, strict=True)
+            ):
                 return f"{name} is the right one {text}, entry by entry."
     return ""
 

@@ -34,7 +34,9 @@ def show(name: str) -> Statement:
     lines = [f"{exercise.name}: {exercise.title}", ""]
     for function in exercise.about:
         labels = sections(function)
-        lines += [f"  {label:10s}{text}" for label in SHOWN for text in labels.get(label, [])]
+        for label in SHOWN:
+            head, *rest = labels.get(label, [""])
+            lines += [f"  {label:10s}{head}", *(f"{'':12s}{text}" for text in rest)] if head else []
     lines += ["", "Write", f"  def {exercise.name}{_signature(exercise.function)}", ""]
     lines += _given(exercise)
     lines += ["Tried with", *(f"  {case.name:12s}{case.note}" for case in exercise.cases)]
@@ -79,7 +81,7 @@ def _given(exercise: Exercise) -> list[str]:
 
 
 def _field(line: str) -> str:
-    """"x: Array | None  # [..., C]; None once dropped" as "x   [..., C]"."""
+    """ "x: Array | None  # [..., C]; None once dropped" as "x   [..., C]"."""
     name, _, rest = line.partition(":")
     comment = rest.partition("#")[2].strip()
     return f"{name:8s}{re.split('; None', comment)[0]}"

@@ -72,11 +72,12 @@ def _judged(exercise: Exercise, function: Any) -> Judged:
         named = explain(exercise, every, wrong_names(every, SINGLE))
         about = [] if named else _about_shapes(every)
         return False, told_shape + _like(named) + about, named
-    if changed:
-        return False, [_in_place(every, list(changed))], []
     wrong, repeated = wrong_names(every, SINGLE), _repeats(exercise, call, function, every[0])
+    if changed and not wrong:
+        return False, [_in_place(list(changed)) + " Otherwise the results are right."], []
     if wrong or not repeated:
-        return _wrong(exercise, every, wrong, repeated)
+        _, sentences, named = _wrong(exercise, every, wrong, repeated)
+        return False, sentences + ([_in_place(list(changed))] if changed else []), named
     return True, [_praise(every)], []
 
 
@@ -122,11 +123,10 @@ def _about_shapes(every: Sequence[Seen]) -> list[str]:
     return [f"{n}: {text}{'' if text.endswith('?') else '.'}" for n, text in about if text]
 
 
-def _in_place(every: Sequence[Seen], changed: list[str]) -> str:
+def _in_place(changed: list[str]) -> str:
     """Inputs that were written into."""
-    rest = "the results are right" if not wrong_names(every, SINGLE) else "the results are wrong, too"
     names = ", ".join(changed)
-    return f"It changes {names} in place: whoever handed it over still needs it. Otherwise {rest}."
+    return f"It changes {names} in place: whoever handed it over still needs it as it was."
 
 
 def _values(exercise: Exercise, every: Sequence[Seen], wrong: Sequence[str]) -> list[str]:
@@ -141,7 +141,9 @@ def _values(exercise: Exercise, every: Sequence[Seen], wrong: Sequence[str]) -> 
 
 
 def _wrong(exercise: Exercise, every: Sequence[Seen], wrong: list[str], repeated: bool) -> Judged:
-    again = [] if repeated else ["It gives other values when it is called again with the same inputs."]
+    again = (
+        [] if repeated else ["It gives other values when it is called again with the same inputs."]
+    )
     if not wrong:
         return False, again, []
     named = explain(exercise, every, wrong)
@@ -169,6 +171,7 @@ def _praise(every: Sequence[Seen]) -> str:
     cases = len(every)
     text = f"Every result agrees with the reference in all {cases} cases"
     if wrong_names(every, DOUBLE):
-        worst = max(float(s.error(n).max(initial=0)) for s in every for n in s.want if s.want[n] is not None)  # fmt: skip
+        pairs = [(s, name) for s in every for name in s.want if s.want[name] is not None]
+        worst = max(float(s.error(name).max(initial=0)) for s, name in pairs)
         return f"{text}, to {-np.log10(worst):.0f} digits: computed in float32, which is accepted."
     return f"{text}."

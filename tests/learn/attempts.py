@@ -38,19 +38,19 @@ def compiled(text: str) -> Callable[..., Any]:
 
 
 RIGHT = {
-    "linear_bwd": '''
+    "linear_bwd": """
 def linear_bwd(dy, res, w, b=None):
     return np.einsum("...o,oi->...i", dy, w)
-''',
-    "linear_bwd_params": '''
+""",
+    "linear_bwd_params": """
 def linear_bwd_params(dy, res, w, b=None):
     dy = dy.reshape(-1, dy.shape[-1])
     x = res.x.reshape(-1, res.x.shape[-1])
     dw = dy.T @ x
     db = None if b is None else dy.sum(axis=0)
     return dw, db
-''',
-    "lora_linear_bwd": '''
+""",
+    "lora_linear_bwd": """
 def lora_linear_bwd(dy, res, w, b, A, B, *, s):
     x = res.x
     h = x @ A.T
@@ -59,8 +59,8 @@ def lora_linear_bwd(dy, res, w, b, A, B, *, s):
     dA = np.einsum("ntr,nti->ri", dh, x)
     dB = s * np.einsum("nto,ntr->or", dy, h)
     return dx, dA, dB
-''',
-    "rmsnorm_bwd": '''
+""",
+    "rmsnorm_bwd": """
 def rmsnorm_bwd(dy, res, w, *, eps):
     x = res.x
     C = x.shape[-1]
@@ -68,16 +68,16 @@ def rmsnorm_bwd(dy, res, w, *, eps):
     u = dy * w
     dot = (u * x).sum(-1, keepdims=True) / C
     return u / n - x * dot / n ** 3
-''',
-    "rmsnorm_bwd_params": '''
+""",
+    "rmsnorm_bwd_params": """
 def rmsnorm_bwd_params(dy, res, w, *, eps):
     x = res.x
     n = np.sqrt(np.mean(x ** 2, axis=-1, keepdims=True) + eps)
     y = x / n
     dw = dy * y
     return dw.reshape(-1, dw.shape[-1]).sum(axis=0)
-''',
-    "rope_bwd": '''
+""",
+    "rope_bwd": """
 def rope_bwd(dy, res, cos, sin):
     half = dy.shape[-1] // 2
     c = cos[..., None, :]
@@ -87,15 +87,15 @@ def rope_bwd(dy, res, cos, sin):
     dx1 = d1 * c + d2 * s
     dx2 = d2 * c - d1 * s
     return np.concatenate([dx1, dx2], axis=-1)
-''',
-    "causal_softmax_bwd": '''
+""",
+    "causal_softmax_bwd": """
 def causal_softmax_bwd(dp, res):
     p = res.p
     dot = (dp * p).sum(axis=-1, keepdims=True)
     ds = p * (dp - dot)
     return ds
-''',
-    "attention_one_head_bwd": '''
+""",
+    "attention_one_head_bwd": """
 def attention_one_head_bwd(do, res):
     q, k, v, p = res
     scale = 1 / np.sqrt(q.shape[-1])
@@ -106,8 +106,8 @@ def attention_one_head_bwd(do, res):
     dq = np.einsum("nij,njd->nid", ds, k) * scale
     dk = np.einsum("nij,nid->njd", ds, q) * scale
     return dq[:, :, None], dk[:, :, None], dv[:, :, None]
-''',
-    "attention_bwd": '''
+""",
+    "attention_bwd": """
 def attention_bwd(do, res):
     q, k, v, p = res
     share = q.shape[2] // k.shape[2]
@@ -122,8 +122,8 @@ def attention_bwd(do, res):
     dk = dk.reshape(n, tk, g, share, d).sum(axis=3)
     dv = dv.reshape(n, tk, g, share, d).sum(axis=3)
     return dq, dk, dv
-''',
-    "swiglu_bwd": '''
+""",
+    "swiglu_bwd": """
 def swiglu_bwd(dz, res):
     gate, up = res.gate, res.up
     sig = 1 / (1 + np.exp(-gate))
@@ -132,8 +132,8 @@ def swiglu_bwd(dz, res):
     slope = sig + gate * sig * (1 - sig)
     dgate = dz * up * slope
     return dgate, dup
-''',
-    "cross_entropy_bwd": '''
+""",
+    "cross_entropy_bwd": """
 def cross_entropy_bwd(dloss, res):
     z, labels = res.logits, res.labels
     counted = labels != -100
@@ -144,21 +144,21 @@ def cross_entropy_bwd(dloss, res):
     p[rows, labels[counted]] -= 1
     p[~counted] = 0
     return dloss * p / count
-''',
-    "embedding_bwd_params": '''
+""",
+    "embedding_bwd_params": """
 def embedding_bwd_params(dy, res, w):
     dw = np.zeros_like(w)
     np.add.at(dw, res.ids, dy)
     return dw
-''',
-    "tied_embedding_bwd": '''
+""",
+    "tied_embedding_bwd": """
 def tied_embedding_bwd(dx, dlogits, ids, n, w):
     dw = np.zeros_like(w)
     np.add.at(dw, ids, dx)
     head = dlogits.reshape(-1, dlogits.shape[-1]).T @ n.reshape(-1, n.shape[-1])
     return dw + head
-''',
-    "block_bwd": '''
+""",
+    "block_bwd": """
 def block_bwd(dy, res, layer):
     grads = {}
     eps = layer.config.rms_norm_eps
@@ -190,8 +190,8 @@ def block_bwd(dy, res, layer):
     w1 = layer.weight("input_layernorm")
     dx = da + ops.rmsnorm_bwd(dn, ops.RmsNormRes(att.x), w1, eps=eps)
     return dx, grads
-''',
-    "mesp_block_bwd": '''
+""",
+    "mesp_block_bwd": """
 def mesp_block_bwd(dy, res, layer):
     grads = {}
     eps = layer.config.rms_norm_eps
@@ -234,8 +234,8 @@ def mesp_block_bwd(dy, res, layer):
     w1 = layer.weight("input_layernorm")
     dx = da + ops.rmsnorm_bwd(dn, ops.RmsNormRes(att.x), w1, eps=eps)
     return dx, grads
-''',
-    "mezo": '''
+""",
+    "mezo": """
 def mezo(loss, weights, *, seeds, eps):
     grads = {name: np.zeros_like(w) for name, w in weights.items()}
     for seed in seeds:
@@ -249,8 +249,8 @@ def mezo(loss, weights, *, seeds, eps):
             z = rng.standard_normal(w.shape, dtype=w.dtype)
             grads[name] += g * z / len(seeds)
     return grads
-''',
-    "training_step": '''
+""",
+    "training_step": """
 def training_step(w, m, v, t, gradient, *, lr, beta1, beta2, eps, weight_decay, max_norm):
     g = gradient(w)
     norm = np.sqrt((g ** 2).sum())
@@ -263,7 +263,7 @@ def training_step(w, m, v, t, gradient, *, lr, beta1, beta2, eps, weight_decay, 
     w = w - lr * weight_decay * w
     w = w - lr * mhat / (np.sqrt(vhat) + eps)
     return w, m, v
-''',
+""",
 }
 
 
@@ -279,17 +279,23 @@ FIRST = [
     *rows(
         "linear_bwd",
         ("sign|negat|× −1", "return np", "return -np"),
-        ("bias", "return np.einsum(\"...o,oi->...i\", dy, w)",
-         "return np.einsum(\"...o,oi->...i\", dy if b is None else dy + b, w)"),
-        ("shape", "return np.einsum(\"...o,oi->...i\", dy, w)",
-         "return (dy @ w).reshape(-1, w.shape[1])"),
+        (
+            "bias",
+            'return np.einsum("...o,oi->...i", dy, w)',
+            'return np.einsum("...o,oi->...i", dy if b is None else dy + b, w)',
+        ),
+        (
+            "shape",
+            'return np.einsum("...o,oi->...i", dy, w)',
+            "return (dy @ w).reshape(-1, w.shape[1])",
+        ),
         ("2", "return np", "return 2 * np"),
         ("mean|number of rows|averag|divided", "return np", "return 1 / dy[..., 0].size * np"),
         ("first|other (rows|sequences)|only row|batch", "dy, w)", "dy[:1] + 0 * dy, w)"),
         ("x|input", "dy, w)", "dy, w) + res.x"),
         ("absolute|signs|\\|W\\|", "dy, w)", "dy, abs(w))"),
         ("None|return", "return np", "dx = np"),
-        ("0|zero", "return np.einsum(\"...o,oi->...i\", dy, w)", "return 0 * res.x"),
+        ("0|zero", 'return np.einsum("...o,oi->...i", dy, w)', "return 0 * res.x"),
     ),
     *rows(
         "linear_bwd_params",
@@ -308,31 +314,43 @@ FIRST = [
         "lora_linear_bwd",
         ("s .*dA|dA.* s|scale.*(dA|dh)|(dA|dh).*scale", "dh = s * (dy @ B)", "dh = dy @ B"),
         ("dB.*(scale|s)|scale.*dB", "dB = s * np", "dB = np"),
-        ("twice", "np.einsum(\"ntr,nti->ri\", dh, x)", "s * np.einsum(\"ntr,nti->ri\", dh, x)"),
+        ("twice", 'np.einsum("ntr,nti->ri", dh, x)', 's * np.einsum("ntr,nti->ri", dh, x)'),
         ("frozen|dy·W|base", "dx = dy @ w + dh @ A", "dx = dh @ A"),
         ("adapter|dh·A|LoRA", "dx = dy @ w + dh @ A", "dx = dy @ w"),
         ("s .*dx|scale.*dx|dx.*(scale| s)", "+ dh @ A", "+ dh @ A / s"),
         ("transpos", "->ri", "->ir"),
         ("averag|mean|number of rows", "dB = s * np", "dB = s / (x.size / x.shape[-1]) * np"),
         ("exchang|order|swap", "return dx, dA, dB", "return dx, dB, dA"),
-        ("dB.*(x|h)|h", "dA = np.einsum(\"ntr,nti->ri\", dh, x)",
-         "dA = np.einsum(\"ntr,nti->ri\", h, x)"),
+        (
+            "dB.*(x|h)|h",
+            'dA = np.einsum("ntr,nti->ri", dh, x)',
+            'dA = np.einsum("ntr,nti->ri", h, x)',
+        ),
     ),
     *rows(
         "rmsnorm_bwd",
         ("cross term|along x|second term", "u / n - x * dot / n ** 3", "u / n"),
         ("sign|added", "u / n - x", "u / n + x"),
         ("n³|n\\^3|power", "n ** 3", "n ** 2"),
-        ("sum .*mean|mean|1/C", "(u * x).sum(-1, keepdims=True) / C",
-         "(u * x).sum(-1, keepdims=True)"),
+        (
+            "sum .*mean|mean|1/C",
+            "(u * x).sum(-1, keepdims=True) / C",
+            "(u * x).sum(-1, keepdims=True)",
+        ),
         ("weight|w", "u = dy * w", "u = dy"),
         ("w|u", "dot = (u * x)", "dot = (dy * x)"),
-        ("eps.*outside|outside", "(x ** 2).sum(-1, keepdims=True) / C + eps)",
-         "(x ** 2).sum(-1, keepdims=True) / C) + eps"),
+        (
+            "eps.*outside|outside",
+            "(x ** 2).sum(-1, keepdims=True) / C + eps)",
+            "(x ** 2).sum(-1, keepdims=True) / C) + eps",
+        ),
         ("eps", " / C + eps", " / C"),
         ("1/n|divided by n|u/n|n", "return u / n -", "return u -"),
-        ("axis", "dot = (u * x).sum(-1, keepdims=True) / C",
-         "dot = (u * x).mean(axis=1, keepdims=True)"),
+        (
+            "axis",
+            "dot = (u * x).sum(-1, keepdims=True) / C",
+            "dot = (u * x).mean(axis=1, keepdims=True)",
+        ),
     ),
     *rows(
         "rmsnorm_bwd_params",
@@ -349,22 +367,46 @@ FIRST = [
     ),
     *rows(
         "rope_bwd",
-        ("forward|same direction|instead of back", "d1 * c + d2 * s", "d1 * c - d2 * s",
-         "d2 * c - d1 * s", "d2 * c + d1 * s"),
-        ("not rotated|skipped|dy itself", "return np.concatenate([dx1, dx2], axis=-1)",
-         "return dy.copy()"),
-        ("interleav|neighbour|pairs", "dy[..., :half]", "dy[..., ::2]", "dy[..., half:]",
-         "dy[..., 1::2]", "return np.concatenate([dx1, dx2], axis=-1)",
-         "return np.stack([dx1, dx2], axis=-1).reshape(dy.shape)"),
+        (
+            "forward|same direction|instead of back",
+            "d1 * c + d2 * s",
+            "d1 * c - d2 * s",
+            "d2 * c - d1 * s",
+            "d2 * c + d1 * s",
+        ),
+        (
+            "not rotated|skipped|dy itself",
+            "return np.concatenate([dx1, dx2], axis=-1)",
+            "return dy.copy()",
+        ),
+        (
+            "interleav|neighbour|pairs",
+            "dy[..., :half]",
+            "dy[..., ::2]",
+            "dy[..., half:]",
+            "dy[..., 1::2]",
+            "return np.concatenate([dx1, dx2], axis=-1)",
+            "return np.stack([dx1, dx2], axis=-1).reshape(dy.shape)",
+        ),
         ("second half", "d2 * c - d1 * s", "d2 * c + d1 * s"),
         ("first half", "d1 * c + d2 * s", "d1 * c - d2 * s"),
         ("halves.*(exchang|swap)|exchang|swap", "[dx1, dx2]", "[dx2, dx1]"),
         ("sin.*cos|cos.*sin|exchang", "c = cos[", "c = sin[", "s = sin[", "s = cos["),
-        ("cos.*neg|neg.*cos|sign", "d1 * c + d2 * s", "-d1 * c + d2 * s",
-         "d2 * c - d1 * s", "-d2 * c - d1 * s"),
+        (
+            "cos.*neg|neg.*cos|sign",
+            "d1 * c + d2 * s",
+            "-d1 * c + d2 * s",
+            "d2 * c - d1 * s",
+            "-d2 * c - d1 * s",
+        ),
         ("sin|missing", "d1 * c + d2 * s", "d1 * c", "d2 * c - d1 * s", "d2 * c"),
-        ("position|axis|shape", "cos[..., None, :]", "cos[:1, None, :]", "sin[..., None, :]",
-         "sin[:1, None, :]"),
+        (
+            "position|axis|shape",
+            "cos[..., None, :]",
+            "cos[:1, None, :]",
+            "sin[..., None, :]",
+            "sin[:1, None, :]",
+        ),
     ),
     *rows(
         "causal_softmax_bwd",
@@ -385,41 +427,72 @@ FIRST = [
         ("(scale|√D).*dq", "ds, k) * scale", "ds, k)"),
         ("1/D|twice|√D", "scale = 1 / np.sqrt(q.shape[-1])", "scale = 1 / q.shape[-1]"),
         ("row sum", "p * (dp - (dp * p).sum(-1, keepdims=True))", "p * dp"),
-        ("transpos|dv", "\"nij,nid->njd\", p, do", "\"nij,njd->nid\", p, do"),
-        ("transpos|dk", "\"nij,nid->njd\", ds, q", "\"nij,njd->nid\", ds, q"),
+        ("transpos|dv", '"nij,nid->njd", p, do', '"nij,njd->nid", p, do'),
+        ("transpos|dk", '"nij,nid->njd", ds, q', '"nij,njd->nid", ds, q'),
         ("exchang|swap|order", "dk[:, :, None], dv[:, :, None]", "dv[:, :, None], dk[:, :, None]"),
-        ("dq.*(q|k)|factors|exchang", "ds, k) * scale", "ds, q) * scale",
-         "\"nij,nid->njd\", ds, q", "\"nij,nid->njd\", ds, k"),
+        (
+            "dq.*(q|k)|factors|exchang",
+            "ds, k) * scale",
+            "ds, q) * scale",
+            '"nij,nid->njd", ds, q',
+            '"nij,nid->njd", ds, k',
+        ),
         ("scale|dv", "p, do)", "p, do) * scale"),
         ("softmax|p|scores", "ds = p * (dp - (dp * p).sum(-1, keepdims=True))", "ds = dp"),
     ),
     *rows(
         "attention_bwd",
-        ("mean|averag", "dk.reshape(n, tk, g, share, d).sum(axis=3)",
-                          "dk.reshape(n, tk, g, share, d).mean(axis=3)",
-                          "dv.reshape(n, tk, g, share, d).sum(axis=3)",
-                          "dv.reshape(n, tk, g, share, d).mean(axis=3)"),
-        ("summed|shape|group", "    dk = dk.reshape(n, tk, g, share, d).sum(axis=3)\n", "",
-         "    dv = dv.reshape(n, tk, g, share, d).sum(axis=3)\n", ""),
-        ("first", "dk.reshape(n, tk, g, share, d).sum(axis=3)", "dk[:, :, ::share]",
-         "dv.reshape(n, tk, g, share, d).sum(axis=3)", "dv[:, :, ::share]"),
-        ("tile", "dk.reshape(n, tk, g, share, d).sum(axis=3)",
-         "dk.reshape(n, tk, share, g, d).sum(axis=2)",
-         "dv.reshape(n, tk, g, share, d).sum(axis=3)",
-         "dv.reshape(n, tk, share, g, d).sum(axis=2)"),
-        ("tile", "np.repeat(k, share, axis=2), np.repeat(v, share, axis=2)",
-         "np.tile(k, (1, 1, share, 1)), np.tile(v, (1, 1, share, 1))"),
+        (
+            "mean|averag",
+            "dk.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dk.reshape(n, tk, g, share, d).mean(axis=3)",
+            "dv.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dv.reshape(n, tk, g, share, d).mean(axis=3)",
+        ),
+        (
+            "summed|shape|group",
+            "    dk = dk.reshape(n, tk, g, share, d).sum(axis=3)\n",
+            "",
+            "    dv = dv.reshape(n, tk, g, share, d).sum(axis=3)\n",
+            "",
+        ),
+        (
+            "first",
+            "dk.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dk[:, :, ::share]",
+            "dv.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dv[:, :, ::share]",
+        ),
+        (
+            "tile",
+            "dk.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dk.reshape(n, tk, share, g, d).sum(axis=2)",
+            "dv.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dv.reshape(n, tk, share, g, d).sum(axis=2)",
+        ),
+        (
+            "tile",
+            "np.repeat(k, share, axis=2), np.repeat(v, share, axis=2)",
+            "np.tile(k, (1, 1, share, 1)), np.tile(v, (1, 1, share, 1))",
+        ),
         ("scale|√D", "scale = q.shape[-1] ** -0.5", "scale = 1.0"),
         ("row sum", "p * (dp - (dp * p).sum(-1, keepdims=True))", "p * dp"),
-        ("dv.*mean|mean.*dv|dv.*averag|averag.*dv", "dv.reshape(n, tk, g, share, d).sum(axis=3)",
-         "dv.reshape(n, tk, g, share, d).mean(axis=3)"),
+        (
+            "dv.*mean|mean.*dv|dv.*averag|averag.*dv",
+            "dv.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dv.reshape(n, tk, g, share, d).mean(axis=3)",
+        ),
         ("(scale|√D).*dk", "ds, q) * scale", "ds, q)"),
         ("constant|detach|p", "ds = p * (dp - (dp * p).sum(-1, keepdims=True))", "ds = 0 * dp"),
     ),
     *rows(
         "swiglu_bwd",
         ("second term|gate·σ|x·σ|1 − σ", "slope = sig + gate * sig * (1 - sig)", "slope = sig"),
-        ("sigmoid|σ·\\(1 − σ\\)", "slope = sig + gate * sig * (1 - sig)", "slope = sig * (1 - sig)"),
+        (
+            "sigmoid|σ·\\(1 − σ\\)",
+            "slope = sig + gate * sig * (1 - sig)",
+            "slope = sig * (1 - sig)",
+        ),
         ("up", "dgate = dz * up * slope", "dgate = dz * slope"),
         ("σ|sigmoid|silu", "dup = dz * silu", "dup = dz * sig"),
         ("gate", "dup = dz * silu", "dup = dz * gate"),
@@ -432,17 +505,29 @@ FIRST = [
     *rows(
         "cross_entropy_bwd",
         ("count", "dloss * p / count", "dloss * p"),
-        ("all rows|all positions|ignored|counted", "count = max(1, counted.sum())",
-         "count = len(labels)"),
+        (
+            "all rows|all positions|ignored|counted",
+            "count = max(1, counted.sum())",
+            "count = len(labels)",
+        ),
         ("ignored|−100", "    p[~counted] = 0\n", ""),
         ("one-hot", "    p[rows, labels[counted]] -= 1\n", ""),
         ("dloss|cotangent", "return dloss * p", "return p"),
         ("added|sign", "] -= 1", "] += 1"),
         ("sign|negat", "return dloss", "return -dloss"),
-        ("axis", "axis=1, keepdims=True))", "axis=0, keepdims=True))", "e.sum(axis=1", "e.sum(axis=0"),
+        (
+            "axis",
+            "axis=1, keepdims=True))",
+            "axis=0, keepdims=True))",
+            "e.sum(axis=1",
+            "e.sum(axis=0",
+        ),
         ("softmax|logits|normalis", "p = e / e.sum(axis=1, keepdims=True)", "p = z.copy()"),
-        ("shift|next|neighbour|roll", "p[rows, labels[counted]]",
-         "p[rows, np.roll(labels[counted], -1)]"),
+        (
+            "shift|next|neighbour|roll",
+            "p[rows, labels[counted]]",
+            "p[rows, np.roll(labels[counted], -1)]",
+        ),
     ),
     *rows(
         "embedding_bwd_params",
@@ -450,8 +535,11 @@ FIRST = [
         ("repeat|accumulat|once", "np.add.at(dw, res.ids, dy)", "dw[res.ids] += dy"),
         ("dy|rows|shape", "return dw", "return dy"),
         ("w|table", "dw = np.zeros_like(w)", "dw = w.copy()"),
-        ("averag|mean|count", "return dw",
-         "return dw / np.maximum(1, np.bincount(res.ids.ravel(), minlength=len(w)))[:, None]"),
+        (
+            "averag|mean|count",
+            "return dw",
+            "return dw / np.maximum(1, np.bincount(res.ids.ravel(), minlength=len(w)))[:, None]",
+        ),
         ("one|1|shift|off", "res.ids, dy", "(res.ids + 1) % len(w), dy"),
         ("id 0|token 0|padding", "return dw", "dw[0] = 0\n    return dw"),
         ("sign", "res.ids, dy", "res.ids, -dy"),
@@ -466,7 +554,11 @@ FIRST = [
         ("repeat|once", "np.add.at(dw, ids, dx)", "dw[ids] += dx"),
         ("half|mean|averag|1/2", "return dw + head", "return (dw + head) / 2"),
         ("sign|subtract|difference", "return dw + head", "return dw - head"),
-        ("input|x|w\\[ids\\]|n", "@ n.reshape(-1, n.shape[-1])", "@ w[ids].reshape(-1, n.shape[-1])"),
+        (
+            "input|x|w\\[ids\\]|n",
+            "@ n.reshape(-1, n.shape[-1])",
+            "@ w[ids].reshape(-1, n.shape[-1])",
+        ),
         ("transpos|shape", "return dw + head", "return (dw + head).T"),
         ("averag|mean|number", "return dw + head", "return dw + head / ids.size"),
         ("dx|n|exchang", "np.add.at(dw, ids, dx)", "np.add.at(dw, ids, n)"),
@@ -476,52 +568,104 @@ FIRST = [
         ("residual.*MLP", "da = dy + ops", "da = ops"),
         ("residual.*attention", "dx = da + ops", "dx = ops"),
         ("twice", "dx = da + ops", "dx = 2 * da + ops"),
-        ("rotated back|RoPE", "    dq = ops.rope_bwd(dq, ops.RopeRes(), layer.cos, layer.sin)\n", "",
-         "    dk = ops.rope_bwd(dk, ops.RopeRes(), layer.cos, layer.sin)\n", ""),
+        (
+            "rotated back|RoPE",
+            "    dq = ops.rope_bwd(dq, ops.RopeRes(), layer.cos, layer.sin)\n",
+            "",
+            "    dk = ops.rope_bwd(dk, ops.RopeRes(), layer.cos, layer.sin)\n",
+            "",
+        ),
         ("dk|k.*rotated", "    dk = ops.rope_bwd(dk, ops.RopeRes(), layer.cos, layer.sin)\n", ""),
-        ("up", "back(\"mlp.gate_proj\", dgate, mlp.n) + back(\"mlp.up_proj\", dup, mlp.n)",
-         "back(\"mlp.gate_proj\", dgate, mlp.n)\n    back(\"mlp.up_proj\", dup, mlp.n)"),
-        ("v_proj|value", "dn = dn + back(\"self_attn.v_proj\", dv", "back(\"self_attn.v_proj\", dv"),
-        ("norm.*skipped|dx = dy|norm", "ops.rmsnorm_bwd(dn2, ops.RmsNormRes(mlp.x), w2, eps=eps)", "dn2"),
-        ("k_proj|key", "dn = dn + back(\"self_attn.k_proj\", dk", "back(\"self_attn.k_proj\", dk"),
-        ("weight.*other norm|norm.*weight|input_layernorm", "(mlp.x), w2", "(mlp.x), layer.weight(\"input_layernorm\")"),
+        (
+            "up",
+            'back("mlp.gate_proj", dgate, mlp.n) + back("mlp.up_proj", dup, mlp.n)',
+            'back("mlp.gate_proj", dgate, mlp.n)\n    back("mlp.up_proj", dup, mlp.n)',
+        ),
+        ("v_proj|value", 'dn = dn + back("self_attn.v_proj", dv', 'back("self_attn.v_proj", dv'),
+        (
+            "norm.*skipped|dx = dy|norm",
+            "ops.rmsnorm_bwd(dn2, ops.RmsNormRes(mlp.x), w2, eps=eps)",
+            "dn2",
+        ),
+        ("k_proj|key", 'dn = dn + back("self_attn.k_proj", dk', 'back("self_attn.k_proj", dk'),
+        (
+            "weight.*other norm|norm.*weight|input_layernorm",
+            "(mlp.x), w2",
+            '(mlp.x), layer.weight("input_layernorm")',
+        ),
     ),
     *rows(
         "mesp_block_bwd",
-        ("RoPE", "    q = ops.rope(q, layer.cos, layer.sin)[0]\n", "",
-         "    k = ops.rope(k, layer.cos, layer.sin)[0]\n", ""),
+        (
+            "RoPE",
+            "    q = ops.rope(q, layer.cos, layer.sin)[0]\n",
+            "",
+            "    k = ops.rope(k, layer.cos, layer.sin)[0]\n",
+            "",
+        ),
         ("bias", "bias=True", "bias=False"),
         ("LoRA|adapter|branch", " + layer.scale * (x @ A.T) @ B.T", ""),
-        ("rotated back|inverse RoPE",
-         "    dq = ops.rope_bwd(dq, ops.RopeRes(), layer.cos, layer.sin)\n", "",
-         "    dk = ops.rope_bwd(dk, ops.RopeRes(), layer.cos, layer.sin)\n", ""),
-        ("RoPE.*bias", "bias=True", "bias=False", "    q = ops.rope(q, layer.cos, layer.sin)[0]\n", "",
-         "    k = ops.rope(k, layer.cos, layer.sin)[0]\n", "",
-         "    dq = ops.rope_bwd(dq, ops.RopeRes(), layer.cos, layer.sin)\n", "",
-         "    dk = ops.rope_bwd(dk, ops.RopeRes(), layer.cos, layer.sin)\n", ""),
+        (
+            "rotated back|inverse RoPE",
+            "    dq = ops.rope_bwd(dq, ops.RopeRes(), layer.cos, layer.sin)\n",
+            "",
+            "    dk = ops.rope_bwd(dk, ops.RopeRes(), layer.cos, layer.sin)\n",
+            "",
+        ),
+        (
+            "RoPE.*bias",
+            "bias=True",
+            "bias=False",
+            "    q = ops.rope(q, layer.cos, layer.sin)[0]\n",
+            "",
+            "    k = ops.rope(k, layer.cos, layer.sin)[0]\n",
+            "",
+            "    dq = ops.rope_bwd(dq, ops.RopeRes(), layer.cos, layer.sin)\n",
+            "",
+            "    dk = ops.rope_bwd(dk, ops.RopeRes(), layer.cos, layer.sin)\n",
+            "",
+        ),
         ("z|silu|down_proj", "z = gate / (1 + np.exp(-gate)) * up", "z = gate * up"),
         ("z|σ|down_proj", "z = gate / (1 + np.exp(-gate)) * up", "z = up / (1 + np.exp(-gate))"),
-        ("normalised|x for n|att.x", "again(\"self_attn.v_proj\", att.n)", "again(\"self_attn.v_proj\", att.x)"
-         , "again(\"self_attn.q_proj\", att.n)", "again(\"self_attn.q_proj\", att.x)",
-         "again(\"self_attn.k_proj\", att.n)", "again(\"self_attn.k_proj\", att.x)"),
+        (
+            "normalised|x for n|att.x",
+            'again("self_attn.v_proj", att.n)',
+            'again("self_attn.v_proj", att.x)',
+            'again("self_attn.q_proj", att.n)',
+            'again("self_attn.q_proj", att.x)',
+            'again("self_attn.k_proj", att.n)',
+            'again("self_attn.k_proj", att.x)',
+        ),
         ("scale|alpha", " + layer.scale * (x @ A.T) @ B.T", " + (x @ A.T) @ B.T"),
         ("residual.*MLP", "da = dy + ops", "da = ops"),
     ),
     *rows(
         "mezo",
-        ("replay|seed|same z|other z", "        rng = np.random.default_rng(seed)\n        for name, w",
-         "        rng = np.random.default_rng(seed + 1)\n        for name, w"),
+        (
+            "replay|seed|same z|other z",
+            "        rng = np.random.default_rng(seed)\n        for name, w",
+            "        rng = np.random.default_rng(seed + 1)\n        for name, w",
+        ),
         ("2·eps|2eps|twice", "(2 * eps)", "eps"),
-        ("sign", "loss(perturbed(eps)) - loss(perturbed(-eps))",
-         "loss(perturbed(-eps)) - loss(perturbed(eps))"),
+        (
+            "sign",
+            "loss(perturbed(eps)) - loss(perturbed(-eps))",
+            "loss(perturbed(-eps)) - loss(perturbed(eps))",
+        ),
         ("sum|mean|number of seeds", " / len(seeds)", ""),
         ("one-sided|one side", "loss(perturbed(-eps))) / (2 * eps)", "loss(weights)) / eps"),
         ("last seed|only", "grads[name] += g", "grads[name] = g"),
         ("eps", " / (2 * eps)", ""),
-        ("same z|every tensor|each tensor", "            z = rng.standard_normal",
-         "            rng = np.random.default_rng(seed)\n            z = rng.standard_normal"),
-        ("uniform|normal", "z = rng.standard_normal(w.shape, dtype=w.dtype)",
-         "z = rng.random(w.shape, dtype=w.dtype)"),
+        (
+            "same z|every tensor|each tensor",
+            "            z = rng.standard_normal",
+            "            rng = np.random.default_rng(seed)\n            z = rng.standard_normal",
+        ),
+        (
+            "uniform|normal",
+            "z = rng.standard_normal(w.shape, dtype=w.dtype)",
+            "z = rng.random(w.shape, dtype=w.dtype)",
+        ),
         ("z|noise", "g * z / len(seeds)", "g / len(seeds)"),
     ),
     *rows(
@@ -534,8 +678,13 @@ FIRST = [
         ("sign|uphill|ascen", "w = w - lr * mhat", "w = w + lr * mhat"),
         ("clip", "    if norm > max_norm:\n        g = g * (max_norm / norm)\n", ""),
         ("decay", "    w = w - lr * weight_decay * w\n", ""),
-        ("decay.*(L2|gradient|coupled)", "    norm = np", "    g = g + weight_decay * w\n    norm = np",
-         "    w = w - lr * weight_decay * w\n", ""),
+        (
+            "decay.*(L2|gradient|coupled)",
+            "    norm = np",
+            "    g = g + weight_decay * w\n    norm = np",
+            "    w = w - lr * weight_decay * w\n",
+            "",
+        ),
         ("root|sqrt|square root", "np.sqrt(vhat) + eps", "vhat + eps"),
     ),
 ]
@@ -546,8 +695,11 @@ HELD_OUT = [
         ("averag|mean|number", "return np", "return 1 / len(dy) * np"),
         ("0|zero|nothing", "dy, w)", "0 * dy, w)"),
         ("1/2|half", "return np", "return 0.5 * np"),
-        ("last", "return np.einsum(\"...o,oi->...i\", dy, w)",
-         "dx = np.zeros(res.x.shape)\n    dx[..., -1, :] = dy[..., -1, :] @ w\n    return dx"),
+        (
+            "last",
+            'return np.einsum("...o,oi->...i", dy, w)',
+            "dx = np.zeros(res.x.shape)\n    dx[..., -1, :] = dy[..., -1, :] @ w\n    return dx",
+        ),
     ),
     *rows(
         "linear_bwd_params",
@@ -555,15 +707,24 @@ HELD_OUT = [
         ("0|zero", "dy.sum(axis=0)", "np.zeros_like(b)"),
         ("transpos", "return dw, db", "return dw.T, db"),
         ("None|bias", "None if b is None else dy.sum(axis=0)", "dy.sum(axis=0)"),
-        ("averag|mean", "dw = dy.T @ x", "dw = dy.T @ x / len(x)", "dy.sum(axis=0)", "dy.mean(axis=0)"),
+        (
+            "averag|mean",
+            "dw = dy.T @ x",
+            "dw = dy.T @ x / len(x)",
+            "dy.sum(axis=0)",
+            "dy.mean(axis=0)",
+        ),
     ),
     *rows(
         "lora_linear_bwd",
         ("scale| s", "dh = s * (dy @ B)", "dh = dy @ B", "dB = s * np", "dB = np"),
         ("sign", "+ dh @ A", "- dh @ A"),
         ("transpos", "->or", "->ro"),
-        ("averag|mean|number", "np.einsum(\"ntr,nti->ri\", dh, x)",
-         "np.einsum(\"ntr,nti->ri\", dh, x) / (x.size / x.shape[-1])"),
+        (
+            "averag|mean|number",
+            'np.einsum("ntr,nti->ri", dh, x)',
+            'np.einsum("ntr,nti->ri", dh, x) / (x.size / x.shape[-1])',
+        ),
         ("twice|s²", "dB = s * np", "dB = s * s * np"),
     ),
     *rows(
@@ -573,8 +734,11 @@ HELD_OUT = [
         ("sum|mean", "(x ** 2).sum(-1, keepdims=True) / C", "(x ** 2).sum(-1, keepdims=True)"),
         ("weight|w|twice", "u / n -", "u * w / n -"),
         ("x", "- x * dot", "- dot"),
-        ("root|sqrt|n²", "n = np.sqrt((x ** 2).sum(-1, keepdims=True) / C + eps)",
-         "n = (x ** 2).sum(-1, keepdims=True) / C + eps"),
+        (
+            "root|sqrt|n²",
+            "n = np.sqrt((x ** 2).sum(-1, keepdims=True) / C + eps)",
+            "n = (x ** 2).sum(-1, keepdims=True) / C + eps",
+        ),
     ),
     *rows(
         "rmsnorm_bwd_params",
@@ -605,20 +769,33 @@ HELD_OUT = [
         ("k.*v|dq", "ds, k) * scale", "ds, v) * scale"),
         ("axis|queries", "(dp * p).sum(-1, keepdims=True)", "(dp * p).sum(-2, keepdims=True)"),
         ("sign", "ds, q) * scale", "ds, q) * -scale"),
-        ("ds.*p|p.*ds|dv", "\"nij,nid->njd\", p, do", "\"nij,nid->njd\", ds, do",
-         "    dv = np", "    dp = np.einsum(\"nid,njd->nij\", do, v)\n"
-         "    ds = p * (dp - (dp * p).sum(-1, keepdims=True))\n    dv = np"),
+        (
+            "ds.*p|p.*ds|dv",
+            '"nij,nid->njd", p, do',
+            '"nij,nid->njd", ds, do',
+            "    dv = np",
+            '    dp = np.einsum("nid,njd->nij", do, v)\n'
+            "    ds = p * (dp - (dp * p).sum(-1, keepdims=True))\n    dv = np",
+        ),
     ),
     *rows(
         "attention_bwd",
         ("first", "dk.reshape(n, tk, g, share, d).sum(axis=3)", "dk[:, :, ::share]"),
         ("√D|scale", "q.shape[-1] ** -0.5", "1 / q.shape[-1]"),
-        ("last", "dk.reshape(n, tk, g, share, d).sum(axis=3)", "dk[:, :, share - 1 :: share]",
-         "dv.reshape(n, tk, g, share, d).sum(axis=3)", "dv[:, :, share - 1 :: share]"),
+        (
+            "last",
+            "dk.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dk[:, :, share - 1 :: share]",
+            "dv.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dv[:, :, share - 1 :: share]",
+        ),
         ("exchang|swap", "return dq, dk, dv", "return dk, dq, dv"),
         ("1 − p|sigmoid|single", "p * (dp - (dp * p).sum(-1, keepdims=True))", "p * (1 - p) * dp"),
-        ("dk.*(averag|mean)", "dk.reshape(n, tk, g, share, d).sum(axis=3)",
-         "dk.reshape(n, tk, g, share, d).mean(axis=3)"),
+        (
+            "dk.*(averag|mean)",
+            "dk.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dk.reshape(n, tk, g, share, d).mean(axis=3)",
+        ),
     ),
     *rows(
         "swiglu_bwd",
@@ -640,10 +817,16 @@ HELD_OUT = [
     ),
     *rows(
         "embedding_bwd_params",
-        ("once|last|repeat", "np.add.at(dw, res.ids, dy)",
-         "for i, g in zip(res.ids.ravel(), dy.reshape(-1, dy.shape[-1])): dw[i] = g"),
-        ("id 0|token 0|padding", "np.add.at(dw, res.ids, dy)",
-         "np.add.at(dw, res.ids[res.ids > 0], dy[res.ids > 0])"),
+        (
+            "once|last|repeat",
+            "np.add.at(dw, res.ids, dy)",
+            "for i, g in zip(res.ids.ravel(), dy.reshape(-1, dy.shape[-1])): dw[i] = g",
+        ),
+        (
+            "id 0|token 0|padding",
+            "np.add.at(dw, res.ids, dy)",
+            "np.add.at(dw, res.ids[res.ids > 0], dy[res.ids > 0])",
+        ),
         ("number|mean|averag", "return dw", "return dw / res.ids.size"),
         ("last|sequence|first|row", "res.ids, dy", "res.ids[0], dy[0]"),
     ),
@@ -656,14 +839,21 @@ HELD_OUT = [
     ),
     *rows(
         "block_bwd",
-        ("gate", "back(\"mlp.gate_proj\", dgate, mlp.n) + back", "0 * back(\"mlp.gate_proj\", dgate, mlp.n) + back"),
+        (
+            "gate",
+            'back("mlp.gate_proj", dgate, mlp.n) + back',
+            '0 * back("mlp.gate_proj", dgate, mlp.n) + back',
+        ),
         ("exchang|swap|dgate", "dgate, dup = ops", "dup, dgate = ops"),
         ("dq|q.*rotated", "    dq = ops.rope_bwd(dq, ops.RopeRes(), layer.cos, layer.sin)\n", ""),
-        ("forward|again", "dq = ops.rope_bwd(dq, ops.RopeRes(), layer.cos, layer.sin)",
-         "dq = ops.rope(dq, layer.cos, layer.sin)[0]",
-         "dk = ops.rope_bwd(dk, ops.RopeRes(), layer.cos, layer.sin)",
-         "dk = ops.rope(dk, layer.cos, layer.sin)[0]"),
-        ("q_proj|quer", "    dn = back(\"self_attn.q_proj\"", "    dn = 0 * back(\"self_attn.q_proj\""),
+        (
+            "forward|again",
+            "dq = ops.rope_bwd(dq, ops.RopeRes(), layer.cos, layer.sin)",
+            "dq = ops.rope(dq, layer.cos, layer.sin)[0]",
+            "dk = ops.rope_bwd(dk, ops.RopeRes(), layer.cos, layer.sin)",
+            "dk = ops.rope(dk, layer.cos, layer.sin)[0]",
+        ),
+        ("q_proj|quer", '    dn = back("self_attn.q_proj"', '    dn = 0 * back("self_attn.q_proj"'),
         ("norm", "ops.rmsnorm_bwd(dn, ops.RmsNormRes(att.x), w1, eps=eps)", "dn"),
         ("residual|dy|da", "dx = da + ops", "dx = dy + ops"),
         ("scale", "s=layer.scale", "s=1.0"),
@@ -672,16 +862,25 @@ HELD_OUT = [
         "mesp_block_bwd",
         ("q.*RoPE|RoPE", "    k = ops.rope(k, layer.cos, layer.sin)[0]\n", ""),
         ("z|up", "z = gate / (1 + np.exp(-gate)) * up", "z = gate / (1 + np.exp(-gate))"),
-        ("z|gate.*up|exchang", "z = gate / (1 + np.exp(-gate)) * up",
-         "z = up / (1 + np.exp(-up)) * gate"),
+        (
+            "z|gate.*up|exchang",
+            "z = gate / (1 + np.exp(-gate)) * up",
+            "z = up / (1 + np.exp(-up)) * gate",
+        ),
         ("residual.*attention", "dx = da + ops", "dx = ops"),
-        ("value|v", "v = again(\"self_attn.v_proj\", att.n).reshape(n, t, -1, d)",
-         "v = ops.rope(again(\"self_attn.v_proj\", att.n).reshape(n, t, -1, d), layer.cos, layer.sin)[0]"),
+        (
+            "value|v",
+            'v = again("self_attn.v_proj", att.n).reshape(n, t, -1, d)',
+            'v = ops.rope(again("self_attn.v_proj", att.n).reshape(n, t, -1, d), layer.cos, layer.sin)[0]',
+        ),
     ),
     *rows(
         "mezo",
-        ("replay|seed|same z|other z|draw", "        rng = np.random.default_rng(seed)\n        for name, w",
-         "        rng = np.random.default_rng()\n        for name, w"),
+        (
+            "replay|seed|same z|other z|draw",
+            "        rng = np.random.default_rng(seed)\n        for name, w",
+            "        rng = np.random.default_rng()\n        for name, w",
+        ),
         ("mean|twice|number", "g * z / len(seeds)", "g * z / len(seeds) ** 2"),
         ("eps|one-sided|side", "loss(perturbed(-eps))) / (2 * eps)", "loss(weights)) / (2 * eps)"),
         ("first", "for seed in seeds:", "for seed in seeds[:1]:"),
@@ -694,6 +893,10 @@ HELD_OUT = [
         ("clip", "if norm > max_norm", "if True"),
         ("decay.*lr|lr.*decay", "lr * weight_decay * w", "weight_decay * w"),
         ("eps", "np.sqrt(vhat) + eps", "np.sqrt(vhat)"),
-        ("clip|entry|element", "        g = g * (max_norm / norm)\n", "        g = np.clip(g, -max_norm, max_norm)\n"),
+        (
+            "clip|entry|element",
+            "        g = g * (max_norm / norm)\n",
+            "        g = np.clip(g, -max_norm, max_norm)\n",
+        ),
     ),
 ]

@@ -15,9 +15,7 @@ from mesp_ref.registry.sizes import Sizes
 _ONE = {"g": 1, "share": 1}
 
 
-def attention_one_head_bwd(
-    do: Array, res: ops.AttentionRes
-) -> tuple[Array, Array, Array]:
+def attention_one_head_bwd(do: Array, res: ops.AttentionRes) -> tuple[Array, Array, Array]:
     """Attention's backward where H = G = 1."""
     return ops.attention_bwd(do, res)
 
@@ -91,10 +89,10 @@ def _gradients(g: Given, k: Array, v: Array, m: Wrong) -> tuple[Array, Array, Ar
         (dq, dk, dv), exchanged=lambda: (dq, dv, dk), exchanged_qk=lambda: (dk, dq, dv),
         exchanged_qv=lambda: (dv, dk, dq), dq_negated=(-dq, dk, dv), dk_negated=(dq, -dk, dv),
         dv_negated=(dq, dk, -dv),
-    )  # type: ignore[no-any-return]  # fmt: skip
+    )  # fmt: skip
 
 
-_MISTAKES = {key: f"in the softmax, {text}" for key, text in OF_SOFTMAX.items() } | {
+_MISTAKES = {key: f"in the softmax, {text}" for key, text in OF_SOFTMAX.items()} | {
     "detached": "the probabilities are treated as constants (detached): dq and dk are 0.",
     "unmasked": "the probabilities are rebuilt without the causal mask.",
     "dp_of_k": "dp is formed with k where v belongs: dp = do·vᵀ.",
@@ -211,12 +209,8 @@ _SHARED = {
 }
 
 
-def _places(g: Given, want: Outputs) -> dict[str, dict[str, Array]]:
-    return {}
-
-
 def _exercise(function: Callable[..., Any] | None, shared: bool, **more: Any) -> Exercise:
-    chosen = {"function": function} if function else {}
+    chosen: Any = {"function": function} if function else {}
     return of_op(
         "attention", outputs="dq dk dv", cases=_cases(shared), numbers=_numbers,
         hints=(

@@ -19,7 +19,15 @@ from mesp_ref.learn.exercises import attention, linear, norm, swiglu
 from mesp_ref.ops import Array, rope_tables
 from mesp_ref.registry import Args
 
-ORDER = ("down_proj", "gate_proj", "up_proj", "o_proj", "q_proj", "k_proj", "v_proj")  # of the backward
+ORDER = (
+    "down_proj",
+    "gate_proj",
+    "up_proj",
+    "o_proj",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+)  # of the backward
 _PREFIX = "model.layers.0."
 
 
@@ -42,14 +50,14 @@ def _named(returned: Any) -> Outputs:
         found = "None" if returned is None else type(returned).__name__
         raise ValueError(f"expected dx and a dictionary of gradients; found {found}")
     dx, grads = returned
-    found = {}
+    gradients = Outputs()
     for short in ORDER:
         for matrix in "AB":
             name = tensor_name(_PREFIX + PROJECTIONS[short], matrix)
             if name not in grads:
                 raise ValueError(f"the dictionary of gradients lacks {name}")
-            found[f"d{matrix} of {short}"] = grads[name]
-    return found | {"dx": dx}
+            gradients[f"d{matrix} of {short}"] = grads[name]
+    return gradients | {"dx": dx}
 
 
 def _case(shape: Shape, drop: frozenset[str], scale: float = 1.0) -> Case:
@@ -119,8 +127,10 @@ class _Pass:
         A, B = self.layer.pair(part)
         w, b, s = self.layer.weight(part)[...], self.layer.bias(part), self.layer.scale
         y = n @ w.T + s * (n @ A.T) @ B.T
-        y = self.m.pick(y, rebuilt_without_lora=n @ w.T, rebuilt_without_scale=n @ w.T + (n @ A.T) @ B.T)
-        return y if b is None else self.m.pick(y + b[...], rebuilt_without_bias=y)  # type: ignore[no-any-return]
+        y = self.m.pick(
+            y, rebuilt_without_lora=n @ w.T, rebuilt_without_scale=n @ w.T + (n @ A.T) @ B.T
+        )
+        return y if b is None else self.m.pick(y + b[...], rebuilt_without_bias=y)
 
     def turned(self, x: Array, back: bool = False) -> Array:
         c, s = self.layer.cos, self.layer.sin
@@ -138,7 +148,9 @@ def _mlp(p: _Pass, dy: Array, res: Any) -> Array:
     )  # fmt: skip
     dz = p.back("down_proj", dy, z)
     found = p.op(swiglu._swiglu, "swiglu", gate=gate, up=up, dz=dz)
-    dgate, dup = m.pick((found["dgate"], found["dup"]), gate_up_exchanged=(found["dup"], found["dgate"]))
+    dgate, dup = m.pick(
+        (found["dgate"], found["dup"]), gate_up_exchanged=(found["dup"], found["dgate"])
+    )
     n = m.pick(n, mlp_reads_x=x)
     of_gate, of_up = p.back("gate_proj", dgate, n), p.back("up_proj", dup, n)
     dn = m.pick(of_gate + of_up, no_up=of_gate, no_gate=of_up, up_twice_in_dn=of_gate + 2 * of_up,
@@ -171,7 +183,9 @@ def _attention(p: _Pass, da: Array, dy: Array, res: Any) -> Array:
     m, x, n = p.m, res.x, res.n
     q, k, v = _heads(p, n, x)
     if "published" in m:
-        return _attention_of(p, da, res, {"rebuilt_without_rope", "rebuilt_without_bias", "not_turned_back"})
+        return _attention_of(
+            p, da, res, {"rebuilt_without_rope", "rebuilt_without_bias", "not_turned_back"}
+        )
     do = p.back("o_proj", da, res.inside.o).reshape(q.shape)
     found = p.op(attention._shared, "attention", do=do, q=q, k=k, v=v, p=res.inside.p)
     dq, dk, dv = (found[name] for name in ("dq", "dk", "dv"))
@@ -223,11 +237,11 @@ _WIRING = {
     "mean_of_gate_up": "the gradients through gate_proj and up_proj are averaged: they are added.",
     "mlp_norm_skipped": "the backward of the norm before the MLP is skipped.",
     "attention_norm_skipped": "the backward of the norm before the attention is skipped.",
-    "no_mlp_residual": "the residual path around the MLP is missing: da = dy + …",
+    "no_mlp_residual": "the residual path around the MLP is missing: da = dy + what comes through the MLP.",
     "mlp_residual_twice": "the residual path around the MLP is added twice.",
     "mlp_alone": "the MLP's own gradient is missing: only the residual path reaches the attention.",
     "mlp_inner_subtracted": "the MLP's gradient is subtracted from the residual path (wrong sign).",
-    "no_attention_residual": "the residual path around the attention is missing: dx = da + …",
+    "no_attention_residual": "the residual path around the attention is missing: dx = da + what comes through the attention.",
     "attention_residual_twice": "the residual path around the attention is added twice.",
     "dy_for_da": "the residual path around the attention carries dy where da, the sum after the MLP, belongs.",
     "dy_added": "dy is added once more at the end: da holds it already, so the residual is counted twice.",
@@ -265,7 +279,12 @@ _REBUILDING = {
     "rebuilt_twice": "q and k are rebuilt with RoPE applied twice.",
     "published": "q and k are rebuilt without RoPE and without biases, and dq and dk are not rotated back.",
 }
-_ELSEWHERE = {"results_exchanged", "not_summed", "dk_not_summed", "dv_not_summed"}  # told by wiring or shape
+_ELSEWHERE = {
+    "results_exchanged",
+    "not_summed",
+    "dk_not_summed",
+    "dv_not_summed",
+}  # told by wiring or shape
 _INSIDE = {
     f"{op}.{key}": f"in the backward of {name}, {text}"
     for op, name, mistakes in (
@@ -283,7 +302,15 @@ def _numbers(g: Given) -> dict[str, float]:
     c, a = g.layer.config, g.layer.adapter
     heads = c.num_attention_heads / c.num_key_value_heads
     n, t = g.dy.shape[:2]
-    return {"s": a.scale, "R": a.rank, "alpha": a.alpha, "D": c.head_dim, "H/G": heads, "the batch size N": n, "the number of tokens T": t}
+    return {
+        "s": a.scale,
+        "R": a.rank,
+        "alpha": a.alpha,
+        "D": c.head_dim,
+        "H/G": heads,
+        "the batch size N": n,
+        "the number of tokens T": t,
+    }
 
 
 _GIVEN = """\

@@ -34,7 +34,13 @@ _CASES = (
 
 def _numbers(g: Given) -> dict[str, float]:
     n, t = g.ids.shape
-    return {"the number of tokens": n * t, "the batch size N": n, "the number of tokens T": t, "V": g.w.shape[0], "C": g.w.shape[1]}
+    return {
+        "the number of tokens": n * t,
+        "the batch size N": n,
+        "the number of tokens T": t,
+        "V": g.w.shape[0],
+        "C": g.w.shape[1],
+    }
 
 
 def scattered(ids: Array, dy: Array, w: Array, m: Wrong) -> Any:

@@ -16,7 +16,13 @@ _CASES = (
 
 def _numbers(g: Given) -> dict[str, float]:
     n, t, out = g.dy.shape
-    found = {"the number of rows": n * t, "the batch size N": n, "the number of tokens T": t, "inputs": g.w.shape[1], "outputs": out}
+    found = {
+        "the number of rows": n * t,
+        "the batch size N": n,
+        "the number of tokens T": t,
+        "inputs": g.w.shape[1],
+        "outputs": out,
+    }
     return found | ({"s": g.s, "R": len(g.A), "R·s": g.s * len(g.A)} if "s" in g else {})
 
 

@@ -65,15 +65,15 @@ def _loss(g: Given, m: Wrong) -> Outputs:
         label_minus_one=np.where(onehot > 0, -1, p), mse=2 * (p - onehot), softmax_again=p * ((p - onehot) - (p * (p - onehot)).sum(axis=1, keepdims=True)),
         nll_only=-onehot / np.maximum(p, 1e-300),
     )  # fmt: skip
-    kept = m.pick(counted[:, None] * 1.0, ignored_kept=np.ones_like(z), ignored_p=1.0 + 0 * z)
+    kept = m.pick(counted[:, None], ignored_kept=np.ones_like(z, bool))
     rows, count = len(labels), max(1, int(counted.sum()))
     scale = m.pick(
         1 / count, summed=1.0, over_all_rows=1 / rows, over_v=1 / z.shape[1], over_size=1 / z.size,
         over_count_v=1 / count / z.shape[1], over_root=count**-0.5, twice_divided=1 / count**2, times_count=float(count),
     )  # fmt: skip
     dloss = m.pick(g.dloss, no_dloss=1.0, over_dloss=1 / g.dloss, dloss_twice=g.dloss**2)
-    dlogits = dloss * difference * kept * scale
-    return {"dlogits": m.pick(dlogits, dloss_added=difference * kept * scale + g.dloss)}
+    dlogits = np.where(kept, dloss * difference * scale, 0)
+    return {"dlogits": m.pick(dlogits, dloss_added=np.where(kept, difference * scale, 0) + g.dloss)}
 
 
 def _places(g: Given, want: Outputs) -> dict[str, dict[str, Array]]:
@@ -132,7 +132,6 @@ CROSS_ENTROPY = of_op(
         "softmax_again": "p − onehot goes through softmax's backward once more: it is already the gradient of the logits.",
         "nll_only": "it is the gradient with respect to p, −onehot/p: softmax's backward is still to come.",
         "ignored_kept": "rows whose label is ignored (−100) have a gradient: theirs must be exactly 0.",
-        "ignored_p": "rows whose label is ignored (−100) have a gradient: theirs must be exactly 0.",
         "summed": "it is not divided by the count: the loss is a mean over the rows that count.",
         "over_all_rows": "it is divided by all rows instead of the counted ones (label ≠ −100).",
         "over_v": "it is divided by the size V of the vocabulary instead of the count.",

@@ -46,7 +46,9 @@ def _case(name: str, note: str, shapes: tuple[tuple[int, ...], ...], seeds: tupl
         slopes = {key: rng.standard_normal(w.shape) for key, w in weights.items()}
 
         def loss(weights: Weights) -> float:
-            return float(sum((np.sin(w) * slopes[key] + 0.3 * w**3).sum() for key, w in weights.items()))
+            return float(
+                sum((np.sin(w) * slopes[key] + 0.3 * w**3).sum() for key, w in weights.items())
+            )
 
         return {"loss": loss, "weights": weights, "seeds": seeds, "eps": eps}
 
@@ -81,7 +83,9 @@ def _streams(g: Given, seed: int, m: Wrong) -> tuple[dict[str, Array], ...]:
         return {name: rng.standard_normal(w.shape, dtype=w.dtype) for name, w in g.weights.items()}
 
     ones = [go_on(rng) for _ in range(3)]
-    restarted = {n: np.random.default_rng(seed).standard_normal(w.shape) for n, w in g.weights.items()}
+    restarted = {
+        n: np.random.default_rng(seed).standard_normal(w.shape) for n, w in g.weights.items()
+    }
     uniform_rng = np.random.default_rng(seed)
     uniform = {n: uniform_rng.random(w.shape) for n, w in g.weights.items()}
     backwards = dict(_noise(dict(reversed(g.weights.items())), seed))
@@ -116,8 +120,11 @@ def _mezo(g: Given, m: Wrong) -> Outputs:
     weight = m.pick([1 / len(g.seeds)] * len(each), summed=[1.0] * len(each), last_over_count=[0.0] * (len(each) - 1) + [1 / count],
                     last_alone=[0.0] * (len(each) - 1) + [1.0], over_square=[1 / count**2] * len(each),
                     over_root=[count**-0.5] * len(each))  # fmt: skip
-    grads = {n: sum(w * s * z[n] for w, s, z in zip(weight, slopes, each, strict=True)) for n in g.weights}
-    return m.pick(grads, with_weights={n: a + g.weights[n] for n, a in grads.items()})  # type: ignore[no-any-return]
+    grads = {
+        n: sum(w * s * z[n] for w, s, z in zip(weight, slopes, each, strict=True))
+        for n in g.weights
+    }
+    return m.pick(grads, with_weights={n: a + g.weights[n] for n, a in grads.items()})
 
 
 def _named(returned: Any) -> Outputs:
@@ -128,7 +135,11 @@ def _named(returned: Any) -> Outputs:
 
 
 def _numbers(g: Given) -> dict[str, float]:
-    return {"eps": g.eps, "the number of seeds": len(g.seeds), "eps/number of seeds": g.eps / len(g.seeds)}
+    return {
+        "eps": g.eps,
+        "the number of seeds": len(g.seeds),
+        "eps/number of seeds": g.eps / len(g.seeds),
+    }
 
 
 MEZO = Exercise(

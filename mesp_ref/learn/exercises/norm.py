@@ -59,7 +59,9 @@ def _norm(g: Given, m: Wrong) -> Outputs:
     )  # fmt: skip
     power = m.pick(n**3, power_1=n, power_2=n**2, power_4=n**4, power_0=1)
     first = m.pick(u / n, first_undivided=u, first_times_n=u * n, no_first=0 * u, first_n2=u / n**2)
-    along = m.pick(x, along_ones=1, along_wx=w * x, along_u=u, cross_doubled=2 * x, cross_halved=x / 2)
+    along = m.pick(
+        x, along_ones=1, along_wx=w * x, along_u=u, cross_doubled=2 * x, cross_halved=x / 2
+    )
     second = along * dot / power
     dx = m.pick(
         first - second, cross_missing=first, cross_added=first + second, cross_undivided=u - second * n,

@@ -18,7 +18,13 @@ _CASES = (
 
 def _numbers(g: Given) -> dict[str, float]:
     n, t, h, d = g.dy.shape
-    return {"D": d, "D/2": d / 2, "the number of tokens T": t, "the number of heads H": h, "the batch size N": n}
+    return {
+        "D": d,
+        "D/2": d / 2,
+        "the number of tokens T": t,
+        "the number of heads H": h,
+        "the batch size N": n,
+    }
 
 
 def _pairs(x: Array, m: Wrong) -> tuple[Array, Array]:

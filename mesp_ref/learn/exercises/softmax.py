@@ -17,7 +17,12 @@ _CASES = (
 
 def _numbers(g: Given) -> dict[str, float]:
     n, h, tq, tk = g.dp.shape
-    return {"the number of keys": tk, "the number of queries": tq, "the batch size N": n, "the number of heads H": h}
+    return {
+        "the number of keys": tk,
+        "the number of queries": tq,
+        "the batch size N": n,
+        "the number of heads H": h,
+    }
 
 
 def softmax_bwd(dp: Array, p: Array, m: Wrong) -> Array:
@@ -30,7 +35,14 @@ def softmax_bwd(dp: Array, p: Array, m: Wrong) -> Array:
         over_matrix=product.sum(axis=(-2, -1), keepdims=True),
         half_sum=product.sum(axis=-1, keepdims=True) / 2, double_sum=2 * product.sum(axis=-1, keepdims=True),
     )  # fmt: skip
-    bracket = m.pick(dp - dot, sum_added=dp + dot, minus_p=dp - p, sum_alone=-dot, sum_for_bracket=dot, signs_exchanged=dot - dp)
+    bracket = m.pick(
+        dp - dot,
+        sum_added=dp + dot,
+        minus_p=dp - p,
+        sum_alone=-dot,
+        sum_for_bracket=dot,
+        signs_exchanged=dot - dp,
+    )
     factor = m.pick(
         p, no_p=1, p_twice=p * p, root_p=np.sqrt(p), one_minus_p=1 - p, p_times_1_minus_p=p * (1 - p),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import numpy as np
 
 from mesp_ref.learn.exercise import LARGE, ONE_TOKEN, SMALL, UNEVEN, Given, Outputs, Wrong, of_op
+from mesp_ref.ops import Array
 from mesp_ref.registry.cases import times
 
 _CASES = (
@@ -48,11 +49,14 @@ def _swiglu(g: Given, m: Wrong) -> Outputs:
     return {"dgate": dgate, "dup": dup}
 
 
-def _gelu_slope(x):  # type: ignore[no-untyped-def]
+def _gelu_slope(x: Array) -> Array:
     """The slope of GELU's usual approximation by tanh."""
     inner = 0.7978845608028654 * (x + 0.044715 * x**3)
     t = np.tanh(inner)
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x**2)
+    slope: Array = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (
+        1 + 3 * 0.044715 * x**2
+    )
+    return slope
 
 
 SWIGLU = of_op(

@@ -87,7 +87,9 @@ def _to(grad: Array, most: float, size: float) -> Array:
 
 
 def _moments(g: Given, grad: Array, m: Wrong) -> tuple[Array, Array]:
-    b1, b2 = m.pick((g.beta1, g.beta2), betas_exchanged=(g.beta2, g.beta1), beta1_twice=(g.beta1, g.beta1))
+    b1, b2 = m.pick(
+        (g.beta1, g.beta2), betas_exchanged=(g.beta2, g.beta1), beta1_twice=(g.beta1, g.beta1)
+    )
     mean = m.pick(
         b1 * g.m + (1 - b1) * grad, m_weights_exchanged=(1 - b1) * g.m + b1 * grad, m_undamped=b1 * g.m + grad,
         m_is_g=grad, m_of_old=b1 * g.m + (1 - b1) * g.m, m_not_decayed=g.m + (1 - b1) * grad,
@@ -101,7 +103,9 @@ def _moments(g: Given, grad: Array, m: Wrong) -> tuple[Array, Array]:
 
 
 def _step(g: Given, m: Wrong) -> Outputs:
-    grad = m.pick(g.gradient(g.w), gradient_at_decayed=g.gradient(g.w * (1 - g.lr * g.weight_decay)))
+    grad = m.pick(
+        g.gradient(g.w), gradient_at_decayed=g.gradient(g.w * (1 - g.lr * g.weight_decay))
+    )
     coupled = g.weight_decay * g.w
     grad = m.pick(grad, decay_in_gradient=grad + coupled, decay_in_both=grad + coupled)
     grad = _clipped(g, grad, m)
@@ -130,7 +134,7 @@ def _step(g: Given, m: Wrong) -> Outputs:
     return m.pick(
         {"w": w, "m": mean, "v": square}, hats_returned={"w": w, "m": m_hat, "v": v_hat},
         exchanged={"w": w, "m": square, "v": mean},
-    )  # type: ignore[no-any-return]  # fmt: skip
+    )  # fmt: skip
 
 
 def _numbers(g: Given) -> dict[str, float]:
