@@ -104,7 +104,7 @@ def answer(exercise: Exercise, call: Call, case: Case, function: Any) -> tuple[O
         named = exercise.named(returned)
         return {name: _array(name, value) for name, value in named.items()}, changed
     except ValueError as error:
-        raise Told(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+        raise Told(_sentence(str(error))) from None
 
 
 def _unchanged(after: Array, before: Array) -> bool:
@@ -187,3 +187,8 @@ def _exception(error: Exception, function: Any, case: Case) -> str:
         f"It stopped with {type(error).__name__}{where}: {message or shown(error)} "
         f"(case “{case.name}”: {case.note})."
     )
+
+
+def _sentence(text: str) -> str:
+    """A text with a capital letter and an end."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('?') else '.'}"

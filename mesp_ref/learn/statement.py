@@ -39,7 +39,7 @@ def show(name: str) -> Statement:
             lines += [f"  {label:10s}{head}", *(f"{'':12s}{text}" for text in rest)] if head else []
     lines += ["", "Write", f"  def {exercise.name}{_signature(exercise.function)}", ""]
     lines += _given(exercise)
-    lines += ["Tried with", *(f"  {case.name:12s}{case.note}" for case in exercise.cases)]
+    lines += ["Tried with", *(f"  {case.name:15s}{case.note}" for case in exercise.cases)]
     lines += ["", f'Then: learn.check("{exercise.name}", your_function)']
     return Statement("\n".join(lines))
 
