@@ -83,7 +83,7 @@ def _edges() -> tuple[Edge, ...]:
 
     return (
         Edge("x", "[N, T, C]", "the block's input; also the way round the attention",
-             ((0, f), (30, f), (30, f - 42), (575, f - 42), (575, f - 10))),
+             ((-5, f), (30, f), (30, f - 42), (575, f - 42), (575, f - 10))),
         Edge("n1", "[N, T, C]", "the normalised input of q, k and v", line(122, 156, y=f)),
         Edge("q", "[N, T, H·D]", "queries before RoPE", line(224, 264, y=f)),
         Edge("k", "[N, T, G·D]", "keys before RoPE", ((224, f + 44), (244, f + 44), (268, f + 14))),
@@ -153,7 +153,13 @@ def edge_of(entry: Entry, first: int, moments: list[Moment], nth: int) -> str:
     if entry.tag.startswith("lora_linear_bwd ") and len(entry.shape) == 2 and RANK in entry.shape:
         return "dA, dB"
     if entry.tag == "rmsnorm(x)":
-        return "a" if after.startswith("lora_linear mlp.gate_proj") else "y" if after == "lm_loss" else ""
+        return (
+            "a"
+            if after.startswith("lora_linear mlp.gate_proj")
+            else "y"
+            if after == "lm_loss"
+            else ""
+        )
     if entry.tag == "swiglu_bwd":
         return ("dgate", "dup")[nth]
     if entry.tag == "attention_bwd":
@@ -167,7 +173,9 @@ def node_of(ops: list[str], number: int) -> str:
     """The box of the picture in which an op of the step runs; "" for embedding, final norm and head."""
     op, after = ops[number], ops[min(number + 1, len(ops) - 1)]
     if op == "rmsnorm":
-        return {"self_attn.q_proj": "rmsnorm 1", "mlp.gate_proj": "rmsnorm 2"}.get(after.partition(" ")[2], "")
+        return {"self_attn.q_proj": "rmsnorm 1", "mlp.gate_proj": "rmsnorm 2"}.get(
+            after.partition(" ")[2], ""
+        )
     if op == "rmsnorm_bwd":
         last = number == len(ops) - 1
         return "rmsnorm_bwd 1" if last else "rmsnorm_bwd 2" if "o_proj" in after else ""
@@ -231,6 +239,8 @@ def data() -> dict[str, Any]:
     """All that the page shows."""
     return {
         "methods": {method: memory(method) for method in METHODS},
+        "order": METHODS,
+        "kinds": list(COLOURS),
         "colours": COLOURS,
         "edges": {e.name: {"shape": e.shape, "text": e.text} for e in EDGES},
         "mistakes": mistakes(),
