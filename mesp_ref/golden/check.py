@@ -183,7 +183,8 @@ def _check_case(
         )
     failed = [t for t, v in zip(tensors, report.verdicts, strict=False) if not v.passed]
     if failed:
-        report.like = explain(suite, case, vectors, got, dtype, failed)
+        asked = {t.name: got[t.name] for t in tensors if t.name in got}
+        report.like = explain(suite, case, vectors, asked, dtype, failed)
     return report
 
 

@@ -1,167 +1,311 @@
-"""What a wrong answer looks like: the nearest stored mistake, or a relation between got and want.
+"""What a wrong answer looks like: a mistake that we know, or what can be said without one.
 
-Every candidate predicts what a backend with that mistake would have written. Errors are measured in
-units of the tolerance, so that tensors of all sizes weigh alike; a candidate counts when it leaves
-little of the error. A right answer is never explained: only cases that failed come here.
+A name is given only where it explains every tensor that failed, leaves those that passed alone, and
+nothing else explains them as well. In this order: values that are not finite; gradients that are 0;
+one number alone, from which nothing can be told; the known mistakes, each computed for this very case;
+tensor by tensor a factor, another order or a sum of terms; a known mistake in one place only; how many
+digits agree. Otherwise the sentence begins with "not a mistake we know" and says where the error is.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from mesp_ref.golden.relations import constants, distance, relation, scope
+from mesp_ref.golden import places, terms
+from mesp_ref.golden.answer import Answer, Arrays, floor, judged, left, weights
+from mesp_ref.golden.mistakes import known, title
+from mesp_ref.golden.mistakes.sites import at_one_site
+from mesp_ref.golden.plain import Plain, model_name
+from mesp_ref.golden.relations import listed, relation
+from mesp_ref.golden.simulate import Run, of_op, simulator
 from mesp_ref.golden.suite import DTYPES, Case, Suite, Tensor, Vectors
 from mesp_ref.golden.tolerance import UNITS
 from mesp_ref.ops import Array
 
-Arrays = dict[str, Array]
-NEARLY = 0.02  # relative distance of a right answer in 16 bits
-MOST = 3  # sentences about single tensors
-LEFT = 0.15  # of the squared error that an explanation may leave; rounding leaves some in 16 bits
-SIMPLER = 4.0  # a fitted relation must leave this many times less than a stored mistake
-
-
-class Candidate(NamedTuple):
-    """A sentence and the fraction of the squared error that it leaves."""
-
-    left: float
-    text: str
-
-
-class Answer(NamedTuple):
-    """What a backend gave for a case, as float64, with the tolerance of each tensor."""
-
-    case: Case
-    got: Arrays
-    want: Arrays
-    allowed: Arrays
-
-    def error(self, predicted: Arrays) -> float:
-        """Σ ((got − predicted)/tolerance)² over the tensors that are predicted."""
-        total = 0.0
-        for name, value in predicted.items():
-            ratio = np.divide(
-                self.got[name] - value, self.allowed[name],
-                out=np.zeros(value.shape), where=self.allowed[name] > 0,
-            )  # fmt: skip
-            total += float((ratio * ratio).sum())
-        return total
-
-    def left(self, predicted: Arrays) -> float:
-        """How much a prediction leaves of the error, or of the answer where that is smaller.
-
-        Otherwise any small answer to a large tensor would look like the right one × 0.01.
-        """
-        before = self.error({name: self.want[name] for name in predicted})
-        size = self.error({name: np.zeros_like(value) for name, value in predicted.items()})
-        whole = min(before, size or before)
-        return self.error(predicted) / whole if whole else 1.0
+MOST = 2  # explanations that a name may have beside it, because they are the same on this case
+SHOWN = 3  # explanations that are the same here, or sentences about single tensors
+SIMPLER = 4.0  # an explanation must leave this many times less than another to be the better one
+UNKNOWN = "not a mistake we know"
 
 
 def explain(
     suite: Suite, case: Case, vectors: Vectors, got: Arrays, dtype: str, failed: Sequence[Tensor]
 ) -> list[str]:
-    """Sentences, the likeliest first; empty when nothing known fits."""
-    answer = _answer(case, vectors, got, dtype)
-    if 0 < (error := _worst(answer, failed)) < NEARLY:
-        return [f"agrees to {-np.log10(error):.1f} digits{_rounded(error, dtype)}"]
-    stored = sorted(_stored(suite, answer))
-    scaled = [c for c in _scaled(answer, failed) if c.left < LEFT]
-    best = stored[0] if stored and stored[0].left < LEFT else None
-    if scaled and (best is None or scaled[0].left * SIMPLER < best.left):
-        return [scaled[0].text]
-    if best is not None:
-        return ["like: " + best.text]
-    return _partly(suite, answer, failed) or _single(answer, got, failed)
+    """Sentences about an answer to a case of a suite; `failed` are the tensors that did."""
+    answer = _answer(case, vectors, got, dtype, failed)
+    return sentences(answer, lambda: simulator(case, vectors.inputs, suite.root))
 
 
-def _worst(answer: Answer, failed: Sequence[Tensor]) -> float:
-    """The largest relative distance of a failed tensor from the right one; infinite if one lacks."""
-    names = [tensor.name for tensor in failed]
-    if not all(name in answer.got for name in names):
-        return np.inf
-    return float(np.max([distance(answer.got[name], answer.want[name]) for name in names]))
+def explain_op(
+    op: str,
+    inputs: Arrays,
+    attributes: Mapping[str, Any],
+    got: Arrays,
+    want: Arrays,
+    allowed: Arrays,
+    dtype: str = "float64",
+) -> list[str]:
+    """Sentences about the results of one op on any arguments, empty when all are within `allowed`.
+
+    op           its name in the registry
+    inputs       arrays by the names of the op's arguments, and "dy", the cotangent
+    attributes   eps, s
+    got          results: "y", and the gradient "dx" of every argument x; some may be left out
+    want         the right ones, allowed: the largest right deviation of every entry
+    """
+    wide = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in inputs.items()}
+    usable, unusable, failed = Arrays(), {}, []
+    for name, right in want.items():
+        if name not in got:
+            continue
+        value = np.asarray(got[name], np.float64)
+        if problem := _problem(value, right):
+            unusable[name] = problem
+        else:
+            usable[name] = value
+            failed += [name] if (np.abs(value - right) > allowed[name]).any() else []
+    answer = Answer(
+        "op", {"op": op, **attributes}, wide, usable, want, allowed, tuple(failed), unusable, dtype
+    )
+    return sentences(answer, lambda: of_op(op, wide, attributes)) if failed or unusable else []
 
 
-def _rounded(error: float, dtype: str) -> str:
-    """The lower precision whose roundings are as large as an error, as a question."""
-    lower = DTYPES[DTYPES.index(dtype) + 1 :]
-    near = [name for name in lower if 1 / 8 < error / UNITS[name].store < 8]
-    return f": computed or stored in a lower precision, such as {near[0]}?" if near else ""
-
-
-def _answer(case: Case, vectors: Vectors, got: Arrays, dtype: str) -> Answer:
-    usable, allowed = Arrays(), Arrays()
-    for tensor in case.tensors:
-        array = got.get(tensor.name)
-        if array is not None and array.shape == tensor.shape:
-            value = array.astype(np.float64)
-            if np.isfinite(value).all():
-                usable[tensor.name] = value
-                allowed[tensor.name] = tensor.tolerance(vectors, dtype)
-    return Answer(case, usable, vectors.want, allowed)
-
-
-def _stored(suite: Suite, answer: Answer) -> Iterator[Candidate]:
-    """The wrong answers of the suite to this case."""
-    for wrong in suite.wrong:
-        if wrong.of == answer.case.name:
-            arrays = suite.read_wrong(wrong)
-            predicted = {
-                n: a.astype(np.float64) for n, a in arrays.items() if n in answer.got
-            }  # fmt: skip
-            yield Candidate(answer.left(predicted), wrong.bug)
-
-
-def _scaled(answer: Answer, failed: Sequence[Tensor]) -> Iterator[Candidate]:
-    """All failed results are the right ones times one number."""
-    names = [t.name for t in failed if t.role != "inner" and t.name in answer.got]
-    names = [name for name in names if answer.want[name].any()]
-    if not names:
-        return
-    above = below = 0.0
-    for name in names:
-        weight = 1 / np.square(answer.allowed[name]).mean()
-        above += weight * float((answer.got[name] * answer.want[name]).sum())
-        below += weight * float(np.square(answer.want[name]).sum())
-    if not below:  # so small that its square is 0
-        return
-    factor = above / below
-    predicted = {name: factor * answer.want[name] for name in names}
-    yield Candidate(
-        answer.left(predicted),
-        f"{scope(names, answer.case)} × {constants(answer.case, factor)}",
+def sentences(answer: Answer, simulate: Callable[[], Run | None]) -> list[str]:
+    """The sentences of the first way of looking that says something; see the module."""
+    if answer.unusable:
+        return _unusable(answer)
+    if not answer.failed:  # tensors that are missing, and nothing else
+        return []
+    gone = places.all_zero(answer)
+    if not gone and all(answer.got[name].size == 1 for name in answer.failed):
+        return [_one_number(answer)]
+    answer, run = judged(answer), simulate()
+    with np.errstate(all="ignore"):
+        if run is not None and not _reproduces(answer, run(Plain)):
+            run = None
+    kinds = known(answer.kind, answer.attributes, answer.inputs) if run else []
+    names = _explaining(answer, run, kinds) if run else []
+    if gone:
+        return [gone + (f", as where {' or '.join(names)}" if 0 < len(names) <= MOST else "")]
+    single = _single(answer)
+    if 0 < len(names) <= MOST:
+        factor = f" ({single[0]})" if len(single) == 1 and " × " in single[0] else ""
+        return [_named(names) + factor]
+    return (
+        single
+        or ([_several(names)] if names else [])
+        or _one_factor(answer)
+        or (_one_site(answer, run) if run else [])
+        or _digits(answer)
+        or [_unknown(answer)]
     )
 
 
-def _partly(suite: Suite, answer: Answer, failed: Sequence[Tensor]) -> list[str]:
-    """The stored mistake that the most failed tensors show one by one: a mistake in one place."""
-    names = [t.name for t in failed if t.role == "result" and t.name in answer.got]
-    best: tuple[list[str], str] = [], ""
-    for wrong in suite.wrong:
-        if wrong.of == answer.case.name:
-            arrays = suite.read_wrong(wrong)
-            here = [
-                n for n in names if n in arrays and answer.left({n: _wide(arrays[n])}) < LEFT
-            ]  # fmt: skip
-            best = max(best, (here, wrong.bug), key=lambda pair: len(pair[0]))
-    here, bug = best
-    return [f"{scope(here, answer.case)}: like: {bug}"] if here else []
+def _named(names: Sequence[str]) -> str:
+    return "like: " + "; or, the same here: ".join(names)
 
 
-def _wide(array: Array) -> Array:
-    return array.astype(np.float64)
+def _several(names: Sequence[str]) -> str:
+    shown = "; or: ".join(names[:SHOWN])
+    return f"{UNKNOWN} alone: {len(names)} look the same here, such as: {shown}"
 
 
-def _single(answer: Answer, got: Arrays, failed: Sequence[Tensor]) -> list[str]:
-    """Relations of single tensors, those that share one put together."""
-    groups: dict[str, list[str]] = {}
-    for tensor in failed:
+# -- the answer --------------------------------------------------------------------------------
+
+
+def _answer(
+    case: Case, vectors: Vectors, got: Arrays, dtype: str, failed: Sequence[Tensor]
+) -> Answer:
+    usable, allowed, unusable = Arrays(), Arrays(), dict[str, str]()
+    wrong = {tensor.name for tensor in failed}
+    for tensor in case.tensors:
         array = got.get(tensor.name)
-        if array is None or array.dtype.kind not in "fV" or not array.size:
+        if array is None or array.dtype.name not in DTYPES:
             continue
-        found = relation(tensor.name, array.astype(np.float64), answer.want, answer.case)
-        if found:
-            groups.setdefault(found, []).append(tensor.name)
-    return [f"{scope(names, answer.case)}: {text}" for text, names in groups.items()][:MOST]
+        value = array.astype(np.float64)
+        if problem := _problem(value, vectors.want[tensor.name]):
+            unusable[tensor.name] = problem
+            continue
+        usable[tensor.name] = value
+        allowed[tensor.name] = tensor.tolerance(vectors, dtype)
+    inputs = {
+        n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in vectors.inputs.items()
+    }
+    outer = {t.name for t in case.tensors if t.role != "inner"}
+    said = [n for n in usable if n in wrong]
+    chosen = tuple(n for n in said if n in outer) or tuple(said)
+    keep = outer if set(chosen) <= outer else set(usable)
+    usable = {n: a for n, a in usable.items() if n in keep}
+    unusable = {n: text for n, text in unusable.items() if n in wrong}
+    return Answer(
+        case.kind, case.attributes, inputs, usable, vectors.want, allowed, chosen, unusable, dtype
+    )
+
+
+def _problem(value: Array, want: Array) -> str:
+    if value.shape != (shape := want.shape):
+        for text, order in (("is transposed", want.T), ("holds the right values", want.ravel())):
+            if value.size == want.size and (value.shape == order.shape or order.ndim == 1):
+                off = np.linalg.norm(value.ravel() - order.ravel())
+                if off <= 0.02 * np.linalg.norm(want):
+                    return f"{text}: has shape {list(value.shape)} instead of {list(shape)}"
+        return f"has shape {list(value.shape)} instead of {list(shape)}"
+    bad = int((~np.isfinite(value)).sum())
+    return f"{bad} of {value.size} entries are not finite" if bad else ""
+
+
+def _unusable(answer: Answer) -> list[str]:
+    """Shapes and values that are not finite; nothing is named beside them."""
+    said = [f"{name}: {text}" for name, text in answer.unusable.items()][:SHOWN]
+    labels = answer.inputs.get("labels")
+    finite = all("not finite" in text for text in answer.unusable.values())
+    if finite and labels is not None and not (labels != -100).any():
+        said.insert(0, "0/0 where no label counts: loss and gradient are 0 there")
+    return said
+
+
+def _one_number(answer: Answer) -> str:
+    (name, *more) = answer.failed
+    right = [n for n in answer.got if n not in answer.failed]
+    beside = f"; {places.some(right)} agree" if right else ""
+    those = places.some([name, *more])
+    return f"{UNKNOWN}: of {those} one number differs, from which none can be told{beside}"
+
+
+# -- known mistakes ----------------------------------------------------------------------------
+
+
+class _Differs(Exception):
+    """A tensor on the way is not what the backend gave."""
+
+
+def _probe(kind: type[Plain], answer: Answer) -> type[Plain]:
+    """A Plain that gives up at the first tensor that the backend has otherwise."""
+
+    def keep(self: Plain, name: str, value: Array) -> Array:
+        if answer.kind == "traj" and ".step_" not in name:
+            return kind.keep(self, name, value)
+        full = name if answer.kind in ("block", "traj") else model_name(name, self.number)
+        for seen in (full, name):
+            if seen in answer.got and left(answer, seen, value) == np.inf:
+                raise _Differs
+        return kind.keep(self, name, value)
+
+    return type("Probe", (kind,), {"keep": keep})
+
+
+def _total(answer: Answer, guess: Arrays) -> float:
+    """The worst part of an error that a guess leaves over all tensors given."""
+    return max(
+        (left(answer, n, guess[n]) if n in guess else np.inf for n in answer.got), default=np.inf
+    )
+
+
+def _reproduces(answer: Answer, right: Arrays) -> bool:
+    """Whether Plain computes this case at all: it knows one family."""
+    given = [n for n in answer.got if n in right]
+    return bool(given) and all(
+        right[n].shape == answer.want[n].shape
+        and (np.abs(right[n] - answer.want[n]) <= 4 * weights(answer, n)).all()
+        for n in given
+    )
+
+
+def _try(
+    answer: Answer, run: Run, kinds: Sequence[type[Plain]]
+) -> Iterator[tuple[float, type[Plain]]]:
+    """What each mistake leaves, where it explains."""
+    with np.errstate(all="ignore"):
+        for kind in kinds:
+            try:
+                rest = _total(answer, run(_probe(kind, answer)))
+            except (_Differs, ValueError, IndexError, ZeroDivisionError):
+                continue  # not this one, or one that this case's shapes cannot show
+            if rest < np.inf:
+                yield rest, kind
+
+
+def _explaining(answer: Answer, run: Run, kinds: Sequence[type[Plain]]) -> list[str]:
+    """The sentences of all mistakes that explain the answer equally well, in the order of `kinds`."""
+    found = list(_try(answer, run, kinds))
+    best = max(min((rest for rest, _ in found), default=0.0), floor(answer))
+    return list(dict.fromkeys(title(kind) for rest, kind in found if rest <= SIMPLER * best))
+
+
+def _one_site(answer: Answer, run: Run) -> list[str]:
+    """A known mistake at one projection, norm or rotation only."""
+    if answer.kind not in ("block", "e2e"):
+        return []
+    names = _explaining(answer, run, at_one_site(answer.kind))
+    return [_named(names) if len(names) <= MOST else _several(names)] if names else []
+
+
+# -- single tensors ----------------------------------------------------------------------------
+
+
+def _single(answer: Answer) -> list[str]:
+    """What every failed tensor is by itself; empty unless each is explained, in few sentences."""
+    groups: dict[str, list[str]] = {}
+    for name in answer.failed:
+        text = relation(answer, name) or _terms(answer, name)
+        if not text:
+            return []
+        groups.setdefault(text, []).append(name)
+    if len(groups) > SHOWN and not all(text.startswith("holds ") for text in groups):
+        return []
+    said = [
+        text if text.startswith(names[0] + ":") else f"{listed(names, answer)} {text}"
+        for text, names in groups.items()
+    ]
+    return said[:SHOWN]
+
+
+def _one_factor(answer: Answer) -> list[str]:
+    """One factor on all failed tensors that is no number of the case: a clipped norm, or unknown."""
+    names = answer.failed
+    pairs = [(answer.got[n], answer.want[n]) for n in names if answer.want[n].any()]
+    factor = sum(float((g * w).sum()) for g, w in pairs) / (
+        sum(float((w * w).sum()) for _, w in pairs) or 1.0
+    )
+    if len(pairs) < 2 or any(left(answer, n, factor * answer.want[n]) == np.inf for n in names):
+        return []
+    size = float(np.sqrt(sum((answer.got[n] ** 2).sum() for n in names)))
+    clipped = [c for c in (0.1, 0.5, 1.0, 5.0, 10.0) if abs(size / c - 1) < 1e-3]
+    if clipped and factor < 1:
+        return [
+            f"{listed(names, answer)} × {factor:.4g}: clipped to a norm of {clipped[0]:g} together"
+        ]
+    return [f"{UNKNOWN}: {listed(names, answer)} × {factor:.4g}, one factor for all"]
+
+
+def _terms(answer: Answer, name: str) -> str:
+    if answer.kind != "op" or answer.got[name].size == 1:
+        return ""
+    found = terms.fit(answer, name, terms.terms_of(answer, name))
+    return found.text if found else ""
+
+
+# -- what can be said without a name -----------------------------------------------------------
+
+
+def _digits(answer: Answer) -> list[str]:
+    """Roundings: errors as large as those of a lower precision, everywhere."""
+    lower = DTYPES[DTYPES.index(answer.dtype) + 1 :]
+    errors = [places.relative(answer, n) for n in answer.failed]
+    worst, typical = max(float(e.max()) for e in errors), max(map(_middle, errors))
+    near = [d for d in lower if UNITS[d].store / 24 < typical < 3 * UNITS[d].store > worst / 6]
+    if near and all(places.is_noise(answer, n) for n in answer.failed):
+        return [
+            f"agrees to {places.digits(answer):.1f} digits: computed or stored in a lower "
+            f"precision, such as {' or '.join(near)}?"
+        ]
+    return []
+
+
+def _middle(errors: Array) -> float:
+    return float(np.median(errors)) if errors.size else 0.0
+
+
+def _unknown(answer: Answer) -> str:
+    return f"{UNKNOWN}: " + "; ".join(places.described(answer))

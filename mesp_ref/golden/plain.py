@@ -38,6 +38,8 @@ class Plain:
     """Forward and backward of a block and of a model, step by step, in `dtype`."""
 
     dtype: Any = np.float64
+    number = 0  # of the layer that is worked on
+    at = ""  # the part of a block that is worked on: "self_attn.q_proj", "input_layernorm"
 
     def __init__(self, setting: Setting):
         self.set, self.trace = setting, Arrays()
@@ -59,6 +61,19 @@ class Plain:
         r, u = self.inverse_rms(x), dy * w
         return u * r - x * (u * x).mean(axis=-1, keepdims=True) * r**3
 
+    def norm_params(self, dy: Array, x: Array, w: Array) -> Array:
+        return flat(dy * x * self.inverse_rms(x)).sum(axis=0)
+
+    def linear(self, x: Array, w: Array, b: Array | None) -> Array:
+        return x @ w.T if b is None else x @ w.T + b
+
+    def linear_bwd(self, dy: Array, w: Array) -> Array:
+        return dy @ w
+
+    def linear_params(self, dy: Array, x: Array) -> tuple[Array, Array]:
+        """dw, db."""
+        return flat(dy).T @ flat(x), flat(dy).sum(axis=0)
+
     def rotate(self, x: Array) -> Array:
         x1, x2 = np.split(x, 2, axis=-1)
         c, s = self.set.cos[:, None], self.set.sin[:, None]
@@ -72,11 +87,14 @@ class Plain:
     def scale(self) -> float:
         return self.set.scale
 
+    def lora(self, x: Array, w: Array, b: Array | None, A: Array, B: Array) -> Array:
+        return self.linear(x, w, b) + self.scale() * (x @ A.T @ B.T)
+
     def lora_bwd(self, dy: Array, x: Array, w: Array, A: Array, B: Array) -> tuple[Array, ...]:
         """dx, dA, dB."""
         s = self.scale()
         dh, h = s * (dy @ B), x @ A.T
-        dx = self.add("frozen weight", dh @ A, dy @ w)
+        dx = self.add("frozen weight", dh @ A, self.linear_bwd(dy, w))
         return dx, flat(dh).T @ flat(x), s * (flat(dy).T @ flat(h))
 
     def share(self, k: Array) -> Array:
@@ -87,23 +105,43 @@ class Plain:
         n, t, _, d = dk.shape
         return dk.reshape(n, t, self.set.groups, -1, d).sum(axis=3)
 
-    def visible(self, t: int) -> Array:
-        return np.tri(t, dtype=bool)
+    def visible(self, tq: int, tk: int) -> Array:
+        return np.tri(tq, tk, tk - tq, dtype=bool)
+
+    def score_scale(self) -> float:
+        return self.set.head_dim**-0.5
+
+    def score_scale_bwd(self) -> float:
+        return self.score_scale()
+
+    def probabilities(self, s: Array) -> Array:
+        s = np.where(self.visible(*s.shape[-2:]), s, -np.inf)
+        p = np.exp(s - np.maximum(s.max(axis=-1, keepdims=True), np.finfo(s.dtype).min))
+        total: Array = p.sum(axis=-1, keepdims=True)
+        return p / np.where(total > 0, total, 1)
 
     def softmax(self, q: Array, k: Array) -> Array:
-        s = np.einsum("nqhd,nkhd->nhqk", q, k) * self.set.head_dim**-0.5
-        s = np.where(self.visible(q.shape[1]), s, -np.inf)
-        p = np.exp(s - s.max(axis=-1, keepdims=True))
-        return p / p.sum(axis=-1, keepdims=True)
+        return self.probabilities(np.einsum("nqhd,nkhd->nhqk", q, k) * self.score_scale())
+
+    def mix(self, p: Array, v: Array) -> Array:
+        return np.einsum("nhqk,nkhd->nqhd", p, v)
+
+    def attention(self, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        """p and o."""
+        p = self.softmax(q, self.share(k))
+        return p, self.mix(p, self.share(v))
 
     def softmax_bwd(self, dp: Array, p: Array) -> Array:
         return p * (dp - (dp * p).sum(axis=-1, keepdims=True))
 
     def attention_bwd(self, do: Array, q: Array, k: Array, v: Array, p: Array) -> tuple[Array, ...]:
-        k, v, scale = self.share(k), self.share(v), self.set.head_dim**-0.5
-        ds = self.softmax_bwd(np.einsum("nqhd,nkhd->nhqk", do, v), p) * scale
+        k, v = self.share(k), self.share(v)
+        ds = self.softmax_bwd(np.einsum("nqhd,nkhd->nhqk", do, v), p) * self.score_scale_bwd()
         dq, dk = np.einsum("nhqk,nkhd->nqhd", ds, k), np.einsum("nhqk,nqhd->nkhd", ds, q)
-        return dq, self.unshare(dk), self.unshare(np.einsum("nhqk,nqhd->nkhd", p, do))
+        return dq, self.unshare(dk), self.unshare_v(np.einsum("nhqk,nqhd->nkhd", p, do))
+
+    def unshare_v(self, dv: Array) -> Array:
+        return self.unshare(dv)
 
     def silu(self, gate: Array) -> Array:
         return gate / (1 + np.exp(-gate))
@@ -119,16 +157,41 @@ class Plain:
         """Where two gradients meet; `what` names b."""
         return a + b
 
-    def cross_entropy(self, logits: Array, labels: Array) -> tuple[Array, Array]:
-        """Loss and dlogits, labels as given."""
-        labels = self.targets(labels)
-        counted = labels != IGNORED
-        p = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        p /= p.sum(axis=-1, keepdims=True)
-        onehot = np.eye(logits.shape[-1], dtype=logits.dtype)[np.where(counted, labels, 0)]
-        count = self.count(labels)
-        loss = -np.log((p * onehot).sum(axis=-1))[counted].sum() / count
-        return np.asarray(loss), (p - onehot) * counted[..., None] / count
+    def swiglu(self, gate: Array, up: Array) -> tuple[Array, Array]:
+        """silu and z."""
+        silu = self.silu(gate)
+        return silu, silu * up
+
+    def cross_entropy(self, logits: Array, targets: Array) -> tuple[Array, Array]:
+        """Loss and dlogits of logits [N, T, V] and the label that each position predicts."""
+        counted = targets != IGNORED
+        e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        total = e.sum(axis=-1, keepdims=True)
+        lse = np.log(total) + logits.max(axis=-1, keepdims=True)
+        onehot = np.eye(logits.shape[-1], dtype=logits.dtype)[np.where(counted, targets, 0)]
+        share = self.shares(targets).astype(logits.dtype)
+        loss = (self.losses(logits, lse, onehot)[counted] * share[counted]).sum()
+        rows = self.row_gradient(e / total, lse, onehot) * self.kept(counted)[..., None]
+        return np.asarray(loss), rows * share[..., None]
+
+    def scaled_loss(self, dloss: Array, dlogits: Array) -> Array:
+        """The gradient for the cotangent of the loss."""
+        return dloss * dlogits
+
+    def losses(self, logits: Array, lse: Array, onehot: Array) -> Array:
+        """Of every row."""
+        return lse[..., 0] - (logits * onehot).sum(axis=-1)
+
+    def row_gradient(self, p: Array, lse: Array, onehot: Array) -> Array:
+        return p - onehot
+
+    def kept(self, counted: Array) -> Array:
+        """Rows that have a gradient."""
+        return counted
+
+    def shares(self, targets: Array) -> Array:
+        """What each row weighs in the mean."""
+        return np.full(targets.shape, 1 / self.count(targets))
 
     def targets(self, labels: Array) -> Array:
         """The label that each position predicts."""
@@ -136,35 +199,102 @@ class Plain:
         moved[:, :-1] = labels[:, 1:]
         return moved
 
+    def labels(self, targets: Array) -> Array:
+        """Which of them count, and as what."""
+        return targets
+
     def count(self, targets: Array) -> int:
         return max(1, int((targets != IGNORED).sum()))
+
+    def embed(self, w: Array, ids: Array) -> Array:
+        return w[ids]
+
+    def embed_bwd(self, dy: Array, ids: Array, w: Array) -> Array:
+        dw = np.zeros_like(w)
+        np.add.at(dw, ids, dy)
+        return dw
+
+    # -- weights in few bits ------------------------------------------------------------------
+
+    def unpack(self, words: Array, bits: int) -> Array:
+        """Codes [out, words, codes of a word], the first in the lowest bits."""
+        shifts = np.arange(0, 32, bits, dtype=np.uint32)
+        return (words[..., None] >> shifts) & np.uint32(2**bits - 1)
+
+    def decode(self, codes: Array, scales: Array, biases: Array, bits: int) -> Array:
+        """scale·q + bias of codes [out, in], scales and biases [out, groups]."""
+        group = codes.shape[1] // scales.shape[1]
+        return codes * np.repeat(scales, group, axis=1) + np.repeat(biases, group, axis=1)
+
+    # -- optimisers: one step of one tensor, in `state` what it keeps -----------------------------
+
+    def sgd(self, w: Array, g: Array, state: Arrays, t: int, at: Any) -> Array:
+        state["u"] = at["momentum"] * state.get("u", 0.0) + g + at["weight_decay"] * w
+        return w - at["lr"] * state["u"]
+
+    def adamw(self, w: Array, g: Array, state: Arrays, t: int, at: Any) -> Array:
+        b1, b2 = at["beta1"], at["beta2"]
+        state["m"] = b1 * state.get("m", 0.0) + (1 - b1) * g
+        state["v"] = b2 * state.get("v", 0.0) + (1 - b2) * g**2
+        mean, square = state["m"] / (1 - b1**t), state["v"] / (1 - b2**t)
+        decayed = w * (1 - at["lr"] * at["weight_decay"])
+        return decayed - at["lr"] * mean / (np.sqrt(square) + at["eps"])
+
+    def slope(self, up: float, down: float, eps: float) -> float:
+        """MeZO's derivative along z from the losses of its two sides."""
+        return (up - down) / (2 * eps)
+
+    def mezo_loss(self, up: float, down: float) -> float:
+        return (up + down) / 2
+
+    def mezo(self, w: Array, g: float, z: Array, at: Any) -> Array:
+        return w - at["lr"] * g * z
 
     # -- one block ----------------------------------------------------------------------------
 
     def project(self, w: Weights, part: str, x: Array) -> Array:
+        self.at = part
         A, B, b = w[f"{part}.lora_A.weight"], w[f"{part}.lora_B.weight"], w.get(f"{part}.bias")
-        h = self.keep(f"{part}.h", x @ A.T)
-        y = x @ w[f"{part}.weight"].T + self.scale() * (h @ B.T)
-        return self.keep(part, y if b is None else y + b)
+        self.keep(f"{part}.h", x @ A.T)
+        return self.keep(part, self.lora(x, w[f"{part}.weight"], b, A, B))
 
     def project_bwd(self, w: Weights, part: str, dy: Array, x: Array) -> Array:
+        self.at = part
         dy = self.keep(f"{part}.grad", dy)
         A, B = w[f"{part}.lora_A.weight"], w[f"{part}.lora_B.weight"]
         dx, dA, dB = self.lora_bwd(dy, x, w[f"{part}.weight"], A, B)
+        dw, db = self.linear_params(dy, x)
         self.keep(f"{part}.lora_A.weight.grad", dA)
         self.keep(f"{part}.lora_B.weight.grad", dB)
-        self.keep(f"{part}.weight.grad", flat(dy).T @ flat(x))
+        self.keep(f"{part}.weight.grad", dw)
         if f"{part}.bias" in w:
-            self.keep(f"{part}.bias.grad", flat(dy).sum(axis=0))
+            self.keep(f"{part}.bias.grad", db)
         return dx
+
+    def norm_at(self, w: Weights, part: str, x: Array) -> Array:
+        self.at = part
+        return self.keep(part, self.norm(x, w[f"{part}.weight"]))
+
+    def norm_back(self, w: Weights, part: str, dy: Array, x: Array) -> Array:
+        self.at = part
+        dy = self.keep(f"{part}.grad", dy)
+        self.keep(f"{part}.weight.grad", self.norm_params(dy, x, w[f"{part}.weight"]))
+        return self.norm_bwd(dy, x, w[f"{part}.weight"])
 
     def heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], -1, self.set.head_dim)
 
+    def rotate_at(self, part: str, x: Array) -> Array:
+        self.at = part
+        return self.keep(part, self.rotate(x))
+
+    def rotate_back(self, part: str, dy: Array) -> Array:
+        self.at = part
+        return self.rotate_bwd(self.keep(f"{part}.grad", dy))
+
     def qkv(self, w: Weights, n: Array) -> tuple[Array, ...]:
         q, k, v = (self.heads(self.project(w, f"self_attn.{c}_proj", n)) for c in "qkv")
-        q, k = self.rotate(q), self.rotate(k)
-        return self.keep("self_attn.q_rope", q), self.keep("self_attn.k_rope", k), v
+        return self.rotate_at("self_attn.q_rope", q), self.rotate_at("self_attn.k_rope", k), v
 
     def rebuilt_qkv(self, w: Weights, res: Arrays) -> tuple[Array, ...]:
         """q, k and v as the backward of attention sees them."""
@@ -172,27 +302,27 @@ class Plain:
 
     def block(self, w: Weights, x: Array) -> tuple[Array, Arrays]:
         """Output and residuals of a block."""
-        res = {
-            "x": x,
-            "n1": self.keep("input_layernorm", self.norm(x, w["input_layernorm.weight"])),
-        }
+        res = {"x": x, "n1": self.norm_at(w, "input_layernorm", x)}
         res["q"], res["k"], res["v"] = self.qkv(w, res["n1"])
-        res["p"] = self.keep("self_attn.attention.p", self.softmax(res["q"], self.share(res["k"])))
-        o = np.einsum("nhqk,nkhd->nqhd", res["p"], self.share(res["v"]))
+        res["p"], o = self.attention(res["q"], res["k"], res["v"])
+        self.keep("self_attn.attention.p", res["p"])
         res["o"] = flat_heads(self.keep("self_attn.attention", o))
-        res["a"] = self.keep("after_attention", x + self.project(w, "self_attn.o_proj", res["o"]))
-        n2 = self.norm(res["a"], w["post_attention_layernorm.weight"])
-        res["n2"] = self.keep("post_attention_layernorm", n2)
+        mixed = self.project(w, "self_attn.o_proj", res["o"])
+        res["a"] = self.keep(
+            "after_attention", self.join("residual around the attention", x, mixed)
+        )
+        res["n2"] = self.norm_at(w, "post_attention_layernorm", res["a"])
         res["gate"] = self.project(w, "mlp.gate_proj", res["n2"])
         res["up"] = self.project(w, "mlp.up_proj", res["n2"])
-        silu = self.keep("mlp.swiglu.silu", self.silu(res["gate"]))
-        res["z"] = self.keep("mlp.swiglu", silu * res["up"])
-        return self.keep("y", res["a"] + self.project(w, "mlp.down_proj", res["z"])), res
+        silu, z = self.swiglu(res["gate"], res["up"])
+        self.keep("mlp.swiglu.silu", silu)
+        res["z"] = self.keep("mlp.swiglu", z)
+        down = self.project(w, "mlp.down_proj", res["z"])
+        return self.keep("y", self.join("residual around the MLP", res["a"], down)), res
 
-    def norm_back(self, w: Weights, part: str, dy: Array, x: Array) -> Array:
-        dy = self.keep(f"{part}.grad", dy)
-        self.keep(f"{part}.weight.grad", flat(dy * x * self.inverse_rms(x)).sum(axis=0))
-        return self.norm_bwd(dy, x, w[f"{part}.weight"])
+    def join(self, what: str, x: Array, f: Array) -> Array:
+        """x + f(norm(x)); `what` names x."""
+        return x + f
 
     def block_bwd(self, w: Weights, dy: Array, res: Arrays) -> Array:
         """dx; the parameters' gradients are kept."""
@@ -207,8 +337,8 @@ class Plain:
         do = self.keep("self_attn.attention.grad", do)
         q, k, v = self.rebuilt_qkv(w, res)
         dq, dk, dv = self.attention_bwd(do, q, k, v, res["p"])
-        dq = self.rotate_bwd(self.keep("self_attn.q_rope.grad", dq))
-        dk = self.rotate_bwd(self.keep("self_attn.k_rope.grad", dk))
+        dq = self.rotate_back("self_attn.q_rope", dq)
+        dk = self.rotate_back("self_attn.k_rope", dk)
         dn = self.project_bwd(w, "self_attn.q_proj", flat_heads(dq), res["n1"])
         for letter, d in (("k", dk), ("v", dv)):
             part = f"self_attn.{letter}_proj"
@@ -221,33 +351,37 @@ class Plain:
     def model(self, layers: Sequence[Weights], top: Weights, ids: Array, labels: Array) -> Arrays:
         """Trace of a step: every tensor under its name in the whole model."""
         whole, kept = Arrays(), []
-        x = self.keep("model.embed_tokens", top["embed"][ids])
+        x = self.keep("model.embed_tokens", self.embed(top["embed"], ids))
         for number, w in enumerate(layers):
+            self.number = number
             x, res = self.block(w, x)
             kept.append(res)
             whole |= self._named(number)
-        n = self.keep("model.norm", self.norm(x, top["norm"]))
-        logits = self.keep("lm_head", n @ top["head"].T)
-        loss, dlogits = self.cross_entropy(logits, labels)
+        n = self.norm_at({"model.norm.weight": top["norm"]}, "model.norm", x)
+        logits = self.keep("lm_head", self.linear(n, top["head"], None))
+        loss, dlogits = self.cross_entropy(logits, self.labels(self.targets(labels)))
         self.keep("loss", loss)
         dlogits = self.keep("lm_head.grad", dlogits)
-        dn = self.keep("model.norm.grad", dlogits @ top["head"])
-        self.keep("model.norm.weight.grad", flat(dn * x * self.inverse_rms(x)).sum(axis=0))
-        dx = self.norm_bwd(dn, x, top["norm"])
+        dn = self.linear_bwd(dlogits, top["head"])
+        dx = self.norm_back({"model.norm.weight": top["norm"]}, "model.norm", dn, x)
         whole |= self.trace
         for number in reversed(range(len(layers))):
+            dx = self.cut(number, dx)
             whole[f"model.layers.{number}.grad"] = dx
-            self.trace = Arrays()
+            self.trace, self.number = Arrays(), number
             dx = self.block_bwd(layers[number], dx, kept.pop())
             whole |= self._named(number)
         whole["model.embed_tokens.grad"] = dx
-        return whole | self._embedding(ids, dx, flat(dlogits).T @ flat(n), top)
+        return whole | self._embedding(ids, dx, self.linear_params(dlogits, n)[0], top)
+
+    def cut(self, number: int, dx: Array) -> Array:
+        """The gradient that reaches the output of a layer."""
+        return dx
 
     def _embedding(self, ids: Array, dx: Array, dhead: Array, top: Weights) -> Arrays:
-        dw = np.zeros_like(top["embed"])
-        np.add.at(dw, ids, dx)
+        dw = self.embed_bwd(dx, ids, top["embed"])
         if top["head"] is top["embed"]:
-            return {"model.embed_tokens.weight.grad": dw + dhead}
+            return {"model.embed_tokens.weight.grad": self.add("head", dw, dhead)}
         return {"model.embed_tokens.weight.grad": dw, "lm_head.weight.grad": dhead}
 
     def _named(self, number: int) -> Arrays:

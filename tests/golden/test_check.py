@@ -231,7 +231,8 @@ def test_agreement_is_measured(digits: int, answer: Answer, suite: Suite) -> Non
     signs = np.where(np.random.default_rng(0).random(want["dx"].shape) < 0.5, -1, 1)
     root = answer(NORM, dx=want["dx"] * (1 + signs * 10.0**-digits))
     [text] = check(root, only=[NORM], dtype="float64").cases[0].like
-    assert text.startswith(f"agrees to {digits}.0 digits")
+    assert f"agrees to {digits}.0 digits" in text
+    assert text.startswith("not a mistake we know") == (digits == 5)
     assert text.endswith("?") == (digits != 5)  # five digits are no precision's: nothing is asked
 
 

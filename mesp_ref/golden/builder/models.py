@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from mesp_ref.files.peft import save_adapter
 from mesp_ref.golden.builder.draw import generator, representable, stored
 from mesp_ref.golden.builder.emulate import gates
 from mesp_ref.golden.plain import Arrays, Plain, Setting
+from mesp_ref.golden.simulate import block as again
+from mesp_ref.golden.simulate import cast, layer_weights, step
 from mesp_ref.golden.suite import DTYPES, Case, Tensor, Vectors
 from mesp_ref.ops import IGNORED, Array, rope_tables
 
@@ -95,31 +97,6 @@ def setting_of(model: Model, adapter: Adapter, cos: Array, sin: Array) -> Settin
     )  # fmt: skip
 
 
-def layer_weights(model: Model, adapter: Adapter, number: int) -> Arrays:
-    """A block's arrays by the part of their name behind model.layers.N."""
-    prefix, found = f"model.layers.{number}.", Arrays()
-    for name in model.weights:
-        if name.startswith(prefix):
-            found[name.removeprefix(prefix)] = model.weights[name][...]
-    for name, array in adapter.weights.items():
-        if f".{prefix}" in name:
-            found[name.split(prefix)[1]] = array
-    return found
-
-
-def top_weights(model: Model) -> Arrays:
-    """The arrays outside the blocks; head is embed when the two are tied."""
-    embed = model.weights["model.embed_tokens.weight"][...]
-    head = embed if model.config.tie_word_embeddings else model.weights["lm_head.weight"][...]
-    return {"embed": embed, "head": head, "norm": model.weights["model.norm.weight"][...]}
-
-
-def cast(arrays: Arrays, dtype: Any) -> Arrays:
-    """Arrays in a compute dtype, where `head is embed` stays true."""
-    seen: dict[int, Array] = {}
-    return {n: seen.setdefault(id(a), a.astype(dtype)) for n, a in arrays.items()}
-
-
 class Made(NamedTuple):
     """A case with what is needed to compute it again, wrongly: run(plain) gives its trace."""
 
@@ -167,10 +144,7 @@ def make_block(shape: Shape) -> Made:
     given = {"x": x, "dy": dy} | layer_weights(model, adapter, 0)
 
     def run(plain: Plain) -> Arrays:
-        w = cast(given, plain.dtype)
-        _, kept = plain.block(w, w["x"])
-        plain.block_bwd(w, w["dy"], kept)
-        return plain.trace
+        return again(plain, cast(given, plain.dtype))
 
     inputs = {name: stored(a) for name, a in (given | {"cos": cos, "sin": sin}).items()}
     setting = setting_of(model, adapter, cos, sin)
@@ -221,12 +195,9 @@ def make_model(shape: Shape, root: Path) -> Made:
     single = adapter.astype(np.float32)
     single.base_model_name_or_path = "model"
     save_adapter(single, root / f"e2e/{shape.name}/adapter")
-    layers = [layer_weights(model, adapter, i) for i in range(shape.layers)]
-    top = top_weights(model)
 
     def run(plain: Plain) -> Arrays:
-        blocks = [cast(w, plain.dtype) for w in layers]
-        return plain.model(blocks, cast(top, plain.dtype), ids, labels)
+        return step(plain, model, adapter, ids, labels)
 
     inputs = {"input_ids": stored(ids), "labels": stored(labels)}
     cos, sin = rope_tables(0, shape.t, 6, 100.0, np.dtype(np.float64))

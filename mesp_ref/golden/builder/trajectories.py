@@ -14,11 +14,9 @@ from mesp_ref.golden.builder.models import (
     SOURCE,
     Made,
     assert_agree,
-    cast,
-    layer_weights,
-    top_weights,
 )
 from mesp_ref.golden.plain import Arrays, Plain
+from mesp_ref.golden.simulate import trajectory
 from mesp_ref.golden.suite import Case, Tensor, Vectors
 from mesp_ref.ops import Array
 from mesp_ref.train.optim import SGD, AdamW
@@ -55,20 +53,6 @@ def _mezo(w: Arrays, value: Callable[[Arrays], float], z: Arrays, step: int, at:
     return (up + down) / 2
 
 
-def _again(name: str, w: Arrays, g: Arrays, m: Arrays, v: Arrays, t: int, at: Any) -> None:
-    """One SGD or AdamW step in place, written once more from the equations."""
-    for key in w:
-        if name == "sgd":
-            m[key] = at["momentum"] * m.get(key, 0.0) + g[key] + at["weight_decay"] * w[key]
-            w[key] = w[key] - at["lr"] * m[key]
-            continue
-        m[key] = at["beta1"] * m.get(key, 0.0) + (1 - at["beta1"]) * g[key]
-        v[key] = at["beta2"] * v.get(key, 0.0) + (1 - at["beta2"]) * g[key] ** 2
-        mean, square = m[key] / (1 - at["beta1"] ** t), v[key] / (1 - at["beta2"] ** t)
-        decayed = w[key] * (1 - at["lr"] * at["weight_decay"])
-        w[key] = decayed - at["lr"] * mean / (np.sqrt(square) + at["eps"])
-
-
 def _shown(name: str, step: int) -> str:
     return f"{name}.step_{step}"
 
@@ -97,31 +81,6 @@ def _engine(name: str, model: Model, start: Adapter, made: Made, z: Arrays) -> A
     return {"loss": np.array(losses)} | shown
 
 
-def _plain(name: str, model: Model, start: Adapter, made: Made, z: Arrays, plain: Plain) -> Arrays:
-    """The trajectory by the second writing, in its dtype."""
-    at = SETTINGS[name][1]
-    ids, labels = made.vectors.inputs["input_ids"], made.vectors.inputs["labels"]
-    w, z = cast(start.weights, plain.dtype), cast(z, plain.dtype)
-    top, losses, shown = cast(top_weights(model), plain.dtype), [], Arrays()
-
-    def trace(weights: Arrays) -> Arrays:
-        moved = Adapter(start.rank, start.alpha, start.targets, False, weights)
-        layers = [layer_weights(model, moved, i) for i in range(model.config.num_hidden_layers)]
-        return plain.model([cast(layer, plain.dtype) for layer in layers], top, ids, labels)
-
-    m, v = Arrays(), Arrays()
-    for step in range(STEPS):
-        if name == "mezo":
-            losses.append(_mezo(w, lambda weights: float(trace(weights)["loss"]), z, step, at))
-        else:
-            found = trace(w)
-            _again(name, w, {n: found[f"{n}.grad"] for n in w}, m, v, step + 1, at)
-            losses.append(float(found["loss"]))
-        if step + 1 in SHOWN:
-            shown |= {_shown(n, step + 1): a.copy() for n, a in w.items()}
-    return {"loss": np.array(losses)} | shown
-
-
 def noise(name: str, adapter: Adapter) -> Arrays:
     """The directions of MeZO, one per step and tensor; none for the others."""
     rng = generator(f"traj/{name}")
@@ -135,11 +94,12 @@ def noise(name: str, adapter: Adapter) -> Arrays:
 
 def make_trajectory(name: str, model: Model, adapter: Adapter, tied: Made) -> Made:
     """Losses of ten steps, and the matrices after the first and the last."""
-    z = noise(name, adapter)
+    z, (note, at) = noise(name, adapter), SETTINGS[name]
+    at = at | {"optimizer": name, "steps": STEPS}
     want = _engine(name, model, adapter, tied, z)
 
     def run(plain: Plain) -> Arrays:
-        return _plain(name, model, adapter, tied, z, plain)
+        return trajectory(plain, model, adapter, tied.vectors.inputs | z, at)
 
     assert_agree(want, run(Plain(tied.setting)), f"traj/{name}")
     drift = gates(want, tied.setting, run, generator(f"traj/{name}/drift"), DTYPES[1:], runs=4)
@@ -150,11 +110,10 @@ def make_trajectory(name: str, model: Model, adapter: Adapter, tied: Made) -> Ma
         )
         for key, value in want.items()
     )  # fmt: skip
-    note, at = SETTINGS[name]
     shared = {key: tied.case.attributes[key] for key in ("config", "model", "adapter", "s")}
     inputs: dict[str, Array] = tied.vectors.inputs | {n: stored(a) for n, a in z.items()}
     case = Case(
         f"traj/{name}", "traj", f"traj/{name}.safetensors", f"ten steps: {note}", SOURCE, DTYPES,
-        shared | at | {"optimizer": name, "steps": STEPS}, tensors,
+        shared | at, tensors,
     )  # fmt: skip
     return Made(case, Vectors(inputs, want, {}), tied.setting, run)

@@ -1,0 +1,135 @@
+"""The mistakes people make in this backward, each as one overridden step of Plain.
+
+The first line of a docstring is the name by which reports and the tutor call the mistake. `known`
+gives those that a case can show; `OF_BLOCKS` and `OF_LOSSES` are the ones whose answers are stored
+in the suite, for checkers in other languages.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from mesp_ref.golden.mistakes import attention, lora, loss, mlp, norm, online, rest, rope
+from mesp_ref.golden.mistakes.attention import OnDevice
+from mesp_ref.golden.mistakes.loss import CountsIgnored, IgnoresTokenZero, SumOverTokens
+from mesp_ref.golden.plain import Plain
+from mesp_ref.ops import IGNORED, Array
+
+Arrays = dict[str, Array]
+
+# By the name of their files under neg/.
+OF_BLOCKS: dict[str, type[Plain]] = {
+    "no_inverse_rope": rope.NoInverseRope,
+    "rope_twice": rope.RopeTwice,
+    "neighbour_rope": rope.NeighbourRope,
+    "no_rope": rope.NoRope,
+    "rebuilt_without_rope": attention.RebuiltWithoutRope,
+    "rebuilt_without_bias": attention.RebuiltWithoutBias,
+    "rebuilt_without_lora": attention.RebuiltWithoutLora,
+    "on_device": OnDevice,
+    "tiled_heads": attention.TiledHeads,
+    "tiled_heads_backward": attention.TiledHeadsBackward,
+    "mean_over_group": attention.MeanOverGroup,
+    "first_of_group": attention.FirstOfGroup,
+    "no_score_scale": attention.NoScoreScale,
+    "detached_probabilities": attention.DetachedProbabilities,
+    "swapped_qk": attention.SwappedQK,
+    "softmax_without_row_sum": attention.SoftmaxWithoutRowSum,
+    "softmax_as_sigmoid": attention.SoftmaxAsSigmoid,
+    "no_mask": attention.NoMask,
+    "norm_scale_only": norm.NormScaleOnly,
+    "norm_without_weight": norm.NormWithoutWeight,
+    "norm_sum_for_mean": norm.NormSumForMean,
+    "norm_passed_through": norm.NormPassedThrough,
+    "silu_sigmoid_only": mlp.SiluSigmoidOnly,
+    "silu_as_sigmoid": mlp.SiluAsSigmoid,
+    "swapped_gate_up": mlp.SwappedGateUp,
+    "up_without_silu": mlp.UpWithoutSilu,
+    "no_mlp_residual": rest.NoMlpResidual,
+    "no_attention_residual": rest.NoAttentionResidual,
+    "no_frozen_weight": lora.NoFrozenWeight,
+    "no_up_path": rest.NoUpPath,
+    "no_key_path": rest.NoKeyPath,
+    "no_value_path": rest.NoValuePath,
+    "no_lora_path": lora.NoLoraPath,
+    "no_scale_in_backward": lora.NoScaleInBackward,
+    "alpha_for_scale": lora.AlphaForScale,
+    "unit_scale": lora.UnitScale,
+    "root_scale": lora.RootScale,
+    "scaled_twice": lora.ScaledTwice,
+    "unscaled_a": lora.UnscaledA,
+    "last_token_only": lora.LastTokenOnly,
+    "first_sequence_only": lora.FirstSequenceOnly,
+    "eps_outside": norm.EpsOutside,
+}
+OF_LOSSES: dict[str, type[Plain]] = {
+    "sum_over_tokens": SumOverTokens,
+    "mean_over_all": loss.MeanOverAll,
+    "ignores_token_zero": IgnoresTokenZero,
+    "unshifted_labels": loss.UnshiftedLabels,
+    "counts_ignored": CountsIgnored,
+}
+
+
+def title(mistake: type[Plain]) -> str:
+    """How a report calls a mistake."""
+    return (mistake.__doc__ or "").strip()
+
+
+def known(kind: str, attributes: dict[str, Any], inputs: Arrays) -> list[type[Plain]]:
+    """Every mistake that a case of this kind may show, with the sizes of its inputs."""
+    if kind == "op":
+        return _of_op(attributes["op"], inputs)
+    if kind == "quant":
+        return list(rest.QUANTISED)
+    parts = [*rope.KNOWN, *attention.KNOWN, *norm.KNOWN, *mlp.KNOWN, *lora.KNOWN, *rest.BLOCK]
+    if "config" in attributes:
+        parts.append(attention.of_hidden(attributes["config"]["hidden_size"]))
+    if kind == "block":
+        tokens = inputs["x"].shape[1]
+        return [*parts, *norm.divisors(inputs["x"]), *online.of_keys(tokens, tokens)]
+    if kind == "traj":
+        return {"adamw": list(rest.ADAMW), "sgd": list(rest.SGD), "mezo": list(rest.MEZO)}[
+            attributes["optimizer"]
+        ]
+    n, t = inputs["input_ids"].shape
+    config = attributes["config"]
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    labels = int((inputs["labels"][:, 1:] != IGNORED).sum())
+    losses = [*loss.KNOWN, *loss.SHIFTED, *loss.counts(n, t, labels), *loss.paddings(vocabulary)]
+    widths = norm.divisors(np.zeros((n, t, hidden)))
+    tiles = [*online.of_keys(t, t), *online.of_vocabulary(vocabulary)]
+    return [
+        *parts,
+        *losses,
+        *rest.EMBEDDING,
+        *rest.model(config["num_hidden_layers"]),
+        *widths,
+        *tiles,
+    ]
+
+
+def _of_op(op: str, v: Arrays) -> list[type[Plain]]:
+    """Mistakes of one op."""
+    losses = [*loss.KNOWN, *loss.NOT_SHIFTED]
+    if op == "rmsnorm":
+        return [*norm.KNOWN, *norm.divisors(v["x"])]
+    if op == "causal_softmax":
+        return [*attention.KNOWN, *online.of_keys(*v["s"].shape[-2:])]
+    if op == "attention":
+        return [*attention.KNOWN, *online.of_keys(v["q"].shape[1], v["k"].shape[1])]
+    if op in ("cross_entropy", "lm_loss"):
+        n, t = (1, len(v["labels"])) if op == "cross_entropy" else v["labels"].shape
+        size = v["logits"].shape[-1] if op == "cross_entropy" else len(v["w"])
+        counts = loss.counts(n, t, int((v["labels"] != IGNORED).sum()))
+        rows = lora.KNOWN if op == "lm_loss" else ()
+        return [*losses, *counts, *loss.paddings(size), *online.of_vocabulary(size), *rows]
+    return list(
+        {
+            "rope": rope.KNOWN,
+            "swiglu": mlp.KNOWN,
+            "linear": lora.KNOWN,
+            "lora_linear": lora.KNOWN,
+            "embedding": rest.EMBEDDING,
+        }.get(op, ())
+    )
