@@ -99,3 +99,21 @@ def first_wrong(every: Sequence[Seen], name: str, tolerance: float) -> str:
             f"(case “{seen.case.name}”: {seen.case.note})."
         )
     return ""
+
+
+def same(got: Array | None, predicted: Array | None, mag: Array | None, near: float) -> bool:
+    """Whether two results are the same up to `near` of their size; what is no number included."""
+    if got is None or predicted is None:
+        return got is None and predicted is None
+    predicted = np.asarray(predicted)
+    if got.shape != predicted.shape or got.dtype.kind not in "fiu":
+        return False
+    a, b = got.astype(np.float64), predicted.astype(np.float64)
+    finite = np.isfinite(b)
+    if (np.isfinite(a) != finite).any():
+        return False
+    a, b = np.where(finite, a, 0), np.where(finite, b, 0)
+    size = max(
+        float(np.abs(b).max(initial=0)), 0.0 if mag is None else float(np.max(mag, initial=0))
+    )
+    return bool(np.abs(a - b).max(initial=0) <= near * size)

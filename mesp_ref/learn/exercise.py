@@ -22,6 +22,7 @@ class Case(NamedTuple):
     name: str
     note: str
     draw: Draw
+    forward: Draw | None = None  # of an op: the arguments of its forward, and "dy"
 
 
 class Given(dict[str, Any]):
@@ -104,6 +105,7 @@ class Exercise:
     numbers     by name: sizes and constants that a wrong factor may be made of
     places      by output: entries that have a name of their own, such as ignored rows
     magnitudes  how large the terms are that each output is summed from
+    op          the row of the registry that it is about, where it is about one op
     paired      the mistakes that are also looked for two at a time; None for all
     """
 
@@ -120,13 +122,22 @@ class Exercise:
     places: Callable[[Given, Outputs], dict[str, dict[str, Array]]] = no_places
     magnitudes: Callable[[Args, Outputs], Outputs] | None = None
     given: str = ""
+    op: str = ""
     paired: tuple[str, ...] | None = None
     aliases: tuple[str, ...] = ()
     extra: Callable[[Given], Mapping[str, Any]] = field(default=lambda g: {})
 
     def draw(self, case: Case) -> Args:
         """The arguments of a case, the same at every call, in arrays of their own."""
-        return case.draw(np.random.default_rng(zlib.crc32(f"{self.name}/{case.name}".encode())))
+        return case.draw(self._rng(case))
+
+    def forward(self, case: Case) -> Args:
+        """The arguments of the op's forward in a case, and "dy"."""
+        assert case.forward is not None
+        return case.forward(self._rng(case))
+
+    def _rng(self, case: Case) -> np.random.Generator:
+        return np.random.default_rng(zlib.crc32(f"{self.name}/{case.name}".encode()))
 
     def truth(self, case: Case) -> Outputs:
         return self.named(self.function(**self.draw(case)))
@@ -177,13 +188,18 @@ def op_case(
     """A case of an op: its own sample, run forward, and a random cotangent."""
     first = parameters(backward).names[0]
 
-    def draw(rng: np.random.Generator) -> Args:
+    def forward(rng: np.random.Generator) -> Args:
         args = change(row.sample(rng, sizes, np.float64))
-        y, res = row.forward(**args)
-        dy = rng.standard_normal(np.shape(y)) if np.shape(y) else 0.7
+        y, _ = row.forward(**args)
+        return args | {"dy": rng.standard_normal(np.shape(y)) if np.shape(y) else 0.7}
+
+    def draw(rng: np.random.Generator) -> Args:
+        args = forward(rng)
+        dy = args.pop("dy")
+        _, res = row.forward(**args)
         return {first: dy, "res": res, **again(backward, args)}
 
-    return Case(name, note, draw)
+    return Case(name, note, draw, forward)
 
 
 def op_magnitudes(row: OpSpec, params: bool, names: tuple[str, ...]) -> Callable[..., Outputs]:
@@ -218,6 +234,7 @@ def of_op(
     names = tuple(outputs.split())
     return Exercise(
         **{
+            "op": op,
             "name": function.__name__,
             "function": function,
             "about": (row.forward, row.backward_params if params else row.backward),

@@ -7,11 +7,9 @@ mistake does. First one mistake for all results, then two at once, then for each
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
-from mesp_ref.learn.compare import Seen
+from mesp_ref.learn.compare import Seen, same
+from mesp_ref.learn.elsewhere import golden_names
 from mesp_ref.learn.exercise import Case, Exercise, Outputs
-from mesp_ref.ops import Array
 
 EXACT, ROUGH = 1e-8, 1e-3  # relative distance of a prediction; ROUGH for what came in float32
 Keys = tuple[str, ...]
@@ -44,7 +42,7 @@ class Predictions:
         if predicted is None:
             return False
         got = seen.want[name] if truth else seen.got.get(name)
-        return _same(got, predicted.get(name), seen.mag.get(name), EXACT if truth else self.near)
+        return same(got, predicted.get(name), seen.mag.get(name), EXACT if truth else self.near)
 
     def fits(self, keys: Keys, names: Iterable[str]) -> bool:
         """Whether the student's values of some outputs are those of these mistakes, in every case."""
@@ -67,23 +65,6 @@ class Predictions:
         return False
 
 
-def _same(got: Array | None, predicted: Array | None, mag: Array | None, near: float) -> bool:
-    if got is None or predicted is None:
-        return got is None and predicted is None
-    predicted = np.asarray(predicted)
-    if got.shape != predicted.shape or got.dtype.kind not in "fiu":
-        return False
-    a, b = got.astype(np.float64), predicted.astype(np.float64)
-    finite = np.isfinite(b)
-    if (np.isfinite(a) != finite).any():
-        return False
-    a, b = np.where(finite, a, 0), np.where(finite, b, 0)
-    size = max(
-        float(np.abs(b).max(initial=0)), 0.0 if mag is None else float(np.max(mag, initial=0))
-    )
-    return bool(np.abs(a - b).max(initial=0) <= near * size)
-
-
 def explain(
     exercise: Exercise, every: Sequence[Seen], wrong: Sequence[str], broken: Sequence[Case] = ()
 ) -> list[str]:
@@ -91,14 +72,22 @@ def explain(
     for near in (EXACT, ROUGH):
         p = Predictions(exercise, every, broken, near)
         one = [(key,) for key in exercise.mistakes if p.fits((key,), p.names)]
+        elsewhere = [] if broken else golden_names(exercise, every, near)
         if found := _said(exercise, one):
-            return [found]
+            return [found + _also(elsewhere)]
         if not one:
             if found := _said(exercise, _pairs(exercise, p)):
                 return [found]
+            if len(elsewhere) == 1:
+                return [f"{elsewhere[0]}."]
             if sentences := _each(exercise, p, wrong):
                 return sentences
     return []
+
+
+def _also(names: Sequence[str]) -> str:
+    """What golden check calls it."""
+    return f" (In golden check: {names[0]}.)" if len(names) == 1 else ""
 
 
 def _said(exercise: Exercise, fit: Sequence[Keys]) -> str:
