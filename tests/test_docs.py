@@ -36,6 +36,7 @@ ELSEWHERE = {
     "mesp-ref finetune --model": "test_commands_on_a_model_of_ones_own",
     "mesp-ref generate --model": "test_commands_on_a_model_of_ones_own",
     "mesp-ref finetune --memory-limit": "tests/memory/test_memory_dial.py and test_trainer.py",
+    "mesp-ref learn": "tests/learn/test_student_files.py and test_page.py",
     "mesp-ref merge": "tests/files/test_merge.py, tests/parity/test_gguf.py",
     "mesp-ref convert": "tests/files/test_convert.py, test_to_gguf.py and tests/parity/test_gguf.py",
     "mesp-ref memory": "test_memory_commands; --measure and --plot in tests/cli/test_memory_command.py",

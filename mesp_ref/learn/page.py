@@ -75,52 +75,56 @@ def _row(y: float, back: bool) -> list[Node]:
 NODES = [*_row(_FORWARD, False), *_row(_BACK, True)]
 
 
-def _edges() -> tuple[Edge, ...]:
-    f, b = _FORWARD, _BACK
+def _line(*xs: float, y: float) -> tuple[tuple[float, float], ...]:
+    return tuple((x, y) for x in xs)
 
-    def line(*xs: float, y: float) -> tuple[tuple[float, float], ...]:
-        return tuple((x, y) for x in xs)
 
+def _forward_edges(f: float) -> tuple[Edge, ...]:
     return (
         Edge("x", "[N, T, C]", "the block's input; also the way round the attention",
              ((-5, f), (30, f), (30, f - 42), (575, f - 42), (575, f - 10))),
-        Edge("n1", "[N, T, C]", "the normalised input of q, k and v", line(122, 156, y=f)),
-        Edge("q", "[N, T, H·D]", "queries before RoPE", line(224, 264, y=f)),
+        Edge("n1", "[N, T, C]", "the normalised input of q, k and v", _line(122, 156, y=f)),
+        Edge("q", "[N, T, H·D]", "queries before RoPE", _line(224, 264, y=f)),
         Edge("k", "[N, T, G·D]", "keys before RoPE", ((224, f + 44), (244, f + 44), (268, f + 14))),
-        Edge("q_rope", "[N, T, H, D]", "queries as attention reads them", line(316, 362, y=f)),
+        Edge("q_rope", "[N, T, H, D]", "queries as attention reads them", _line(316, 362, y=f)),
         Edge("k_rope", "[N, T, G, D]", "keys as attention reads them", ((310, f + 15), (330, f + 24), (364, f + 12))),
         Edge("v", "[N, T, G, D]", "values", ((224, f + 88), (330, f + 88), (380, f + 16))),
         Edge("p", "[N, H, T, T]", "probabilities: the softmax of the scores", ((388, f + 16), (388, f + 44), (412, f + 44), (412, f + 16))),
-        Edge("o", "[N, T, H·D]", "the attention's output", line(440, 476, y=f)),
+        Edge("o", "[N, T, H·D]", "the attention's output", _line(440, 476, y=f)),
         Edge("a", "[N, T, C]", "x and the attention half, added; also the way round the MLP",
              ((545, f), (590, f), (590, f - 42), (1035, f - 42), (1035, f - 10))),
-        Edge("n2", "[N, T, C]", "the normalised input of gate and up", line(672, 704, y=f)),
-        Edge("gate", "[N, T, F]", "what silu is applied to", line(776, 824, y=f)),
+        Edge("n2", "[N, T, C]", "the normalised input of gate and up", _line(672, 704, y=f)),
+        Edge("gate", "[N, T, F]", "what silu is applied to", _line(776, 824, y=f)),
         Edge("up", "[N, T, F]", "what silu(gate) is multiplied with", ((776, f + 44), (800, f + 44), (836, f + 14))),
         Edge("silu", "[N, T, F]", "gate ⊙ σ(gate)", ((850, f + 16), (850, f + 44), (872, f + 44), (872, f + 16))),
-        Edge("z", "[N, T, F]", "silu(gate) ⊙ up, the input of down_proj", line(894, 934, y=f)),
-        Edge("h", "[N, T, R]", "x·Aᵀ of the seven LoRA layers", line(160, 220, y=f + 112)),
-        Edge("y", "[N, T, C]", "the block's output", line(1005, 1075, y=f)),
-        Edge("dy", "[N, T, C]", "the gradient that comes from above",
-             ((1075, b), (1035, b), (1035, b + 128), (600, b + 128), (600, b + 10))),
-        Edge("dz", "[N, T, F]", "gradient of z", line(934, 894, y=b)),
-        Edge("dgate", "[N, T, F]", "gradient of gate", line(824, 776, y=b)),
-        Edge("dup", "[N, T, F]", "gradient of up", ((836, b + 14), (800, b + 44), (776, b + 44))),
-        Edge("dn2", "[N, T, C]", "gradient of n2: through gate and through up, added", line(704, 672, y=b)),
-        Edge("da", "[N, T, C]", "dy and what comes through the MLP, added",
-             ((608, b), (575, b), (575, b + 128), (30, b + 128), (30, b + 10))),
-        Edge("do", "[N, T, H, D]", "gradient of the attention's output", line(476, 440, y=b)),
-        Edge("dq_rope", "[N, T, H, D]", "gradient of the rotated queries", line(362, 316, y=b)),
-        Edge("dk_rope", "[N, T, G, D]", "gradient of the rotated keys", ((364, b + 12), (330, b + 24), (310, b + 15))),
-        Edge("dv", "[N, T, G, D]", "gradient of the values", ((380, b + 16), (330, b + 88), (224, b + 88))),
-        Edge("dq", "[N, T, H·D]", "rotated back", line(264, 224, y=b)),
-        Edge("dk", "[N, T, G·D]", "rotated back", ((268, b + 14), (244, b + 44), (224, b + 44))),
-        Edge("dn1", "[N, T, C]", "gradient of n1: through q, k and v, added", line(156, 122, y=b)),
-        Edge("dA, dB", "[R, in], [out, R]", "the gradients of the seven LoRA layers: what the step is for", line(160, 220, y=b + 112)),
+        Edge("z", "[N, T, F]", "silu(gate) ⊙ up, the input of down_proj", _line(894, 934, y=f)),
+        Edge("h", "[N, T, R]", "x·Aᵀ of the seven LoRA layers", _line(160, 220, y=f + 112)),
+        Edge("y", "[N, T, C]", "the block's output", _line(1005, 1075, y=f)),
     )  # fmt: skip
 
 
-EDGES = _edges()
+def _backward_edges(b: float) -> tuple[Edge, ...]:
+    return (
+        Edge("dy", "[N, T, C]", "the gradient that comes from above",
+             ((1075, b), (1035, b), (1035, b + 128), (600, b + 128), (600, b + 10))),
+        Edge("dz", "[N, T, F]", "gradient of z", _line(934, 894, y=b)),
+        Edge("dgate", "[N, T, F]", "gradient of gate", _line(824, 776, y=b)),
+        Edge("dup", "[N, T, F]", "gradient of up", ((836, b + 14), (800, b + 44), (776, b + 44))),
+        Edge("dn2", "[N, T, C]", "gradient of n2: through gate and through up, added", _line(704, 672, y=b)),
+        Edge("da", "[N, T, C]", "dy and what comes through the MLP, added",
+             ((608, b), (575, b), (575, b + 128), (30, b + 128), (30, b + 10))),
+        Edge("do", "[N, T, H, D]", "gradient of the attention's output", _line(476, 440, y=b)),
+        Edge("dq_rope", "[N, T, H, D]", "gradient of the rotated queries", _line(362, 316, y=b)),
+        Edge("dk_rope", "[N, T, G, D]", "gradient of the rotated keys", ((364, b + 12), (330, b + 24), (310, b + 15))),
+        Edge("dv", "[N, T, G, D]", "gradient of the values", ((380, b + 16), (330, b + 88), (224, b + 88))),
+        Edge("dq", "[N, T, H·D]", "rotated back", _line(264, 224, y=b)),
+        Edge("dk", "[N, T, G·D]", "rotated back", ((268, b + 14), (244, b + 44), (224, b + 44))),
+        Edge("dn1", "[N, T, C]", "gradient of n1: through q, k and v, added", _line(156, 122, y=b)),
+        Edge("dA, dB", "[R, in], [out, R]", "the gradients of the seven LoRA layers: what the step is for", _line(160, 220, y=b + 112)),
+    )  # fmt: skip
+
+
+EDGES = (*_forward_edges(_FORWARD), *_backward_edges(_BACK))
 _BY_TAG = {
     "embedding": "x", "lora_linear self_attn.q_proj": "q", "lora_linear self_attn.k_proj": "k",
     "lora_linear self_attn.v_proj": "v", "attention.p": "p", "attention": "o",
