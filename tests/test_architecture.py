@@ -28,6 +28,7 @@ LAYERS = (
     ("spread",),
     ("verify",),
     ("golden",),
+    ("learn",),
     ("cli", "__main__"),
 )
 FRAMEWORKS = {"torch", "jax", "mlx", "transformers", "peft", "tensorflow"}

@@ -38,6 +38,7 @@ ELSEWHERE = {
     "mesp-ref generate --adapter": "tests/files/test_hub.py, tests/cli/test_cli.py",
     "mesp-ref finetune --memory-limit": "tests/memory/test_memory_dial.py and test_trainer.py",
     "mesp-ref push": "tests/files/test_hub.py, against a hub of our own",
+    "mesp-ref learn": "tests/learn/test_student_files.py and test_page.py",
     "mesp-ref merge": "tests/files/test_merge.py, tests/parity/test_gguf.py",
     "mesp-ref convert": "tests/files/test_convert.py, test_to_gguf.py and tests/parity/test_gguf.py",
     "mesp-ref memory": "test_memory_commands; --measure and --plot in tests/cli/test_memory_command.py",

@@ -17,6 +17,7 @@ import pytest
 import mesp_ref
 from mesp_ref import ops
 from mesp_ref.engine import block, methods, model
+from mesp_ref.learn import drawing
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -34,7 +35,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-drawing, refresh = load("drawing"), load("refresh")
+refresh = load("refresh")
 
 
 def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
@@ -109,8 +110,8 @@ def notebook(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{i + 1:02d}" for i in range(len(NOTEBOOKS))]
-    assert len(NOTEBOOKS) >= 5
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{i:02d}" for i in range(len(NOTEBOOKS))]
+    assert len(NOTEBOOKS) >= 10
 
 
 def test_stored_outputs_are_todays(notebook: dict[str, Any]) -> None:
@@ -205,3 +206,18 @@ def test_a_stale_notebook_is_found(how: str) -> None:
     before = problems(notebook)
     _edit(notebook, how)
     assert set(problems(notebook)) - set(before)
+
+
+def test_every_notebook_has_a_check_by_the_tutor(notebook: dict[str, Any]) -> None:
+    """An empty cell for each exercise, and the tutor in one of them."""
+    open_cells = ["".join(c["source"]) for c in code_cells(notebook) if not is_solution(c)]
+    assert any("learn.check(" in text or "take(" in text for text in open_cells)
+    assert any("# your code" in text for text in open_cells)
+
+
+def test_a_notebook_can_be_copied_elsewhere(notebook: dict[str, Any]) -> None:
+    """It imports what is installed, and no file beside it."""
+    text = "\n".join("".join(c["source"]) for c in code_cells(notebook))
+    beside = {path.stem for path in FOLDER.glob("*.py")}
+    for module in re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE):
+        assert module not in beside

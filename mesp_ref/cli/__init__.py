@@ -22,6 +22,7 @@ from mesp_ref.cli import (
     golden,
     gradcheck,
     info,
+    learn,
     memory,
     merge,
     mutants,
@@ -72,6 +73,7 @@ def build_parser() -> Parser:
         pretrain,
         golden,
         mutants,
+        learn,
     ):
         command.add(commands)
     return parser

@@ -32,6 +32,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "top_p": (0, 1),
     # checks
     "directions": (0, 4096), "entries": (0, 4096), "tensors": (0, 10**6),
+    # a student's code
+    "hint": (0, 3), "time_limit": (1, 3600),
     # packed weights
     "bits": (1, 64), "group_size": (1, 1 << 20),
     # a model from nothing
