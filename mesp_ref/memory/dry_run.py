@@ -55,7 +55,9 @@ class GhostTable:
         self, meter: Meter, shape: tuple[int, ...], dtype: np.dtype, store: Store, gain: bool
     ):
         self.meter, self.shape, self.dtype, self._store = meter, shape, dtype, store
-        self._gain = gain and store.dtype is not None  # 1 + w of a file is formed when it is asked for
+        self._gain = (
+            gain and store.dtype is not None
+        )  # 1 + w of a file is formed when it is asked for
 
     def __getitem__(self, index: Any) -> Ghost:
         given, store = uncounted(self.meter, self.shape, self.dtype)[index], self._store
