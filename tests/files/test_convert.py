@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 import mesp_ref as mr
-from mesp_ref.engine.config import FAMILIES
 from mesp_ref.cli import main
+from mesp_ref.engine.config import FAMILIES
 from mesp_ref.engine.init import random_arrays
 from mesp_ref.files import from_gguf as directory
 from mesp_ref.files.config import config_fields
