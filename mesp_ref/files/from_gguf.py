@@ -1,4 +1,4 @@
-"""From a GGUF file to a Qwen2 directory, tensor by tensor."""
+"""From a GGUF file to a checkpoint directory, tensor by tensor."""
 
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,8 @@ def convert_gguf(
     dense_embedding: bool = False,
     overwrite: bool = False,
 ) -> Qwen2Config:
-    """Write the Qwen2 directory `out`, whole or not at all, from a llama or qwen2 GGUF file.
+    """Write the directory `out`, whole or not at all, from a GGUF file, as the family that it is of.
 
-    A Llama checkpoint is a Qwen2 checkpoint whose q/k/v biases are zero.
     packed    keep Q4_1 matrices as affine 4-bit and Q8_0 ones as affine 8-bit, in groups of 32
               with float32 scales: the same weights to the last bit, not dequantised. With
               `dense_embedding` all but the embedding.
@@ -82,10 +81,7 @@ def _quantization(affine: dict[str, Affine]) -> dict[str, Any]:
 
 
 def _put(writer: Writer, where: str, name: str, tensor: Tensor, packed: bool) -> None:
-    """Write a tensor, dequantised or repacked, some rows at a time; nothing that is not finite.
-
-    The biases that a llama file lacks need no writing: the file is zero where nothing was put.
-    """
+    """Write a tensor, dequantised or repacked, some rows at a time; nothing that is not finite."""
     rows, where = tensor.shape[0], f"{where}{name}"
     step = max(1, _CHUNK * rows // int(np.prod(tensor.shape)))
     for a in range(0, rows, step):

@@ -1,7 +1,8 @@
-"""GGUF files of llama and qwen2 models: metadata, tensors under their Hugging Face names.
+"""GGUF files of the families that the engine computes: metadata, tensors under their Hugging Face
+names.
 
-Two things differ from a Qwen2 checkpoint in a llama file: it has no q/k/v biases, and llama.cpp
-stores the rows of q and k in the order of interleaved RoPE. Needs the `gguf` package.
+What llama.cpp stores otherwise than a checkpoint (rows of q and k in the order of interleaved RoPE,
+gains of norms whole) is put right where a tensor is read. Needs the `gguf` package.
 """
 
 import contextlib
@@ -14,43 +15,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+from mesp_ref.engine.config import FAMILIES, Qwen2Config, Traits
 from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.checkpoint import is_gain
+from mesp_ref.files.gguf_families import (
+    ARCHITECTURES,
+    FREQUENCIES,
+    OF_FAMILY,
+    TOP,
+    Architecture,
+    layer_types,
+    scaling_behind,
+)
 from mesp_ref.files.gguf_layout import check_layout
 from mesp_ref.files.safetensors import identity
 from mesp_ref.files.strict import inside, open_regular
-from mesp_ref.ops import Array
+from mesp_ref.ops import Array, RopeScaling
 
-ARCHITECTURES = ("llama", "qwen2")
 # Dense types, the first generation of blocks, and K-quants; of a row that a K-quant's 256 weights do
 # not fill, llama.cpp's quantiser makes one of the first.
 TYPES = (
     "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
     "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
 )  # fmt: skip
-
-# What is known of the keys under the architecture's name; vocab_size is that of the embedding.
-_KEYS = (
-    "context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size",
-    "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
-    "attention.key_length", "attention.value_length", "rope.freq_base", "rope.dimension_count",
-    "rope.scaling.type",
-)  # fmt: skip
-
-# GGUF name of a module -> Hugging Face name; those of a block stand under model.layers.N.
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": PROJECTIONS["q_proj"],
-    "attn_k": PROJECTIONS["k_proj"],
-    "attn_v": PROJECTIONS["v_proj"],
-    "attn_output": PROJECTIONS["o_proj"],
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": PROJECTIONS["gate_proj"],
-    "ffn_up": PROJECTIONS["up_proj"],
-    "ffn_down": PROJECTIONS["down_proj"],
-}
-_BLOCK_NAMES = {path: gguf for gguf, path in _BLOCK.items()}
 
 _PART_NAME, _PARTS = re.compile(r".*-(\d{5})-of-(\d{5})\.gguf"), 10_000
 
@@ -61,6 +48,7 @@ class Tensor(NamedTuple):
     data: Array
     kind: str  # one of TYPES
     shape: tuple[int, ...]
+    less: float = 0.0  # what the checkpoint's file leaves out of each number: 1 of a gain
 
     def dequantize(self, a: int, b: int) -> Array:
         """Rows a … b−1 in float32, as ggml computes them: Q4_1 is d·q + m, Q8_0 is d·q."""
@@ -69,7 +57,8 @@ class Tensor(NamedTuple):
         vector = len(self.shape) == 1  # lies in the file as one row
         data = self.data.reshape(1, -1) if vector else self.data[a:b]
         w: Array = dequantize(data, GGMLQuantizationType[self.kind])
-        return (w[0, a:b] if vector else w).astype(np.float32, copy=False)
+        w = (w[0, a:b] if vector else w).astype(np.float32, copy=False)
+        return w - np.float32(self.less) if self.less else w
 
 
 class Part:
@@ -115,6 +104,7 @@ class Gguf:
         self.parts = _open_parts(self.path)
         self._reader = self.parts[0].reader
         self.architecture = self.expect("general.architecture", *ARCHITECTURES)
+        self.family: Architecture = ARCHITECTURES[self.architecture]
 
     def check_unchanged(self) -> None:
         """Raise MespRefError when a file is no longer the one that was opened."""
@@ -154,44 +144,72 @@ class Gguf:
         return found
 
     def config(self) -> Qwen2Config:
-        """The config of the Qwen2 model that computes what the file describes.
+        """The config of the model that the file describes.
 
-        Raises MespRefError for scaled RoPE, which the engine does not compute, and for keys of the
-        architecture that are unknown: experts, soft caps, windows, scales.
+        Raises MespRefError for RoPE scaled as the engine does not compute it, and for keys of the
+        architecture that are unknown: experts, soft caps, scales.
         """
         self._check_keys()
-
-        def read(key: str, most: float = 2**31) -> Any:
-            value = self[f"{self.architecture}.{key}"]
-            if not isinstance(value, (int, float)) or not 0 < value <= most:
-                raise MespRefError(
-                    f"{self.path}: {self.architecture}.{key}: found {shown(value)}, expected a "
-                    f"number between 0 and {most}"
-                )
-            return value
-
-        hidden, heads = read("embedding_length"), read("attention.head_count")
-        head_dim = self.get(f"{self.architecture}.attention.key_length", hidden // heads)
+        hidden, heads = self._number("embedding_length"), self._number("attention.head_count")
+        head_dim = self._own("attention.key_length", hidden // heads)
         self._check_heads(head_dim)
-        theta = self.get(f"{self.architecture}.rope.freq_base", 10_000.0)
-        if isinstance(theta, int | float):
-            theta = _shortest(theta)
+        theta = self._own("rope.freq_base", 10_000.0)
+        theta = _shortest(theta) if isinstance(theta, int | float) else theta
+        names = {tensor.name for _, tensor in self.stored()}
+        layers = self._number("block_count", len(names))
+        types = layer_types(self.architecture, layers)
+        gemma = self.architecture == "gemma3"
         return Qwen2Config(
             vocab_size=len(self.list_of("tokenizer.ggml.tokens", str)),
             hidden_size=hidden,
-            intermediate_size=read("feed_forward_length"),
-            num_hidden_layers=read("block_count", len(list(self.stored()))),
+            intermediate_size=self._number("feed_forward_length"),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=self.get(f"{self.architecture}.attention.head_count_kv", heads),
+            num_key_value_heads=self._own("attention.head_count_kv", heads),
             head_dim=head_dim,
-            rms_norm_eps=_shortest(read("attention.layer_norm_rms_epsilon")),
+            rms_norm_eps=_shortest(self._number("attention.layer_norm_rms_epsilon")),
             rope_theta=theta,
-            max_position_embeddings=read("context_length"),
-            tie_word_embeddings=all(t.name != "output.weight" for _, t in self.stored()),
+            max_position_embeddings=self._number("context_length"),
+            tie_word_embeddings="output.weight" not in names,
             bos_token_id=self.get("tokenizer.ggml.bos_token_id"),
             eos_token_id=self._ends(),
+            traits=self.family.traits,
+            attention_bias=self.architecture != "qwen2" and "blk.0.attn_q.bias" in names,
+            rope_scaling=self._scaling(theta),
+            layer_types=types if set(types) != {"full_attention"} else (),
+            sliding_window=self._number("attention.sliding_window") if gemma else None,
             source=str(self.path),
         )
+
+    def _own(self, key: str, default: Any = None) -> Any:
+        """A value under the architecture's name."""
+        return self.get(f"{self.architecture}.{key}", default)
+
+    def _number(self, key: str, most: float = 2**31) -> Any:
+        """A positive number under the architecture's name."""
+        value = self[f"{self.architecture}.{key}"]
+        if not isinstance(value, (int, float)) or not 0 < value <= most:
+            raise MespRefError(
+                f"{self.path}: {self.architecture}.{key}: found {shown(value)}, expected a "
+                f"number between 0 and {most}"
+            )
+        return value
+
+    def _scaling(self, theta: float) -> RopeScaling | None:
+        """Linear scaling by its key, llama3's by its divisors of frequencies."""
+        if self._own("rope.scaling.type", "none") == "linear":
+            return RopeScaling(_shortest(self._number("rope.scaling.factor")))
+        stored = [tensor for _, tensor in self.stored() if tensor.name == FREQUENCIES]
+        if not stored:
+            return None
+        divisors = np.asarray(stored[0].data, np.float64).reshape(-1)
+        found = scaling_behind(divisors, theta) if len(divisors) else None
+        if found is None:
+            raise MespRefError(
+                f"{self.path}: {FREQUENCIES}: found divisors up to {divisors.max(initial=0):g}, "
+                "expected those of Llama 3 (low_freq_factor 1, high_freq_factor 4)"
+            )
+        return found
 
     def _ends(self) -> int | tuple[int, ...] | None:
         """The tokens that end a text, a turn or a message; llama.cpp stops at each."""
@@ -202,20 +220,26 @@ class Gguf:
     def _check_keys(self) -> None:
         prefix = f"{self.architecture}."
         for key in self._reader.fields:
-            if key.startswith(prefix) and key.removeprefix(prefix) not in _KEYS:
+            if key.startswith(prefix) and key.removeprefix(prefix) not in self.family.keys:
                 raise MespRefError(
                     f"{self.path}: {shown(key)}: found {shown(self.get(key))}, expected no such key "
                     "(it might change what is computed)"
                 )
 
     def _check_heads(self, head_dim: int) -> None:
-        """RoPE, unscaled, turns whole heads, and values are as wide as keys."""
+        """RoPE turns whole heads, scaled linearly at most, and values are as wide as keys."""
+        scaling = self._own("rope.scaling.type", "none")
+        linear = "linear" if "rope.scaling.factor" in self.family.keys else "none"
         for key, expected, why in (
-            ("rope.scaling.type", "none", "scaled RoPE is not computed"),
+            (
+                "rope.scaling.type",
+                scaling if scaling == linear else "none",
+                "scaled RoPE is not computed",
+            ),
             ("rope.dimension_count", head_dim, "RoPE turns whole heads here"),
             ("attention.value_length", head_dim, "values are as wide as keys here"),
         ):
-            found = self.get(f"{self.architecture}.{key}", expected)
+            found = self._own(key, expected)
             if found != expected:
                 raise MespRefError(
                     f"{self.path}: {self.architecture}.{key}: found {shown(found)}, expected "
@@ -223,19 +247,23 @@ class Gguf:
                 )
 
     def tensors(self, config: Qwen2Config) -> dict[str, Tensor]:
-        """Every tensor of the Qwen2 checkpoint that the file has, rows of q and k in Qwen2's order.
+        """Every tensor of the checkpoint, as a Hugging Face directory has it.
 
         Raises MespRefError naming the tensor for one of an unsupported type, of another shape or
-        without a counterpart in Qwen2, and for one that is missing.
+        without a counterpart in the family, and for one that is missing.
         """
         shapes, tensors = config.weight_shapes(), dict[str, Tensor]()
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         for path, stored in self.stored():
-            name, kind = _hugging_face_name(stored.name), stored.tensor_type.name
+            if stored.name == FREQUENCIES and config.rope_scaling is not None:
+                continue
+            name, kind = _hugging_face_name(stored.name, self.family), stored.tensor_type.name
             shape = tuple(int(n) for n in reversed(stored.shape))
             where = f"{path}: {stored.name}"
             if name not in shapes:
-                raise MespRefError(f"{where}: found, expected no such tensor in a Qwen2 model")
+                raise MespRefError(
+                    f"{where}: found, expected no such tensor in a {config.traits.model_type} model"
+                )
             if name in tensors:
                 raise MespRefError(f"{where}: found twice, expected once")
             if kind not in TYPES:
@@ -245,12 +273,12 @@ class Gguf:
                     f"{where}: shape: found {list(shape)}, expected {list(shapes[name])}"
                 )
             data, projection = stored.data, name.split(".")[-2]
-            if self.architecture == "llama" and projection in heads:
+            if self.family.interleaved and projection in heads:
                 data = halves_from_interleaved(data, heads[projection])
-            tensors[name] = Tensor(data, kind, shape)
+            less = config.traits.gain if is_gain(name, config) else 0.0
+            tensors[name] = Tensor(data, kind, shape, less)
         for name in shapes:
-            optional = self.architecture == "llama" and name.endswith(".bias")
-            if name not in tensors and not optional:
+            if name not in tensors:
                 raise MespRefError(f"{self.path}: {name}: missing, expected {list(shapes[name])}")
         return tensors
 
@@ -321,23 +349,19 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def gguf_name(name: str) -> str:
-    """The GGUF name of a tensor of a Qwen2 checkpoint: model.norm.weight is output_norm.weight."""
+def gguf_name(name: str, traits: Traits = FAMILIES["qwen2"]) -> str:
+    """The GGUF name of a tensor of a checkpoint: model.norm.weight is output_norm.weight."""
     module, _, kind = name.rpartition(".")
-    for gguf, path in _TOP.items():
-        if module == path:
-            return f"{gguf}.{kind}"
-    _, _, block, path = module.split(".", 3)
-    return f"blk.{block}.{_BLOCK_NAMES[path]}.{kind}"
+    return f"{ARCHITECTURES[OF_FAMILY[traits.model_type]].name(module)}.{kind}"
 
 
-def _hugging_face_name(name: str) -> str:
-    """The Hugging Face name of a tensor; the name itself where Qwen2 has no such tensor."""
+def _hugging_face_name(name: str, family: Architecture) -> str:
+    """The Hugging Face name of a tensor; the name itself where the family has no such tensor."""
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    if block and block[2] in _BLOCK:
-        return f"model.layers.{block[1]}.{_BLOCK[block[2]]}.{block[3]}"
+    if block and block[2] in family.block:
+        return f"model.layers.{block[1]}.{family.block[block[2]]}.{block[3]}"
     module, _, kind = name.rpartition(".")
-    return f"{_TOP[module]}.{kind}" if module in _TOP else name
+    return f"{TOP[module]}.{kind}" if module in TOP else name
 
 
 def halves_from_interleaved(w: Array, heads: int) -> Array:

@@ -1,4 +1,4 @@
-"""The byte-level BPE tokenizer inside a GGUF file as tokenizer.json and tokenizer_config.json."""
+"""The tokenizer inside a GGUF file as tokenizer.json and tokenizer_config.json."""
 
 import json
 from pathlib import Path
@@ -31,36 +31,101 @@ def filler(index: int) -> str:
 def build_tokenizer(file: Gguf) -> "Tokenizer":
     """The tokenizer a file describes: vocabulary, merges, and the pre-tokeniser it names.
 
+    llama     of SentencePiece's kind, without a blank before a text: see spm_tokenizer
     gpt-2     GPT-2's regular expression
     smollm    single digits, then GPT-2's regular expression
     qwen2     NFC, then Qwen2's regular expression, in which digits are single too
     Raises    MespRefError for another tokenizer model or pre-tokeniser, by name
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from tokenizers import Tokenizer, decoders, models
 
-    file.expect("tokenizer.ggml.model", "gpt2")
+    if file.expect("tokenizer.ggml.model", "gpt2", "llama") == "llama":
+        return spm_tokenizer(file)
     cut = file.expect("tokenizer.ggml.pre", "gpt-2", "smollm", *_AS_QWEN2)
     tokens: list[str] = file.list_of("tokenizer.ggml.tokens", str)
     merges = [tuple(merge.split(" ")) for merge in file.list_of("tokenizer.ggml.merges", str)]
-    types = file.list_of("tokenizer.ggml.token_type", int)
-    if len(types) != len(tokens):
-        raise MespRefError(
-            f"{file.path}: tokenizer.ggml.token_type: found {len(types)}, expected {len(tokens)}"
-        )
-    kinds = list(zip(tokens, types, strict=True))
+    kinds = _kinds(file, tokens)
     unused = {i for i, (t, k) in enumerate(kinds) if k == UNUSED and t == filler(i)}
     vocabulary = {token: i for i, token in enumerate(tokens) if i not in unused}
     with reasons(f"{file.path}: tokenizer.ggml.merges"):
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     _set_cut(tokenizer, cut)
     tokenizer.decoder = decoders.ByteLevel()
+    _add_tokens(tokenizer, file, kinds)
+    return tokenizer
+
+
+def _kinds(file: Gguf, tokens: list[str]) -> list[tuple[str, int]]:
+    """Every token with its kind."""
+    types = file.list_of("tokenizer.ggml.token_type", int)
+    if len(types) != len(tokens):
+        raise MespRefError(
+            f"{file.path}: tokenizer.ggml.token_type: found {len(types)}, expected {len(tokens)}"
+        )
+    return list(zip(tokens, types, strict=True))
+
+
+def _add_tokens(tokenizer: "Tokenizer", file: Gguf, kinds: list[tuple[str, int]]) -> None:
+    """The tokens that are found before text is cut, and those that frame a text."""
+    from tokenizers import AddedToken
+
     special = [AddedToken(t, special=True, normalized=False) for t, k in kinds if k == CONTROL]
     plain = [AddedToken(t, special=False, normalized=False) for t, k in kinds if k == USER_DEFINED]
     with reasons(f"{file.path}: tokenizer.ggml.tokens"):
         tokenizer.add_special_tokens(special)
         tokenizer.add_tokens(plain)
-        _set_frame(tokenizer, file, tokens)
+        _set_frame(tokenizer, file, [token for token, _ in kinds])
+
+
+def spm_tokenizer(file: Gguf) -> "Tokenizer":
+    """BPE whose merges are said by scores: of two pieces side by side those are joined first whose
+    whole has the highest score; what has no piece falls back to its bytes; blanks are written ▁.
+
+    Raises MespRefError for a file that puts a blank before every text, and for scores that are none.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    tokens: list[str] = file.list_of("tokenizer.ggml.tokens", str)
+    scores: list[float] = file.list_of("tokenizer.ggml.scores", float)
+    if len(scores) != len(tokens):
+        raise MespRefError(
+            f"{file.path}: tokenizer.ggml.scores: found {len(scores)}, expected {len(tokens)}"
+        )
+    if file.get("tokenizer.ggml.add_space_prefix", True) is not False:
+        raise MespRefError(
+            f"{file.path}: tokenizer.ggml.add_space_prefix: found no false, expected one: a blank "
+            "before every text is not added here"
+        )
+    kinds = _kinds(file, tokens)
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    pieces = [i for i, (_, kind) in enumerate(kinds) if kind == NORMAL]
+    unknown = file.get("tokenizer.ggml.unknown_token_id")
+    model = models.BPE(
+        vocab=vocabulary, merges=_merges(pieces, tokens, scores, vocabulary), byte_fallback=True,
+        fuse_unk=True,
+        unk_token=None if unknown is None else tokens[
+            _token_id(file, "tokenizer.ggml.unknown_token_id", unknown, tokens)],
+    )  # fmt: skip
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    _add_tokens(tokenizer, file, kinds)
     return tokenizer
+
+
+def _merges(
+    pieces: list[int], tokens: list[str], scores: list[float], vocabulary: dict[str, int]
+) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others, the highest score first."""
+    ordered = sorted(pieces, key=lambda i: -scores[i])
+    return [
+        (tokens[i][:at], tokens[i][at:])
+        for i in ordered
+        for at in range(1, len(tokens[i]))
+        if tokens[i][:at] in vocabulary and tokens[i][at:] in vocabulary
+    ]
 
 
 def _set_cut(tokenizer: "Tokenizer", cut: str) -> None:

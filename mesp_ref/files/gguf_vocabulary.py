@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.gguf_pieces import check_pieces, is_pieces, kind_of, scores_of
 from mesp_ref.files.gguf_tokenizer import CONTROL, NORMAL, QWEN2, UNUSED, USER_DEFINED, filler
 from mesp_ref.files.tokenizer import load_tokenizer, read_chat_template, read_tokenizer_config
 
@@ -41,6 +42,8 @@ class Vocabulary(NamedTuple):
     adds_begin: bool
     adds_end: bool
     template: str | None
+    scores: list[float] | None = None  # of pieces, which have no merges
+    unknown: int | None = None
 
     def text(self, token: int) -> str:
         """The token as text: special tokens stand in the list as they are written."""
@@ -51,12 +54,13 @@ def read_vocabulary(directory: Path, config: Qwen2Config, ends: tuple[int, ...])
     """The vocabulary of a checkpoint directory whose texts end with `ends`.
 
     Raises MespRefError, naming file and field, for a tokenizer that llama.cpp would run otherwise:
-    another model than byte-level BPE, a pre-tokeniser it has no name for, added tokens that take in
-    the blanks beside them, more end tokens than it has keys for
+    another model than byte-level BPE or pieces with scores, a pre-tokeniser it has no name for, added
+    tokens that take in the blanks beside them, more end tokens than it has keys for
     """
     tokenizer, file = load_tokenizer(directory), f"{directory / 'tokenizer.json'}"
     parts = json.loads(tokenizer.to_str())
-    _check_model(parts, file)
+    pieces = is_pieces(parts)
+    (check_pieces if pieces else _check_model)(parts, file)
     settings = read_tokenizer_config(directory)
     tokens, kinds = _tokens(tokenizer.get_vocab(), parts["added_tokens"], config, file)
     before, behind = _framing(tokenizer)
@@ -74,19 +78,32 @@ def read_vocabulary(directory: Path, config: Qwen2Config, ends: tuple[int, ...])
             f"expected none, or {begin} before and {final[0]} behind; llama.cpp adds no others"
         )
     template, _ = read_chat_template(directory)
-    return Vocabulary(
-        tokens, kinds, [" ".join(pair) for pair in parts["model"]["merges"]], _cut(parts, file),
+    merges, unknown = parts["model"]["merges"], parts["model"].get("unk_token")
+    found = Vocabulary(
+        tokens, kinds, [] if pieces else [" ".join(pair) for pair in merges],
+        "default" if pieces else _cut(parts, file),
         final, begin, named["pad"], bool(before), bool(behind), template,
     )  # fmt: skip
+    if not pieces:
+        return found
+    kinds = [kind_of(token, kind, unknown) for token, kind in zip(tokens, kinds, strict=True)]
+    index = None if unknown is None else tokenizer.token_to_id(unknown)
+    return found._replace(kinds=kinds, scores=scores_of(tokens, merges, file), unknown=index)
 
 
 def add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     """Put a vocabulary into the metadata of a GGUFWriter."""
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model("gpt2" if vocabulary.scores is None else "llama")
     writer.add_tokenizer_pre(vocabulary.cut)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.kinds)
-    writer.add_token_merges(vocabulary.merges)
+    if vocabulary.scores is None:
+        writer.add_token_merges(vocabulary.merges)
+    else:
+        writer.add_token_scores(vocabulary.scores)
+        writer.add_add_space_prefix(False)
+    if vocabulary.unknown is not None:
+        writer.add_unk_token_id(vocabulary.unknown)
     writer.add_bos_token_id(vocabulary.begin)
     for name, token in zip(_ENDS, vocabulary.ends, strict=False):
         getattr(writer, f"add_{name}_token_id")(token)

@@ -75,8 +75,8 @@ class _Stream:
 
 
 @contextlib.contextmanager
-def new_gguf(path: Path) -> Iterator[Any]:
-    """A GGUFWriter for a qwen2 file at `path`, closed in any case.
+def new_gguf(path: Path, architecture: str) -> Iterator[Any]:
+    """A GGUFWriter for a file of an architecture at `path`, closed in any case.
 
     Raises MespRefError where the gguf package is missing.
     """
@@ -86,7 +86,7 @@ def new_gguf(path: Path) -> Iterator[Any]:
         raise MespRefError(
             "GGUF files need the gguf package: pip install 'mesp-ref[convert]'"
         ) from None
-    writer = GGUFWriter(path, "qwen2")
+    writer = GGUFWriter(path, architecture)
     try:
         yield writer
     finally:

@@ -65,7 +65,9 @@ class Gain(Stored):
     """
 
     def __getitem__(self, index: Any) -> Array:
-        gain: Array = 1 + super().__getitem__(index)
+        self.guard()
+        gain: Array = self.raw[index].astype(self.dtype)  # a copy, whatever is stored
+        gain += 1
         return gain
 
 

@@ -1,4 +1,4 @@
-"""From a Qwen2 directory, and from an adapter, to GGUF files for llama.cpp and Ollama."""
+"""From a checkpoint directory, and from an adapter, to GGUF files for llama.cpp and Ollama."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +14,8 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.checkpoint import check_unchanged, open_checkpoint
 from mesp_ref.files.end_tokens import end_tokens
 from mesp_ref.files.gguf import gguf_name
+from mesp_ref.files.gguf_export import add_sizes, check_export, divisors, rows_of
+from mesp_ref.files.gguf_families import OF_FAMILY
 from mesp_ref.files.gguf_vocabulary import Vocabulary, add_vocabulary, read_vocabulary
 from mesp_ref.files.gguf_writer import TYPES, Outgoing, new_gguf, stored_kind, write_tensors
 from mesp_ref.files.modelfile import Render, modelfile
@@ -44,32 +46,32 @@ def write_gguf_model(
     overwrite: bool = False,
     render: Render | None = None,
 ) -> Written:
-    """Write a Qwen2 directory as one GGUF file, and a Modelfile beside it; each whole or not at all.
+    """Write a directory as one GGUF file, and a Modelfile beside it; each whole or not at all.
 
     kind      f32, f16, bf16 or q8_0, of the matrices (default: the narrowest that holds every
               stored weight); vectors are float32, rows that blocks of 32 do not fill float16
     render    the model's chat template, for the Modelfile
     Memory    some rows of one tensor
 
-    Raises MespRefError for what llama.cpp would compute otherwise: a head_dim of its own, a
-    tokenizer that it has no name for; for NaN and infinity in that type; for a model that changes
-    meanwhile, and for places as check_file does
+    Raises MespRefError for what llama.cpp would compute otherwise (see check_export), a tokenizer that
+    it has no name for; for NaN and infinity in that type; for a model that changes meanwhile, and for
+    places as check_file does
     """
     directory = Path(path)
     with _outputs(out, overwrite, [directory]) as (aside, beside, target):
         config, tables = open_checkpoint(directory)
-        _check_heads(config)
+        check_export(config)
         vocabulary = read_vocabulary(directory, config, end_tokens(directory, config.eos_token_ids))
         stored = TYPES[kind or _lossless(tables)]
         tensors = [
-            Outgoing(gguf_name(name), stored_kind(stored, table.shape), table.shape,
-                     _rows(table), f"{directory}: {name}")
+            Outgoing(gguf_name(name, config.traits), stored_kind(stored, table.shape), table.shape,
+                     rows_of(name, _rows(table), config), f"{directory}: {name}")
             for name, table in tables.items()
-        ]  # fmt: skip
-        with new_gguf(aside) as writer:
+        ] + divisors(config)  # fmt: skip
+        with new_gguf(aside, OF_FAMILY[config.traits.model_type]) as writer:
             writer.add_type("model")
             writer.add_name(model_name(directory) or target.stem)
-            _add_sizes(writer, config)
+            add_sizes(writer, config)
             writer.add_file_type(_FILE_TYPES[stored])
             if stored == "Q8_0":
                 writer.add_quantization_version(2)
@@ -99,11 +101,11 @@ def write_gguf_adapter(
     directory = Path(base)
     with _outputs(out, overwrite, [path, directory]) as (aside, beside, target):
         config, tables = open_checkpoint(directory)
-        _check_heads(config)
+        check_export(config)
         adapter = load_adapter(path, config=config)
         vocabulary = read_vocabulary(directory, config, end_tokens(directory, config.eos_token_ids))
-        tensors = _matrices(adapter, str(path))
-        with new_gguf(aside) as writer:
+        tensors = _matrices(adapter, config, str(path))
+        with new_gguf(aside, OF_FAMILY[config.traits.model_type]) as writer:
             writer.add_type("adapter")
             writer.add_string("adapter.type", "lora")
             writer.add_float32("adapter.lora.alpha", _alpha(adapter, str(path)))
@@ -139,16 +141,6 @@ def _modelfile_of(target: Path) -> Path:
     return target.with_suffix(".Modelfile")
 
 
-def _check_heads(config: Qwen2Config) -> None:
-    """llama.cpp's qwen2 has heads that share out the hidden size."""
-    if config.head_dim * config.num_attention_heads != config.hidden_size:
-        raise MespRefError(
-            f"{config.source}: head_dim: found {config.head_dim}, expected hidden_size / "
-            f"num_attention_heads = {config.hidden_size} / {config.num_attention_heads}; llama.cpp "
-            "loads no other qwen2"
-        )
-
-
 def _lossless(tables: Mapping[str, Any]) -> str:
     """The narrowest type that holds every stored matrix: packed ones have that of their scales."""
     kinds = {
@@ -159,30 +151,21 @@ def _lossless(tables: Mapping[str, Any]) -> str:
     return kinds.pop() if len(kinds) == 1 else "f32"
 
 
-def _add_sizes(writer: Any, config: Qwen2Config) -> None:
-    """The model's sizes and constants; rows of q and k stay as they are: qwen2 turns halves."""
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-
-
 def _stops(vocabulary: Vocabulary) -> list[str]:
     """The end tokens as text."""
     return [vocabulary.tokens[end] for end in vocabulary.ends]
 
 
-def _matrices(adapter: Adapter, where: str) -> list[Outgoing]:
+def _matrices(adapter: Adapter, config: Qwen2Config, where: str) -> list[Outgoing]:
     """A and B of every adapted projection under llama.cpp's names."""
     found = []
     for name, array in adapter.weights.items():
         module, matrix = name.removeprefix("base_model.model.").split(".lora_")
-        gguf = f"{gguf_name(f'{module}.weight')}.lora_{matrix[0].lower()}"
-        found.append(Outgoing(gguf, "F32", array.shape, _rows(array), f"{where}: {name}"))
+        gguf = f"{gguf_name(f'{module}.weight', config.traits)}.lora_{matrix[0].lower()}"
+        rows = _rows(array)
+        if matrix[0] == "B":  # whose rows are those of the weight
+            rows = rows_of(f"{module}.weight", rows, config)
+        found.append(Outgoing(gguf, "F32", array.shape, rows, f"{where}: {name}"))
     return found
 
 

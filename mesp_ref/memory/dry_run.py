@@ -14,6 +14,7 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import adapter_shapes
 from mesp_ref.engine.methods import Step
 from mesp_ref.engine.model import EMBEDDING, Model
+from mesp_ref.files.checkpoint import is_gain
 from mesp_ref.lean.activations import Checkpoints
 from mesp_ref.lean.steps import METHODS, by_block, new_step
 from mesp_ref.lean.workers import Item, Result, Workers
@@ -43,20 +44,26 @@ def dry_run(method: str, s: Shapes) -> DryRun:
     step = _step(method, s, meter, stack, Workers(s.workers, team.each))
     ledger.owned, ledger.weights = [step.ids], step.model.weights
     with ledger:
-        METHODS[method](_with_angles(step, ledger, meter))
+        METHODS[method](_with_angles(step, ledger, meter, s.packed))
     return DryRun(ledger, team.beside, getattr(stack, "size", 0), meter.flops)
 
 
 class GhostTable:
     """A frozen weight without numbers: indexing books what decoding that part of its file takes."""
 
-    def __init__(self, meter: Meter, shape: tuple[int, ...], dtype: np.dtype, store: Store):
+    def __init__(
+        self, meter: Meter, shape: tuple[int, ...], dtype: np.dtype, store: Store, gain: bool
+    ):
         self.meter, self.shape, self.dtype, self._store = meter, shape, dtype, store
+        self._gain = (
+            gain and store.dtype is not None
+        )  # 1 + w of a file is formed when it is asked for
 
     def __getitem__(self, index: Any) -> Ghost:
         given, store = uncounted(self.meter, self.shape, self.dtype)[index], self._store
         size = self.dtype.itemsize
-        if isinstance(index, np.ndarray) or not store.decoded(1, itemsize=size):
+        fresh = self._gain or store.decoded(1, itemsize=size)
+        if isinstance(index, np.ndarray) or not fresh:
             return given
         if store.affine is None:
             return born(self.meter, given.shape, self.dtype)
@@ -145,7 +152,7 @@ def _model(s: Shapes, meter: Meter) -> Model:
         return s.base.matrices if len(shape) == 2 else s.base.vectors
 
     tables: dict[str, Any] = {
-        name: GhostTable(meter, shape, dtype, store(name, shape))
+        name: GhostTable(meter, shape, dtype, store(name, shape), is_gain(name, s.config))
         for name, shape in s.config.weight_shapes().items()
     }
     return dataclasses.replace(model, weights=tables)
@@ -157,11 +164,16 @@ def _adapter(s: Shapes, meter: Meter) -> Adapter:
     return Adapter(s.rank, 2.0 * s.rank, s.targets, False, matrices)
 
 
-def _with_angles(step: Step, ledger: Ledger, meter: Meter) -> Step:
-    """The step with ghosts for its cosines and sines, which belong to it."""
-    cos = step.layers[0].cos
-    angles: list[Any] = [born(meter, cos.shape, cos.dtype) for _ in "cs"]
-    if step.layers[0].first is None:  # else they were taken from the op's tables, by position
-        ledger.note("rope_tables", tuple(angles))
-    layers = [layer._replace(cos=angles[0], sin=angles[1]) for layer in step.layers]
+def _with_angles(step: Step, ledger: Ledger, meter: Meter, packed: bool) -> Step:
+    """The step with ghosts for its cosines and sines, which belong to it: a pair for each kind of
+    layer."""
+    angles: dict[int, Any] = {}
+    for layer in step.layers:
+        if id(layer.cos) not in angles:
+            pair = tuple(born(meter, layer.cos.shape, layer.cos.dtype) for _ in "cs")
+            angles[id(layer.cos)] = pair
+            if not packed:  # else they were taken from the op's tables, by position
+                ledger.note("rope_tables", pair)
+    pairs = [(layer, angles[id(layer.cos)]) for layer in step.layers]
+    layers = [layer._replace(cos=cos, sin=sin) for layer, (cos, sin) in pairs]
     return step._replace(layers=layers)

@@ -28,8 +28,8 @@ _PARTS = {
 }  # fmt: skip
 _ARGUMENTS = {"q_proj": NORM, "gate_proj": NORM, "o_proj": OUTPUT, "down_proj": SILU_Z}
 _OPS = {
-    "rmsnorm": NORM, "rope": QKV, "attention": OUTPUT, "swiglu": SILU_Z, "embedding": RESIDUAL,
-    "mlp": RESIDUAL, "rope_tables": REST, "lm_loss": REST,
+    "rmsnorm": NORM, "rope": QKV, "attention": OUTPUT, "swiglu": SILU_Z, "geglu": SILU_Z,
+    "embedding": RESIDUAL, "mlp": RESIDUAL, "rope_tables": REST, "lm_loss": REST,
 }  # fmt: skip
 
 _TAKEN = {

@@ -56,10 +56,10 @@ def cost(method: str, shapes: Shapes) -> Cost:
     """What a step of a method takes, at full depth.
 
     A block adds as much as the one below it, whatever op is running, so a step of two blocks and one
-    of three tell what any has.
+    of three tell what any has; where layers differ, all are run.
     """
     depth = shapes.config.num_hidden_layers
-    if depth <= _MORE:
+    if depth <= _MORE or shapes.config.layer_types:
         return run_cost(method, shapes)
     few, more = (
         run_cost(

@@ -12,7 +12,7 @@ import pytest
 
 import mesp_ref as mr
 from mesp_ref.cli import main
-from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.config import FAMILIES, Qwen2Config
 from mesp_ref.engine.init import random_arrays
 from mesp_ref.lean.activations import KINDS, DiskCheckpoints
 from mesp_ref.memory import PEAKS, Ledger, Shapes, at, cost, measure, peak
@@ -21,11 +21,18 @@ from mesp_ref.memory.predict import END
 
 PYTHON = 96 * 1024  # bytes of Python objects and small temporaries beside the arrays
 
-# (config, batch, tokens, rank): no two axes alike; the last without shared heads
+_WINDOWED = {
+    "traits": FAMILIES["gemma3_text"], "sliding_window": 37, "attention_scale": 0.2,
+    "layer_types": ("sliding_attention", "full_attention", "sliding_attention"),
+}  # fmt: skip
+
+# (config, batch, tokens, rank): no two axes alike; "batch" without shared heads
 CASES = {
     "grouped": (Qwen2Config(3001, 96, 336, 3, 6, 2, 24), 1, 97, 4),
     "long": (Qwen2Config(1009, 64, 160, 2, 8, 4, 16), 1, 301, 2),  # two tiles of the vocabulary
     "batch": (Qwen2Config(1201, 80, 700, 2, 3, 3, 32, tie_word_embeddings=False), 3, 50, 16),
+    "qwen3": (Qwen2Config(1009, 64, 160, 2, 6, 3, 16, traits=FAMILIES["qwen3"]), 1, 83, 4),
+    "gemma3": (Qwen2Config(601, 72, 208, 3, 4, 2, 20, **_WINDOWED), 2, 101, 4),
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every model here is made or converted locally
 
+import family_oracle
 import numpy as np
 import pytest
 import torch
@@ -30,6 +31,7 @@ def _true_float64() -> Iterator[None]:
     torch.set_num_threads(1)  # the models are tiny: waking threads costs more than they save
     with pytest.MonkeyPatch.context() as patch:
         torch_oracle.true_float64(patch)
+        family_oracle.true_float64(patch)
         yield
 
 

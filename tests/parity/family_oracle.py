@@ -6,12 +6,10 @@ once more, from the wavelengths that transformers documents.
 """
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -107,12 +105,6 @@ def build(name: str, seed: int = 0, **changes: Any) -> Any:
             else:
                 p.copy_(1.5 * noise * p.shape[1] ** -0.5)
     return model
-
-
-def load(path: Path, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
-    """A checkpoint directory as transformers reads it, of whatever family it is."""
-    options = {"attn_implementation": "sdpa"} | options
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options).eval()
 
 
 def frequencies(parameters: dict[str, Any], size: int) -> torch.Tensor:

@@ -14,13 +14,6 @@ import mesp_ref as mr
 EXACT = ("store_all", "mebp", "mesp")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> object:
-    with pytest.MonkeyPatch.context() as patch:
-        family_oracle.true_float64(patch)
-        yield
-
-
 @pytest.fixture(scope="module", params=CONFIGS)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One configuration, in a directory that transformers wrote."""
@@ -37,13 +30,13 @@ def lora(path: Path) -> mr.Adapter:
 
 @pytest.fixture(scope="module")
 def oracle(checkpoint: Path, batch: Batch) -> tuple[float, Arrays]:
-    wrapped = torch_oracle.with_adapter(family_oracle.load(checkpoint), lora(checkpoint))
+    wrapped = torch_oracle.with_adapter(torch_oracle.load(checkpoint), lora(checkpoint))
     return torch_oracle.loss_and_grads(wrapped, *batch)
 
 
 def test_logits(checkpoint: Path, batch: Batch) -> None:
     model, adapter = mr.load_model(checkpoint, dtype="float64"), lora(checkpoint)
-    oracle = family_oracle.load(checkpoint)
+    oracle = torch_oracle.load(checkpoint)
     want = torch_oracle.logits(oracle, batch.ids)
     assert_close(mr.logits(model, batch.ids), want, TOLERANCE, "logits")
     want = torch_oracle.logits(torch_oracle.with_adapter(oracle, adapter), batch.ids)
@@ -103,6 +96,6 @@ def test_generate(checkpoint: Path, batch: Batch) -> None:
 
     prompt = batch.ids[0].tolist()
     [new] = mr.generate(mr.load_model(checkpoint, dtype="float64"), [prompt], max_new_tokens=12)
-    oracle = family_oracle.load(checkpoint)
+    oracle = torch_oracle.load(checkpoint)
     want = oracle.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)
     assert new == want[0, len(prompt) :].tolist()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2 import modeling_qwen2
 
 import mesp_ref as mr
@@ -119,13 +119,14 @@ def build(layout: Layout, seed: int = 0) -> Qwen2ForCausalLM:
     return model
 
 
-def load(path: Path, dtype: torch.dtype = torch.float64, **options: Any) -> Qwen2ForCausalLM:
-    """A checkpoint directory as transformers reads it; 16-bit and float32 weights widen exactly."""
+def load(path: Path, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    """A checkpoint directory as transformers reads it, of whatever family it is; 16-bit and float32
+    weights widen exactly."""
     options = {"attn_implementation": "sdpa"} | options
-    return Qwen2ForCausalLM.from_pretrained(path, dtype=dtype, **options).eval()
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options).eval()
 
 
-def with_adapter(model: Qwen2ForCausalLM, adapter: mr.Adapter) -> PeftModel:
+def with_adapter(model: Any, adapter: mr.Adapter) -> PeftModel:
     """The model wrapped by peft, holding the matrices of our adapter in the model's dtype."""
     config = LoraConfig(
         r=adapter.rank,
