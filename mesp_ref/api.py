@@ -39,6 +39,7 @@ def loss_and_grads(
     workers: int = 1,
     position_ids: Any = None,
     probe: Callable[[Step], list[list[float]]] | None = None,
+    chunk: int | None = None,
 ) -> tuple[float, Gradients]:
     """Loss of one batch and its gradients: the one front door to every method.
 
@@ -79,6 +80,7 @@ def loss_and_grads(
             model, adapter, ids, targets,
             on_gradients or (lambda number, found: grads.update(found)),
             params=trainable == "all", method=method, stack=stack, workers=team, positions=positions,
+            chunk=chunk,
         )  # fmt: skip
         if method == "mezo":
             seeds = perturbation_seeds(seed, perturbations)
