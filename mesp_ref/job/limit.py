@@ -5,7 +5,9 @@ import dataclasses
 from mesp_ref.api import choose_schedule, step_shapes
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
-from mesp_ref.memory import Choice, Schedule, peak
+from mesp_ref.lean.activations import check_room
+from mesp_ref.lean.chunks import file_size
+from mesp_ref.memory import Choice, Schedule, peak, seconds
 from mesp_ref.train.trainer import TrainConfig
 
 
@@ -31,7 +33,18 @@ def within(
         schedule=schedule, packed=packed,
     )  # fmt: skip
     method, checkpoints = choice.schedule
+    if choice.file:
+        shapes = step_shapes(model, adapter, train.batch_size, train.seq_len, train.workers)
+        here = choice.schedule.shapes(shapes._replace(packed=packed))
+        choice = choice._replace(seconds=seconds(method, here) * train.accumulate)
     return dataclasses.replace(train, method=method, checkpoints=checkpoints), choice
+
+
+def require_room(train: TrainConfig, model: Model) -> None:
+    """Raise MespRefError where the file of mesp_streamed would find no room, before anything is done."""
+    if train.method == "mesp_streamed" and train.checkpoints == "disk":
+        rows = train.batch_size * train.seq_len
+        check_room(file_size(model.config, rows, model.dtype.itemsize))
 
 
 def sampling_need(tokens: int, model: Model, adapter: Adapter) -> int:

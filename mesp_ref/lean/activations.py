@@ -145,7 +145,7 @@ class Room:
 
     def __setitem__(self, index: Any, x: Array) -> None:
         place = self._array[index]
-        assert place.shape == x.shape and place.flags.c_contiguous, "a piece in one piece"
+        assert place.flags.c_contiguous
         offset = place.__array_interface__["data"][0] - self._array.__array_interface__["data"][0]
         try:
             _write(self._handle, np.ascontiguousarray(x), self._start + offset)
@@ -158,8 +158,8 @@ def check_room(size: int, folder: str | Path | None = None) -> None:
 
     A system that does not tell how much is free is no reason to stop: a write that fails will say so.
     """
-    place = Path(folder or tempfile.gettempdir())
     try:
+        place = Path(folder or tempfile.gettempdir())
         free = shutil.disk_usage(place).free
     except OSError:
         return

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.inputs import apart
 from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.model import Model, layers
@@ -15,6 +16,7 @@ from mesp_ref.ops import IGNORED, Array
 Chunk: TypeAlias = tuple[slice, slice]  # sequences and tokens: an index into [N, T, ...]
 
 CHUNK = 256  # rows: from here on products are as fast as with more
+LARGEST_CHUNK = 1 << 20
 DECODED = 512  # where weights are decoded, which happens once a chunk
 _CLEARED = 1024  # tokens at once
 
@@ -22,6 +24,15 @@ _CLEARED = 1024  # tokens at once
 def chunk_rows(decoded: bool, workers: int = 1) -> int:
     """Rows of a chunk where nobody says: as many for each worker as products need to be fast."""
     return max(DECODED if decoded else CHUNK, CHUNK * workers)
+
+
+def file_size(config: Qwen2Config, rows: int, itemsize: int) -> int:
+    """Bytes of the file of a step: of every block the input of each half, k, v, o and lse; one gradient
+    of the rows, and of k and v."""
+    c, d = config.hidden_size, config.head_dim
+    q, kv = config.num_attention_heads * d, 2 * config.num_key_value_heads * d
+    block = 2 * c + q + kv + config.num_attention_heads
+    return rows * itemsize * (config.num_hidden_layers * block + c + kv)
 
 
 def chunks(shape: tuple[int, ...], rows: int) -> list[Chunk]:
@@ -78,7 +89,7 @@ def _layer(
 
 
 def _targets(labels: Array, positions: Array | None, chunk: Chunk) -> Array:
-    """Labels moved one place left, as `shift` does: the last of a chunk predicts the next one's first."""
+    """Labels moved one place left, as `shift` does: a chunk's last predicts the next chunk's first."""
     rows, tokens = chunk
     after = rows, slice(tokens.start + 1, tokens.stop + 1)
     found = apart(labels[after], None if positions is None else positions[after])
@@ -122,11 +133,11 @@ class Rooms:
         return self._parts.setdefault(number, Rooms(self._stack, self._shape))
 
 
-class _Sum(NamedTuple):
+class _Sum:
     """An array [N, T, …] that begins at one of its sequences, to be read and written."""
 
-    array: Any
-    start: int
+    def __init__(self, array: Any, start: int):
+        self.array, self.start = array, start
 
     def __getitem__(self, at: Any) -> Array:
         found: Array = self.array[self.start + at[0], at[1]]

@@ -20,14 +20,10 @@ from mesp_ref.ops import NOTHING, Array
 
 def streamed(width: int | None = None) -> Halves:
     """The halves of a chunk; `layer.past` is its Earlier. `width` as in `tiled`."""
-    return tiled(width=width)._replace(
-        attention=attention_half, attention_bwd=attention_half_bwd
-    )
+    return tiled(width=width)._replace(attention=attention_half, attention_bwd=attention_half_bwd)
 
 
-def attention_half(
-    n: Array, layer: Layer, *, drop: frozenset[str] = NOTHING
-) -> tuple[Array, None]:
+def attention_half(n: Array, layer: Layer, *, drop: frozenset[str] = NOTHING) -> tuple[Array, None]:
     """o_proj(attention(n)) of a chunk that sees the chunks before it.
 
     Shapes    n [N, T, C] -> y [N, T, C]
@@ -55,10 +51,8 @@ def attention_half_bwd(
     k, v, o, lse = past.kept()
     flat = o.reshape(*n.shape[:2], -1)
     do, grads = project_bwd("self_attn.o_proj", dy, flat, layer, params=params)
-    kept = lean.AttentionRes(qkv(n, layer)[0], k, v, o, lse)
-    dq, _, _ = lean.streamed_attention_bwd(
-        do.reshape(o.shape), kept, first=layer.first, sums=past.sums()
-    )
+    kept = lean.StreamedRes(qkv(n, layer)[0], k, v, o, lse, past.sums())
+    dq, _, _ = lean.streamed_attention_bwd(do.reshape(o.shape), kept, first=layer.first)
     del do, kept, k, v, o, lse, flat
     dheads = [dq, *past.own()]
     del dq

@@ -9,7 +9,7 @@ from mesp_ref.engine.block import ATTENTION_NORM, EVERYTHING, MLP_NORM
 from mesp_ref.engine.half import Gradients, SublayerRes, sublayer, sublayer_bwd
 from mesp_ref.engine.methods import Step, embed_bwd
 from mesp_ref.engine.model import NORM, embed
-from mesp_ref.lean.chunks import Chunk, Earlier, Rooms, Stream
+from mesp_ref.lean.chunks import Chunk, Earlier, Rooms, Stream, file_size
 from mesp_ref.ops import IGNORED, Array
 
 _ALL = slice(None), slice(None)
@@ -23,7 +23,7 @@ def mesp_streamed(step: Step) -> Array:
               one block's gradients, which add over the chunks from the last to the first
     """
     stream: Stream = step.checkpoints
-    stream.stack.need(file_size(step))
+    stream.stack.need(file_size(step.model.config, step.ids.size, step.model.dtype.itemsize))
     blocks = [Rooms(stream.stack, step.ids.shape) for _ in step.layers]
     rows, sums = Rooms(stream.stack, step.ids.shape), Rooms(stream.stack, step.ids.shape)
     inside = _forward(step, stream, [*blocks, rows])
@@ -37,15 +37,6 @@ def mesp_streamed(step: Step) -> Array:
         del grads, found  # handed over
     embed_bwd(step, rows.read("x", _ALL), head)
     return loss
-
-
-def file_size(step: Step) -> int:
-    """Bytes of the file."""
-    config, itemsize = step.model.config, step.model.dtype.itemsize
-    c, d = config.hidden_size, config.head_dim
-    q, kv = config.num_attention_heads * d, 2 * config.num_key_value_heads * d
-    block = 2 * c + q + kv + config.num_attention_heads
-    return int(step.ids.size) * itemsize * (len(step.layers) * block + c + kv)
 
 
 def add(sums: Gradients, found: Gradients) -> Gradients:

@@ -51,9 +51,7 @@ def new_step(
         halves = shared(streamed(mlp_width(rows, workers.size)), workers, rows=True)
         walk = stream(model, adapter, labels, positions, stack or Checkpoints(), rows)
         blocks = layers(model, adapter, 0, 0)  # a chunk has angles of its own
-        return Step(
-            model, adapter, ids, labels, blocks, params, emit, walk, halves, lm_loss
-        )
+        return Step(model, adapter, ids, labels, blocks, params, emit, walk, halves, lm_loss)
     labels = apart(labels, positions)
     if method == "mesp_tiled":
         keep = stack.keep if stack is not None and stack.offload else None

@@ -1,17 +1,28 @@
-"""Causal grouped-query attention of one chunk of queries over tiles of keys, earlier chunks' included."""
+"""Causal grouped-query attention of a chunk of queries over tiles of keys, earlier chunks' included."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.lean.attention import AttentionRes, _stack
+from mesp_ref.lean.attention import _stack
 from mesp_ref.lean.widths import query_tile
 from mesp_ref.ops._array import Array
 from mesp_ref.ops._tiles import tiles, view, widest
 from mesp_ref.ops.softmax import causal_mask
 
 KEYS = 1024  # of earlier chunks at once
+
+
+class StreamedRes(NamedTuple):
+    """Residuals of streamed_attention, of one chunk of queries."""
+
+    q: Array  # [N, Tq, H, D]
+    k: Array  # [N, Tk, G, D]
+    v: Array  # [N, Tk, G, D]
+    o: Array  # [N, Tq, H, D]
+    lse: Array  # [N, Tq, H], log Σ_j exp(s_ij) over visible j
+    sums: tuple[Any, Any] | None = None  # dk and dv as later chunks left them; None: there are none
 
 
 class _Queries(NamedTuple):
@@ -76,7 +87,7 @@ def _sizes(q: Array, k: Array, tile: int | None, keys: int | None) -> tuple[int,
 def streamed_attention(
     q: Array, k: Array, v: Array,
     *, first: Array | None = None, tile: int | None = None, keys: int | None = None,
-) -> tuple[Array, AttentionRes]:  # fmt: skip
+) -> tuple[Array, StreamedRes]:  # fmt: skip
     """Attention of the last Tq of Tk positions: every query mixes the values of the keys that it sees.
 
     Forward   per tile of keys, s = q·kᵀ/√D:  m′ = max(m, max s);  r = exp(m − m′);  p = exp(s − m′);
@@ -110,27 +121,26 @@ def streamed_attention(
             mixed += np.matmul(p, v[t.at[0], a:b, t.group], out=part)
         o[t.at] = np.divide(mixed, total, out=mixed).reshape(t.size, -1, v.shape[-1])
         lse[t.at] = (np.log(total) + top).reshape(t.size, -1)
-    return o, AttentionRes(q, k, v, o, lse)
+    return o, StreamedRes(q, k, v, o, lse)
 
 
 def streamed_attention_bwd(
-    do: Array, res: AttentionRes,
+    do: Array, res: StreamedRes,
     *, first: Array | None = None, tile: int | None = None, keys: int | None = None,
-    sums: tuple[Any, Any] | None = None,
 ) -> tuple[Array, Any, Any]:  # fmt: skip
     """VJP of streamed_attention.
 
     Backward  p = exp(s − lse);  dv = pᵀ·do;  ds = p ⊙ (do·vᵀ − Σ_D do ⊙ o);
               dq = ds·k/√D;  dk = dsᵀ·q/√D, a tile of keys at a time
     Shapes    do [N, Tq, H, D] -> dq [N, Tq, H, D]; dk, dv [N, Tk, G, D]
-    Sums      `sums` are dk and dv as the queries of later chunks left them, [N, ≥ Tk, G, D] in memory or
-              in a file: those of this chunk are added there, and they are what is returned. After it
-              the chunk's own keys have all of theirs: no earlier query sees them
+    Sums      `res.sums` are dk and dv as the queries of later chunks left them, [N, ≥ Tk, G, D] in
+              memory or in a file: those of this chunk are added there, and they are what is returned.
+              The chunk's own keys then have all of theirs: no earlier query sees them
     """
-    q, k, v, _, _ = res
-    dtype, before = np.result_type(do, *res), k.shape[1] - q.shape[1]
+    q, k, v, *_ = res
+    dtype, before = np.result_type(do, *res[:-1]), k.shape[1] - q.shape[1]
     dq = np.empty(q.shape, dtype, like=q)
-    dk, dv = sums or (np.zeros(x.shape, dtype, like=q) for x in (k, v))
+    dk, dv = res.sums or (np.zeros(x.shape, dtype, like=q) for x in (k, v))
     tile, keys, of_scores, of_queries = _sizes(q, k, tile, keys)
     scores = np.empty((2, of_scores), dtype, like=q)
     flat = np.empty((3, of_queries), dtype, like=q)
@@ -152,11 +162,11 @@ def streamed_attention_bwd(
 
 
 def _tile_bwd(
-    t: _Queries, do: Array, res: AttentionRes, a: int, b: int, scores: Array, flat: Array,
+    t: _Queries, do: Array, res: StreamedRes, a: int, b: int, scores: Array, flat: Array,
     dk: Array, dv: Array,
 ) -> Array:  # fmt: skip
     """A query tile's dq from keys a … b−1, in scratch; what it gives to their dk and dv is added."""
-    q, k, v, o, lse = res
+    q, k, v, o, lse, _ = res
     qt, dot, ot = (_stack(x, t.at, part) for x, part in zip((q, do, o), flat, strict=True))
     p = _scores(t, qt, k, a, b, scores[0])
     np.exp(np.subtract(p, lse[t.at].reshape(-1, 1), out=p), out=p)

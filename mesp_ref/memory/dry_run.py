@@ -5,15 +5,18 @@ same head, with ghosts for arrays, weights and noise.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mesp_ref.engine.adapter import Adapter, adapter_shapes
+from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.methods import Step
 from mesp_ref.engine.model import EMBEDDING, Model
 from mesp_ref.lean.activations import Checkpoints
+from mesp_ref.lean.chunks import Chunk, Stream
 from mesp_ref.lean.steps import METHODS, by_block, new_step
 from mesp_ref.lean.workers import Item, Result, Workers
 from mesp_ref.memory.base import Store
@@ -95,6 +98,10 @@ class _Elsewhere(Checkpoints):
         self.size += x.nbytes
         return uncounted(x.meter, x.shape, x.dtype)
 
+    def room(self, shape: tuple[int, ...], dtype: np.dtype, like: Any = None) -> Any:
+        self.size += math.prod(shape) * dtype.itemsize
+        return uncounted(like.meter, shape, dtype)
+
 
 class _Team:
     """Workers in turn, counted as if all were at their worst at once: a bound from above.
@@ -130,6 +137,7 @@ def _step(method: str, s: Shapes, meter: Meter, stack: Checkpoints, workers: Wor
     step = new_step(
         model, adapter, ids, ids, lambda number, grads: None,
         params=False, method=method, stack=stack, workers=workers, positions=positions,
+        chunk=s.at_once,
     )  # fmt: skip
     seeds: Any = (Noise(meter),)
     return step._replace(parameters=by_block(adapter.weights, model), seeds=seeds)
@@ -157,10 +165,25 @@ def _adapter(s: Shapes, meter: Meter) -> Adapter:
 
 
 def _with_angles(step: Step, ledger: Ledger, meter: Meter) -> Step:
-    """The step with ghosts for its cosines and sines, which belong to it."""
+    """The step with ghosts for its cosines and sines, which belong to it, or to a chunk of it."""
+    if isinstance(step.checkpoints, Stream):
+        return step._replace(checkpoints=_with_angles_of_chunks(step.checkpoints, ledger, meter))
     cos = step.layers[0].cos
     angles: list[Any] = [born(meter, cos.shape, cos.dtype) for _ in "cs"]
     if step.layers[0].first is None:  # else they were taken from the op's tables, by position
         ledger.note("rope_tables", tuple(angles))
     layers = [layer._replace(cos=angles[0], sin=angles[1]) for layer in step.layers]
     return step._replace(layers=layers)
+
+
+def _with_angles_of_chunks(stream: Stream, ledger: Ledger, meter: Meter) -> Stream:
+    """The stream with ghosts for the cosines and sines of every chunk."""
+
+    def layer(number: int, chunk: Chunk) -> Layer:
+        found = stream.layer(number, chunk)
+        angles: list[Any] = [born(meter, x.shape, x.dtype) for x in (found.cos, found.sin)]
+        if found.first is None:
+            ledger.note("rope_tables", tuple(angles))
+        return found._replace(cos=angles[0], sin=angles[1])
+
+    return stream._replace(layer=layer)

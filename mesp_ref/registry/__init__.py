@@ -19,6 +19,7 @@ from mesp_ref.registry import (
     mlp,
     rmsnorm,
     rope,
+    streamed_attention,
     swiglu,
 )
 from mesp_ref.registry.cases import OpCase
@@ -56,6 +57,10 @@ for _row in (
     attention.TILED_PACKED,
     lm_loss.TILED,
     mlp.TILED,
+    streamed_attention.ROW,
+    streamed_attention.PACKED,
+    streamed_attention.CHUNKS,
+    streamed_attention.PACKED_CHUNKS,
 ):
     register(_row)
 

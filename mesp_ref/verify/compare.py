@@ -117,7 +117,7 @@ def _rows(options: CompareOptions, model: Model) -> list[Row]:
 
 def _settings(options: CompareOptions, method: str) -> TrainConfig:
     """What a method trains with: MeZO has a rate of its own, and alone averages."""
-    train = replace(options.train, method=method)
+    train = replace(options.train, method=method, checkpoints=None)
     if method != "mezo":
         return train
     return replace(train, lr=options.mezo_lr, perturbations=options.perturbations)

@@ -1,0 +1,89 @@
+"""streamed_attention: a chunk of queries over tiles of keys; alone, and a row in several chunks."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mesp_ref import lean
+from mesp_ref.ops import Array
+from mesp_ref.registry import attention
+
+ROW = replace(
+    attention.ROW,
+    name="streamed_attention",
+    forward=lean.streamed_attention,
+    backward=lean.streamed_attention_bwd,
+    attributes=("tile", "keys"),
+    sample=lambda rng, z, dtype: attention.sample(rng, z, dtype) | {"tile": 2, "keys": 2},
+    golden=None,
+)
+
+PACKED = replace(
+    ROW,
+    name="streamed_packed_attention",
+    sample=lambda rng, z, dtype: attention.packed(rng, z, dtype) | {"tile": 2, "keys": 2},
+)
+
+
+class ChunksRes(NamedTuple):
+    """What the chunks of a row leave: each has residuals of its own."""
+
+    chunks: list[tuple[int, int, lean.StreamedRes]]
+
+
+def _cut(first: Array | None, a: int, b: int) -> Array | None:
+    return None if first is None else first[:, a:b]
+
+
+def in_chunks(
+    q: Array, k: Array, v: Array, *, first: Array | None, tile: int, keys: int, rows: int
+) -> tuple[Array, ChunksRes]:
+    """Attention of a whole row, `rows` queries at a time."""
+    found = []
+    for a in range(0, q.shape[1], rows):
+        b = min(a + rows, q.shape[1])
+        at = _cut(first, a, b)
+        part = lean.streamed_attention(
+            q[:, a:b], k[:, :b], v[:, :b], first=at, tile=tile, keys=keys
+        )
+        found.append((a, b, part))
+    o = np.concatenate([part[0] for _, _, part in found], axis=1)
+    return o, ChunksRes([(a, b, part[1]) for a, b, part in found])
+
+
+def in_chunks_bwd(
+    do: Array, res: ChunksRes, *, first: Array | None, tile: int, keys: int, rows: int
+) -> tuple[Array, Array, Array]:
+    """VJP of in_chunks: from the last to the first, each adding to what later ones left."""
+    _, _, last = res.chunks[-1]
+    sums: Any = np.zeros(last.k.shape, do.dtype), np.zeros(last.v.shape, do.dtype)
+    dq = np.empty(do.shape, do.dtype)
+    for a, b, part in reversed(res.chunks):
+        at = _cut(first, a, b)
+        dq[:, a:b], *sums = lean.streamed_attention_bwd(
+            do[:, a:b], part._replace(sums=tuple(sums)), first=at, tile=tile, keys=keys
+        )
+    return dq, sums[0], sums[1]
+
+
+def _whole(rng: np.random.Generator, z: Any, dtype: Any) -> Any:
+    return attention.sample(rng, z._replace(past=0), dtype)
+
+
+CHUNKS = replace(
+    ROW,
+    name="streamed_attention_in_chunks",
+    forward=in_chunks,
+    backward=in_chunks_bwd,
+    attributes=("tile", "keys", "rows"),
+    sample=lambda rng, z, dtype: _whole(rng, z, dtype) | {"tile": 1, "keys": 2, "rows": 2},
+)
+
+PACKED_CHUNKS = replace(
+    CHUNKS,
+    name="streamed_packed_attention_in_chunks",
+    sample=lambda rng, z, dtype: (
+        attention.packed(rng, z, dtype) | {"tile": 1, "keys": 2, "rows": 2}
+    ),
+)
