@@ -81,6 +81,17 @@ def add(commands: Any) -> None:
     parser.add_argument("--rank", type=int, default=8, metavar="R", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="as for finetune")
     parser.add_argument("--targets", default="all", metavar="NAMES", help="as for finetune")
+    _add_places(parser)
+    _add_base(parser.add_argument_group("base weights"))
+    _add_questions(parser)
+    parser.add_argument(
+        "--plot", metavar="FILE", help="timeline of each method as .png or .html; runs the step"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --plot")
+    add_json(parser)
+
+
+def _add_places(parser: Any) -> None:
     parser.add_argument(
         "--checkpoints", choices=tuple(PLACES),
         help="offload: results of projections, too, of mesp_tiled; others as with disk (default: ram, "
@@ -91,7 +102,9 @@ def add(commands: Any) -> None:
         help="rows at once of mesp_streamed (default: 256 for each worker, at least 512 where weights "
         "are decoded)",
     )  # fmt: skip
-    _add_base(parser.add_argument_group("base weights"))
+
+
+def _add_questions(parser: Any) -> None:
     parser.add_argument("--measure", action="store_true", help="run the step, too")
     parser.add_argument(
         "--memory-limit", metavar="SIZE",
@@ -102,11 +115,6 @@ def add(commands: Any) -> None:
         help="say how many tokens each exact method can do in so much memory, with the room there is "
         "for files here, and torch by its measured slope",
     )  # fmt: skip
-    parser.add_argument(
-        "--plot", metavar="FILE", help="timeline of each method as .png or .html; runs the step"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file --plot")
-    add_json(parser)
 
 
 def _add_base(group: Any) -> None:

@@ -25,7 +25,7 @@ from mesp_ref.files.peft import load_adapter, save_adapter
 from mesp_ref.job.curves import plot_loss, write_csv
 from mesp_ref.job.defaults import EVAL_EVERY, data_file
 from mesp_ref.job.directory import RunDirectory, finite, write_json
-from mesp_ref.job.limit import require_room, sampling_need, within
+from mesp_ref.job.limit import sampling_need, within
 from mesp_ref.job.metrics import Event, Totals
 from mesp_ref.job.patience import Best
 from mesp_ref.job.process import StopRequest
@@ -240,7 +240,6 @@ class Run:
                 saved and Schedule(identity["method"], identity["checkpoints"]), self.stream.pack,
             )  # fmt: skip
             self.options = options = dataclasses.replace(options, train=train)
-        require_room(options.train, self.model)
         self.identity = self._identity(adapter, files)
         self.trainer = Trainer(self.model, adapter, self.stream, options.train, ranks=ranks)
         self.adapter, self.resumed, self.best = adapter, saved is not None, Best()

@@ -5,8 +5,6 @@ import dataclasses
 from mesp_ref.api import choose_schedule, step_shapes
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
-from mesp_ref.lean.activations import check_room
-from mesp_ref.lean.chunks import file_size
 from mesp_ref.memory import Choice, Schedule, peak, seconds
 from mesp_ref.train.trainer import TrainConfig
 
@@ -38,13 +36,6 @@ def within(
         here = choice.schedule.shapes(shapes._replace(packed=packed))
         choice = choice._replace(seconds=seconds(method, here) * train.accumulate)
     return dataclasses.replace(train, method=method, checkpoints=checkpoints), choice
-
-
-def require_room(train: TrainConfig, model: Model) -> None:
-    """Raise MespRefError where the file of mesp_streamed would find no room, before anything is done."""
-    if train.method == "mesp_streamed" and train.checkpoints == "disk":
-        rows = train.batch_size * train.seq_len
-        check_room(file_size(model.config, rows, model.dtype.itemsize))
 
 
 def sampling_need(tokens: int, model: Model, adapter: Adapter) -> int:

@@ -31,10 +31,10 @@ def mesp_streamed(step: Step) -> Array:
     for layer in reversed(step.layers):
         kept, grads = blocks.pop(), Gradients()
         for number in reversed(range(len(stream.chunks))):
-            found = _chunk_bwd(step, layer.number, number, inside[number], (kept, rows, sums))
-            grads = add(grads, found)
+            rooms = kept, rows, sums
+            grads = add(grads, _chunk_bwd(step, layer.number, number, inside[number], rooms))
         step.emit(layer.number, grads)
-        del grads, found  # handed over
+        del grads  # handed over
     embed_bwd(step, rows.read("x", _ALL), head)
     return loss
 

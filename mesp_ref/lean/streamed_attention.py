@@ -76,12 +76,11 @@ def _scores(t: _Queries, q: Array, k: Array, a: int, b: int, scratch: Array) -> 
 
 
 def _sizes(q: Array, k: Array, tile: int | None, keys: int | None) -> tuple[int, int, int, int]:
-    """Queries of a tile, keys of a tile; elements of a tile of scores, and of one of queries."""
+    """Queries of a tile, earlier keys of a tile; the most keys at once, and rows (query, head)."""
     share, keys = q.shape[2] // k.shape[2], keys or KEYS
     most = max(q.shape[1], min(keys, k.shape[1] - q.shape[1]))
     tile = tile or query_tile(share, most)
-    stacked = widest(q.shape[1], tile) * share
-    return tile, keys, stacked * most, stacked * q.shape[3]
+    return tile, keys, most, widest(q.shape[1], tile) * share
 
 
 def streamed_attention(
@@ -101,9 +100,9 @@ def streamed_attention(
     """
     dtype, before = np.result_type(q, k, v), k.shape[1] - q.shape[1]
     o, lse = np.empty(q.shape, dtype, like=q), np.empty(q.shape[:3], dtype, like=q)
-    tile, keys, of_scores, of_queries = _sizes(q, k, tile, keys)
-    scores = np.empty(of_scores, dtype, like=q)
-    queries, sums, product = np.empty((3, of_queries), dtype, like=q)
+    tile, keys, most, stacked = _sizes(q, k, tile, keys)
+    scores = np.empty(stacked * most, dtype, like=q)
+    queries, sums, product = np.empty((3, stacked * q.shape[3]), dtype, like=q)
     for t in (t for i in range(len(q)) for t in _queries(q, k, i, first, tile)):
         qt = _stack(q, t.at, queries)
         mixed, part = view(sums, *qt.shape), view(product, *qt.shape)
@@ -138,14 +137,13 @@ def streamed_attention_bwd(
               The chunk's own keys then have all of theirs: no earlier query sees them
     """
     q, k, v, *_ = res
-    dtype, before = np.result_type(do, *res[:-1]), k.shape[1] - q.shape[1]
+    dtype, before = np.result_type(do, q, k, v), k.shape[1] - q.shape[1]
     dq = np.empty(q.shape, dtype, like=q)
     dk, dv = res.sums or (np.zeros(x.shape, dtype, like=q) for x in (k, v))
-    tile, keys, of_scores, of_queries = _sizes(q, k, tile, keys)
-    scores = np.empty((2, of_scores), dtype, like=q)
-    flat = np.empty((3, of_queries), dtype, like=q)
-    most = max(q.shape[1], min(keys, before)) * k.shape[2] * k.shape[3]
-    room = np.empty((2, most), dtype, like=q)
+    tile, keys, most, stacked = _sizes(q, k, tile, keys)
+    scores = np.empty((2, stacked * most), dtype, like=q)
+    flat = np.empty((3, stacked * q.shape[3]), dtype, like=q)
+    room = np.empty((2, most * k.shape[2] * k.shape[3]), dtype, like=q)
     for i in range(len(q)):
         low = 0 if first is None else int(first[i].min())
         for a, b in _pieces(low, before, k.shape[1], keys):

@@ -8,6 +8,7 @@ import numpy as np
 from mesp_ref import lean
 from mesp_ref.ops import Array
 from mesp_ref.registry import attention
+from mesp_ref.registry.sizes import Args, Sizes
 
 ROW = replace(
     attention.ROW,
@@ -19,10 +20,24 @@ ROW = replace(
     golden=None,
 )
 
+_STARTS = (), (1, 2, 4), (3,)  # of documents after the first, row by row
+
+
+def _packed(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
+    """A row of one document; one of documents that begin inside a tile and inside a chunk, of one token
+    and more; one whose second begins with a chunk."""
+    first = np.zeros((len(_STARTS), z.t), np.int64)
+    for row, starts in zip(first, _STARTS, strict=True):
+        for start in starts:
+            row[start:] = start
+    sizes = z._replace(n=len(_STARTS), g=2, share=1, past=0)
+    return attention.sample(rng, sizes, dtype) | {"first": first}
+
+
 PACKED = replace(
     ROW,
     name="streamed_packed_attention",
-    sample=lambda rng, z, dtype: attention.packed(rng, z, dtype) | {"tile": 2, "keys": 2},
+    sample=lambda rng, z, dtype: _packed(rng, z, dtype) | {"tile": 2, "keys": 2},
 )
 
 
@@ -67,7 +82,7 @@ def in_chunks_bwd(
     return dq, sums[0], sums[1]
 
 
-def _whole(rng: np.random.Generator, z: Any, dtype: Any) -> Any:
+def _whole(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
     return attention.sample(rng, z._replace(past=0), dtype)
 
 
@@ -83,7 +98,5 @@ CHUNKS = replace(
 PACKED_CHUNKS = replace(
     CHUNKS,
     name="streamed_packed_attention_in_chunks",
-    sample=lambda rng, z, dtype: (
-        attention.packed(rng, z, dtype) | {"tile": 1, "keys": 2, "rows": 2}
-    ),
+    sample=lambda rng, z, dtype: _packed(rng, z, dtype) | {"tile": 2, "keys": 2, "rows": 3},
 )

@@ -27,7 +27,8 @@ from mesp_ref.engine.methods import Step
 from mesp_ref.engine.mezo import replay, two_sided_losses
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
-from mesp_ref.lean.activations import KINDS
+from mesp_ref.lean.activations import KINDS, check_room
+from mesp_ref.lean.chunks import file_size
 from mesp_ref.lean.score import score
 from mesp_ref.ops import Array
 from mesp_ref.train.bounds import check_bounds, option
@@ -182,6 +183,8 @@ class Trainer:
 
     Trains the adapter's matrices, or with trainable="all" every weight of a model in memory (and
     the adapter's, where there is one), in place.
+
+    Raises MespRefError where the file of a step of mesp_streamed would find no room.
     """
 
     def __init__(
@@ -202,6 +205,9 @@ class Trainer:
             self.params |= adapter.weights
         self.optimizer = config.new_optimizer()
         self.step, self.tokens = 0, 0
+        if config.method == "mesp_streamed" and config.checkpoints == "disk":
+            rows = config.batch_size * config.seq_len
+            check_room(file_size(model.config, rows, model.dtype.itemsize))
 
     def advance(self) -> StepResult:
         """One optimiser step.
