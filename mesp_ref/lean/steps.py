@@ -49,7 +49,8 @@ def new_step(
     if method == "mesp_streamed":
         rows = min(chunk or CHUNK * workers.size, ids.size)
         halves = shared(streamed(mlp_width(rows, workers.size)), workers, rows=True)
-        walk = stream(model, adapter, labels, positions, stack or Checkpoints(), rows)
+        assert stack is not None
+        walk = stream(model, adapter, labels, positions, stack, rows)
         blocks = layers(model, adapter, 0, 0)  # a chunk has angles of its own
         return Step(model, adapter, ids, labels, blocks, params, emit, walk, halves, lm_loss)
     labels = apart(labels, positions)

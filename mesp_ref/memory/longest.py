@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from mesp_ref.memory.schedule import SCHEDULES, Schedule, need
 from mesp_ref.memory.shapes import Shapes
+from mesp_ref.ops import Array
 
 MOST = 1 << 20  # tokens: the longest context of a published Qwen2.5 is 1,010,000
 _FINE, _COARSE = 16, 256  # tokens: lengths that are looked at, below and above _LONG
@@ -68,6 +69,13 @@ def _between(low: int, high: int) -> int:
     step = _FINE if high <= _LONG else _COARSE
     middle = (low + high) // 2 // step * step
     return middle if low < middle < high else 0
+
+
+def torch_peak(tokens: Array) -> dict[str, Array]:
+    """Megabytes of torch for so many tokens each, by the line through what was measured."""
+    (short, long) = _MEASURED
+    lines = {n: (low, (high - low) / (long - short)) for n, (low, high) in TORCH.items()}
+    return {n: (low + slope * (tokens - short)) * 2**20 / 1e6 for n, (low, slope) in lines.items()}
 
 
 def torch_reach(limit: float) -> Iterator[tuple[str, int]]:

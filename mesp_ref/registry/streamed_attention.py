@@ -44,7 +44,7 @@ PACKED = replace(
 class ChunksRes(NamedTuple):
     """What the chunks of a row leave: each has residuals of its own."""
 
-    chunks: list[tuple[int, int, lean.StreamedRes]]
+    chunks: tuple[lean.StreamedRes, ...]
 
 
 def _cut(first: Array | None, a: int, b: int) -> Array | None:
@@ -62,19 +62,21 @@ def in_chunks(
         part = lean.streamed_attention(
             q[:, a:b], k[:, :b], v[:, :b], first=at, tile=tile, keys=keys
         )
-        found.append((a, b, part))
-    o = np.concatenate([part[0] for _, _, part in found], axis=1)
-    return o, ChunksRes([(a, b, part[1]) for a, b, part in found])
+        found.append(part)
+    o = np.concatenate([y for y, _ in found], axis=1)
+    return o, ChunksRes(tuple(res for _, res in found))
 
 
 def in_chunks_bwd(
     do: Array, res: ChunksRes, *, first: Array | None, tile: int, keys: int, rows: int
 ) -> tuple[Array, Array, Array]:
     """VJP of in_chunks: from the last to the first, each adding to what later ones left."""
-    _, _, last = res.chunks[-1]
-    sums: Any = np.zeros(last.k.shape, do.dtype), np.zeros(last.v.shape, do.dtype)
-    dq = np.empty(do.shape, do.dtype)
-    for a, b, part in reversed(res.chunks):
+    last = res.chunks[-1]
+    sums: Any = [np.zeros(x.shape, do.dtype, like=do) for x in (last.k, last.v)]
+    dq = np.empty(do.shape, do.dtype, like=do)
+    for part in reversed(res.chunks):
+        b = part.k.shape[1]
+        a = b - part.q.shape[1]
         at = _cut(first, a, b)
         dq[:, a:b], *sums = lean.streamed_attention_bwd(
             do[:, a:b], part._replace(sums=tuple(sums)), first=at, tile=tile, keys=keys

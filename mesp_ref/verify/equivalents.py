@@ -22,6 +22,7 @@ _ROWS_OR_NOT = "rows for columns, or columns for rows, of workers: the same sums
 _PLACE = "other threads do the same work, and results come in the order of the items"
 _NAMES = "all parts have gradients of the same names and dtype: which one is asked is all one"
 _CHUNKS = "other chunks of the same rows: the same sums in another order"
+_ROOM = "how much room is asked for before the step; what is written is the same"
 _LAST = "a matrix has two axes: its last is its second"
 
 EQUIVALENTS = tuple(
@@ -62,6 +63,11 @@ EQUIVALENTS = tuple(
          r"(\(2, stacked.* -> \(3, stacked.*|k\.shape\[2\] -> k\.shape\[3\] in: room = .*)", _SCRATCH),
         (r"lean\.streamed_attention:_scores", r"-1 -> \+1 in: s \*= .*", _LAST),
         (r"lean\.chunks:chunk_rows", r".*", _CHUNKS),
+        (r"lean\.steps:new_step", r".* in: rows = min.*", _CHUNKS),
+        (r"lean\.chunks:file_size", r".*", _ROOM),
+        (r"lean\.mesp_streamed:mesp_streamed", r"stream\.stack\.need.* -> None in: .*", _ROOM),
+        (r"lean\.steps:new_step", r".* in: blocks = layers.*",
+         "each chunk has angles of its own: these are not read"),
         # Parts and workers
         (r"lean\.shards:ranges", r"round\(.*\) \* unit -> round\(.*\) \* 1 in: .*", _CUTS),
         (r"lean\.shards:mlp_cuts", r".* -> _GROUP if False else 1 in: unit = .*", _CUTS),

