@@ -34,7 +34,8 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 WAYS = {
     "store_all": ("ram",), "mebp": ("ram", "disk"), "mesp": ("ram", "disk"),
-    "mesp_tiled": ("ram", "disk", "offload"), "mezo": ("ram",),
+    "mesp_tiled": ("ram", "disk", "offload"), "mesp_streamed": ("ram", "disk"),
+    "mezo": ("ram",),
 }  # fmt: skip
 
 

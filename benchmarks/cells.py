@@ -86,7 +86,7 @@ def run(model: Model, adapter: Adapter, ids: Array, variant: str, emit: OnGradie
             step = new_step(model, adapter, *batch, emit, params=False, stack=stack)
             mesp_dropping(MESP - {"h"})(step)
         return
-    checkpoints = "disk" if variant == DISK else "ram"
+    checkpoints = "disk" if variant in (DISK, "mesp_streamed") else "ram"
     method = "mesp_tiled" if variant == DISK else variant
     mr.loss_and_grads(
         model, adapter, ids, ids, method=method, checkpoints=checkpoints, on_gradients=emit
@@ -133,7 +133,7 @@ def predict(config: Qwen2Config, tokens: int, rank: int, variant: str) -> int | 
     """The closed form's peak in bytes."""
     if variant == STORE_H:
         return None
-    shapes = Shapes(config, 1, tokens, rank, disk=variant == DISK)
+    shapes = Shapes(config, 1, tokens, rank, disk=variant in (DISK, "mesp_streamed"))
     return peak("mesp_tiled" if variant == DISK else variant, shapes).total
 
 

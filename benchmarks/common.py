@@ -29,6 +29,8 @@ from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.output import write_aside
+from mesp_ref.lean.chunks import CHUNK, chunks
+from mesp_ref.lean.streamed_attention import KEYS
 from mesp_ref.ops import Array
 from mesp_ref.train.ranks import Ranks
 
@@ -37,6 +39,7 @@ COLOURS = {
     "mebp": "#4477aa",
     "mesp": "#228833",
     "mesp_tiled": "#cc3311",
+    "mesp_streamed": "#aa3377",
     "mezo": "#ccbb44",
 }
 Gemms = Counter[tuple[int, int, int]]  # (m, k, n) of [m, k]·[k, n] -> how many times
@@ -179,8 +182,10 @@ def gemms(
     for products in (forward, backward):
         for shape, count in products.items():
             found[shape] += count * config.num_hidden_layers * times
-    for shape, count in _head(s, gradient=method != "mezo").items():
-        found[shape] += count * times
+    parts = _chunks(s) if method == "mesp_streamed" else [(s, 0, s.N * (s.T - 1))]
+    for here, _, counted in parts:
+        for shape, count in _head(here, counted, gradient=method != "mezo").items():
+            found[shape] += count * times
     return found
 
 
@@ -223,9 +228,9 @@ def _block(s: _Sizes) -> Gemms:
     return _linear(s, *PROJECTIONS) + _attention(s)
 
 
-def _head(s: _Sizes, gradient: bool) -> Gemms:
+def _head(s: _Sizes, counted: int, gradient: bool) -> Gemms:
     """Each tile of the vocabulary once for the logits and once for their gradient."""
-    found, counted = Gemms(), s.N * (s.T - 1)
+    found = Gemms()
     for a, b in tiled.tiles(s.config.vocab_size, tiled.vocabulary_tile(counted)):
         found.update([(counted, s.C, b - a)] + [(counted, b - a, s.C)] * gradient)
     return found
@@ -295,11 +300,54 @@ def _mesp_tiled_bwd(s: _Sizes, checkpoints: str) -> Gemms:
     return again + _tiled_mlp_bwd(s, kept) + rebuilt + _tiled_attention(s, True) + projections
 
 
+def _chunks(s: _Sizes) -> list[tuple[_Sizes, int, int]]:
+    """Each chunk of mesp_streamed: its sizes, the tokens before it, and its counted rows."""
+    found = []
+    for rows, tokens in chunks((s.N, s.T), CHUNK):
+        n, t = rows.stop - rows.start, tokens.stop - tokens.start
+        here = _Sizes(s.config, n, t, s.R)
+        found.append((here, tokens.start, n * (t - (tokens.stop == s.T))))
+    return found
+
+
+def _streamed_attention(s: _Sizes, before: int, backward: bool = False) -> Gemms:
+    """As _tiled_attention of a chunk that sees `before` earlier keys, too, some at a time."""
+    found, d, groups = Gemms(), s.config.head_dim, s.config.num_key_value_heads
+    share, most = s.config.num_attention_heads // groups, max(s.T, min(KEYS, before))
+    for a, b in tiled.tiles(s.T, tiled.query_tile(share, most)):
+        earlier = [min(KEYS, before - start) for start in range(0, before, KEYS)]
+        for seen in [b, *earlier] * (s.N * groups):
+            rows = (b - a) * share
+            found.update([(rows, d, seen), (rows, seen, d)])
+            if backward:
+                found.update([(rows, d, seen), (seen, rows, d), (seen, rows, d)])
+    return found
+
+
+def _mesp_streamed(s: _Sizes) -> Gemms:
+    """Chunk by chunk: the attention half and the MLP."""
+    found = Gemms()
+    for here, before, _ in _chunks(s):
+        found += _linear(here, *_QKV, "o_proj") + _streamed_attention(here, before)
+        found += _tiled_mlp(here)
+    return found
+
+
+def _mesp_streamed_bwd(s: _Sizes, checkpoints: str) -> Gemms:
+    """Chunk by chunk: the MLP from its input, q, k and v again; what attention gave was kept."""
+    found = Gemms()
+    for here, before, _ in _chunks(s):
+        found += _tiled_mlp_bwd(here, False) + _streamed_attention(here, before, True)
+        found += _linear(here, *_QKV) + _linear_bwd(here, *_QKV, "o_proj", h=True)
+    return found
+
+
 _FORWARDS: dict[str, Callable[[_Sizes], Gemms]] = {
     "store_all": _block,
     "mebp": _block,
     "mesp": _block,
     "mesp_tiled": lambda s: _half(s) + _tiled_mlp(s),
+    "mesp_streamed": _mesp_streamed,
     "mezo": _block,
 }
 _BACKWARDS: dict[str, Callable[[_Sizes, str], Gemms]] = {
@@ -307,6 +355,7 @@ _BACKWARDS: dict[str, Callable[[_Sizes, str], Gemms]] = {
     "mebp": lambda s, checkpoints: _block(s) + _plain_bwd(s, checkpoints),
     "mesp": _mesp_bwd,
     "mesp_tiled": _mesp_tiled_bwd,
+    "mesp_streamed": _mesp_streamed_bwd,
     "mezo": lambda s, checkpoints: Gemms(),
 }
 

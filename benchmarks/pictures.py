@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator
 from waterfall import Step
 
 MARKS = {
-    "store_all": "s", "mebp": "o", "mesp": "^", "mesp_tiled": "D", "mezo": "v",
+    "store_all": "s", "mebp": "o", "mesp": "^", "mesp_tiled": "D", "mesp_streamed": "P", "mezo": "v",
     DISK: "d", STORE_H: "<",
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from mesp_ref.engine.model import Model, hidden_states, shift
 from mesp_ref.engine.positions import layers
 from mesp_ref.errors import MespRefError
 from mesp_ref.lean.activations import open_checkpoints
+from mesp_ref.lean.chunks import LARGEST_CHUNK, chunk_rows
 from mesp_ref.lean.steps import METHODS, by_block, new_step
 from mesp_ref.lean.workers import hire
 from mesp_ref.memory import SCHEDULES, Base, Choice, Schedule, Shapes, choose, parse_size
@@ -35,11 +36,12 @@ def loss_and_grads(
     seed: int = 0,
     eps: float = 1e-3,
     on_gradients: OnGradients | None = None,
-    checkpoints: str = "ram",
+    checkpoints: str | None = None,
     perturbations: int = 1,
     workers: int = 1,
     position_ids: Any = None,
     probe: Callable[[Step], list[list[float]]] | None = None,
+    chunk: int | None = None,
 ) -> tuple[float, Gradients]:
     """Loss of one batch and its gradients: the one front door to every method.
 
@@ -48,12 +50,14 @@ def loss_and_grads(
     Returns   the loss and {name: gradient}: PEFT names, and with trainable="all" also the Hugging
               Face name of every base weight, each gradient of its tensor's shape and dtype
     method    "store_all", "mebp" and "mesp" are exact and with as many workers agree bit for bit,
-              "mesp_tiled" up to the order of sums; "mezo" estimates from `seed` and `eps`, as a mean
-              over `perturbations` seeds (`perturbation_seeds`), 2 forwards each: see `expected_cosine`
+              "mesp_tiled" and "mesp_streamed" up to the order of sums; "mezo" estimates from `seed` and
+              `eps`, as a mean over `perturbations` seeds (`perturbation_seeds`), 2 forwards each: see
+              `expected_cosine`
     on_gradients(layer, grads) receives each block's gradients once dx has been formed from the old
               parameters, so it may update them in place; the returned dict is then empty. Layer −1
               is the embedding, num_hidden_layers the final norm and head.
-    checkpoints   "ram", or "disk" for a temporary file (mebp, mesp, mesp_tiled); with "offload"
+    checkpoints   "ram", or "disk" for a temporary file (mebp, mesp, mesp_tiled, and mesp_streamed, which
+              takes it where nothing is said); with "offload"
               that of mesp_tiled takes q, k, v, the attention output, gate and up, too, and no
               projection is computed again. At 0.5B the file is 7.6 times as large and a fifth of the
               arithmetic is saved: faster while the file finds room in the system's page cache
@@ -63,23 +67,29 @@ def loss_and_grads(
     workers   threads that share each block (its attention at most num_key_value_heads of them) and the
               head, with one BLAS thread each; a base weight's gradient in head and embedding is one
               thread's. They decide the order of sums, and so the last bits
+    chunk     of mesp_streamed: rows at once, by default 256 for each worker, and at least 512 where
+              weights are decoded, which happens once a chunk. Its memory depends on this and not on T;
+              where one chunk holds all rows, its bits are those of mesp_tiled
     probe     of mezo, in place of its forwards: returns the two losses of each seed, as
               engine.mezo.two_sided_losses does, or none: then no estimate is formed
 
-    Raises MespRefError for an unknown method, ids outside the vocabulary, a foreign adapter
+    Raises MespRefError for an unknown method, ids outside the vocabulary, a foreign adapter, and where
+    the file of mesp_streamed finds no room
     """
     _check_way(model, adapter, method, trainable, eps)
     check_perturbations(perturbations, method)
     check_workers(workers)
     check_offload(checkpoints, method)
+    check_chunk(chunk, method)
     ids, targets = check_batch(model.config, input_ids, labels)
     positions = check_positions(position_ids, ids.shape)
     grads: Gradients = {}
-    with open_checkpoints(checkpoints) as stack, hire(workers) as team:
+    with open_checkpoints(place_of(checkpoints, method)) as stack, hire(workers) as team:
         step = new_step(
             model, adapter, ids, targets,
             on_gradients or (lambda number, found: grads.update(found)),
             params=trainable == "all", method=method, stack=stack, workers=team, positions=positions,
+            chunk=chunk or rows_at_once(model, workers),
         )  # fmt: skip
         if method == "mezo":
             seeds = perturbation_seeds(seed, perturbations)
@@ -127,6 +137,29 @@ def check_offload(checkpoints: str | None, method: str) -> None:
             f"checkpoints: found 'offload' with {method}, expected 'ram' or 'disk': only mesp_tiled "
             "offloads activations"
         )
+
+
+def check_chunk(chunk: int | None, method: str) -> None:
+    """Raise MespRefError for chunks of no rows, or of so many, or for another method than theirs."""
+    if chunk is None:
+        return
+    if method != "mesp_streamed":
+        raise MespRefError(
+            f"chunk: found {chunk} with {method}, expected none: only mesp_streamed has chunks"
+        )
+    if not 1 <= chunk <= LARGEST_CHUNK:
+        raise MespRefError(f"chunk: found {chunk}, expected 1 to {LARGEST_CHUNK} rows")
+
+
+def place_of(checkpoints: str | None, method: str) -> str:
+    """Where checkpoints are, also where nobody says: in a file where that is the method's point."""
+    return checkpoints or ("disk" if method == "mesp_streamed" else "ram")
+
+
+def rows_at_once(model: Model, workers: int = 1) -> int:
+    """Rows of a chunk of mesp_streamed where nobody says."""
+    store = Base.of(model.weights, model.head).matrices
+    return chunk_rows(bool(store.decoded(1, itemsize=model.dtype.itemsize)), workers)
 
 
 def step_shapes(

@@ -76,6 +76,12 @@ def test_gemms_are_those_that_the_engine_does(
     assert counting == expected
 
 
+@pytest.mark.parametrize("seq", [150, 300])
+def test_gemms_of_several_chunks(seq: int, counting: Counter[tuple[int, int, int]]) -> None:
+    """Whole sequences, and parts of one that see earlier keys."""
+    test_gemms_are_those_that_the_engine_does("mesp_streamed", "ram", seq, counting)
+
+
 @pytest.fixture
 def small_cell(monkeypatch: pytest.MonkeyPatch) -> cells.Cell:
     """The base cell with CONFIG in the place of a published shape."""

@@ -174,7 +174,7 @@ def test_cross_entropy_at_the_edges(name: str, kind: str) -> None:
         np.testing.assert_allclose(dz, p / 3, rtol=0, atol=rounding * max(1, 0.01 * largest))
 
 
-@pytest.mark.parametrize("method", ["store_all", "mebp", "mesp", "mesp_tiled"])
+@pytest.mark.parametrize("method", ["store_all", "mebp", "mesp", "mesp_tiled", "mesp_streamed"])
 def test_a_batch_without_a_counted_label_is_loss_zero_and_gradient_zero(method: str) -> None:
     rng = np.random.default_rng(2)
     config = small_config()
@@ -211,7 +211,7 @@ def test_weights_that_are_not_finite_stop_what_they_reach(
             with pytest.raises(mr.MespRefError, match="generate: logits: found"):
                 mr.generate(loaded, [[1, 1]], max_new_tokens=1)
             adapter = mr.init_lora(config, rank=1)
-            for method in ("mesp", "mesp_tiled"):
+            for method in ("mesp", "mesp_tiled", "mesp_streamed"):
                 assert not np.isfinite(
                     mr.loss_and_grads(loaded, adapter, ids, ids, method=method)[0]
                 )

@@ -145,7 +145,7 @@ def _add_ranks(group: Any) -> None:
 def _options(args: argparse.Namespace) -> FinetuneOptions:
     """The command line as options; what was not given keeps the library's default."""
     saved = _saved(args) if args.resume else {}
-    for name in ("method", "checkpoints"):
+    for name in ("method", "checkpoints", "chunk"):
         if args.memory_limit is not None and getattr(args, name) is not None:
             raise MespRefError(
                 f"--{name}: found beside --memory-limit, expected one of the two; the limit chooses"

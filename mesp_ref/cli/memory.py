@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.api import check_offload, loss_and_grads
+from mesp_ref.api import check_chunk, check_offload, loss_and_grads, place_of
+from mesp_ref.cli import longest
 from mesp_ref.cli.options import add_command, add_json, add_revision, print_json, say
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.config import Qwen2Config
@@ -27,6 +28,7 @@ from mesp_ref.memory import (
     Choice,
     Ledger,
     PeakResident,
+    Schedule,
     Shapes,
     at,
     choose,
@@ -36,6 +38,7 @@ from mesp_ref.memory import (
     parse_size,
     peak,
     plot_timelines,
+    seconds,
 )
 from mesp_ref.ops import Array
 
@@ -49,13 +52,15 @@ gradients used block by block. MODEL is a checkpoint directory or a published sh
 $MESP_REF_CACHE (default ~/.cache/mesp_ref) and mapped when --measure or --plot needs them.
 
 --measure runs the step, and puts tracemalloc's count and the process's own memory beside the
-prediction. --memory-limit names the fastest exact method that fits.
+prediction. --memory-limit names the fastest exact method that fits, the size of its file and about how
+long a step takes here. --longest says how long a sequence each method can do within a limit.
 
 examples:
   mesp-ref memory qwen2.5-0.5b --seq-len 1024 --checkpoints disk
   mesp-ref memory qwen2.5-0.5b --method mesp_tiled --checkpoints disk --bits 4 --measure
   mesp-ref memory Qwen2.5-0.5B --method mesp --method mesp_tiled --plot timeline.html
-  mesp-ref memory qwen2.5-3b --memory-limit 64MB
+  mesp-ref memory qwen2.5-3b --memory-limit 64MB --seq-len 32768
+  mesp-ref memory qwen2.5-0.5b --longest 64MB
 """
 
 
@@ -80,22 +85,40 @@ def add(commands: Any) -> None:
     parser.add_argument("--rank", type=int, default=8, metavar="R", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="as for finetune")
     parser.add_argument("--targets", default="all", metavar="NAMES", help="as for finetune")
+    _add_places(parser)
+    _add_base(parser.add_argument_group("base weights"))
+    _add_questions(parser)
+    parser.add_argument(
+        "--plot", metavar="FILE", help="timeline of each method as .png or .html; runs the step"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --plot")
+    add_json(parser)
+
+
+def _add_places(parser: Any) -> None:
     parser.add_argument(
         "--checkpoints", choices=tuple(PLACES),
-        help="offload: results of projections, too, of mesp_tiled; others as with disk (default: ram; "
-        "any with --memory-limit)",
+        help="offload: results of projections, too, of mesp_tiled; others as with disk (default: ram, "
+        "and disk for mesp_streamed; any with --memory-limit and --longest)",
     )  # fmt: skip
-    _add_base(parser.add_argument_group("base weights"))
+    parser.add_argument(
+        "--chunk", type=int, metavar="ROWS",
+        help="rows at once of mesp_streamed (default: 256 for each worker, at least 512 where weights "
+        "are decoded)",
+    )  # fmt: skip
+
+
+def _add_questions(parser: Any) -> None:
     parser.add_argument("--measure", action="store_true", help="run the step, too")
     parser.add_argument(
         "--memory-limit", metavar="SIZE",
         help="say which exact method to take: 64MB (10⁶ bytes), 64MiB (2²⁰) or a number of bytes",
     )  # fmt: skip
     parser.add_argument(
-        "--plot", metavar="FILE", help="timeline of each method as .png or .html; runs the step"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file --plot")
-    add_json(parser)
+        "--longest", metavar="SIZE",
+        help="say how many tokens each exact method can do in so much memory, with the room there is "
+        "for files here, and torch by its measured slope",
+    )  # fmt: skip
 
 
 def _add_base(group: Any) -> None:
@@ -149,31 +172,40 @@ def _check(args: argparse.Namespace) -> None:
         )
     for method in args.method or ():
         check_offload(args.checkpoints, method)
-    if args.memory_limit is not None and (args.plot or args.measure):
-        raise MespRefError(
-            "--memory-limit: found beside --measure or --plot, expected one of the two; "
-            "measure the method that it names"
-        )
+    check_chunk(args.chunk, "mesp_streamed")
+    for name in ("memory_limit", "longest"):
+        if getattr(args, name) is not None and (args.plot or args.measure):
+            raise MespRefError(
+                f"--{name.replace('_', '-')}: found beside --measure or --plot, expected one of the "
+                "two; measure the method that it names"
+            )
+    if args.memory_limit is not None and args.longest is not None:
+        raise MespRefError("--longest: found beside --memory-limit, expected one of the two")
+
+
+def _place(checkpoints: str | None, method: str) -> str:
+    """Where a method keeps what it keeps: only mesp_tiled offloads, others do as with disk."""
+    place = place_of(checkpoints, method)
+    return "disk" if place == "offload" and method != "mesp_tiled" else place
 
 
 class _Subject:
     """A step that can be run, and measured in three ways."""
 
-    def __init__(self, model: Model, shapes: Shapes):
+    def __init__(self, model: Model, shapes: Shapes, checkpoints: str | None):
         self.adapter: Adapter = init_lora(
             model.config, shapes.rank, targets=shapes.targets, b_std=0.02
         )
         rng, size = np.random.default_rng(0), (shapes.batch, shapes.tokens)
         self.ids: Array = rng.integers(0, model.config.vocab_size, size)
-        self.model, self.shapes = model, shapes
+        self.model, self.shapes, self.checkpoints = model, shapes, checkpoints
 
     def step(self, method: str) -> None:
-        tiled = method == "mesp_tiled"
-        kind = "offload" if self.shapes.offload and tiled else "disk" if self.shapes.disk else "ram"
+        streamed = method == "mesp_streamed"
         loss_and_grads(
             self.model, self.adapter, self.ids, self.ids, method=method,
-            checkpoints=kind, on_gradients=lambda layer, grads: None,
-            workers=self.shapes.workers,
+            checkpoints=_place(self.checkpoints, method), on_gradients=lambda layer, grads: None,
+            workers=self.shapes.workers, chunk=self.shapes.chunk if streamed else None,
         )  # fmt: skip
 
     def measured(self, method: str) -> dict[str, Any]:
@@ -203,13 +235,14 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
     methods = args.method or list(PEAKS)
     facts: dict[str, Any] = {}
     for method in methods:
-        found = peak(method, shapes)
+        here = at(shapes, _place(args.checkpoints, method))
+        found = peak(method, here)
         parts = {name: size for name, size in found.parts.items() if size}
         facts[method] = {"predicted_peak_bytes": found.total, "op": found.op, "parts": parts}
-        if size := cost(method, shapes).file:
+        if size := cost(method, here).file:
             facts[method]["file_bytes"] = size
     if model is not None and (args.measure or args.plot):
-        subject = _Subject(model, shapes)
+        subject = _Subject(model, shapes, args.checkpoints)
         for method in methods if args.measure else ():
             facts[method] |= subject.measured(method)
         if args.plot:
@@ -221,13 +254,14 @@ def _facts(args: argparse.Namespace, shapes: Shapes, model: Model | None) -> dic
 
 
 def _title(args: argparse.Namespace, model: str) -> str:
-    where = PLACES[args.checkpoints or "ram"]
+    where = {PLACES[_place(args.checkpoints, method)]: None for method in args.method or PEAKS}
     bits = f", {args.bits} bits" if args.bits else ""
     batch = f"batch {args.batch_size}, {args.seq_len} tokens, rank {args.rank}"
-    return f"{model}{bits}: {batch}, {where}"
+    return f"{model}{bits}: {batch}, {' or '.join(where)}"
 
 
-def _choice(args: argparse.Namespace, shapes: Shapes) -> Choice:
+def _schedules(args: argparse.Namespace, name: str) -> list[Schedule]:
+    """Those that --method and --checkpoints leave."""
     schedules = [
         s for s in SCHEDULES
         if (not args.method or s.method in args.method)
@@ -238,11 +272,22 @@ def _choice(args: argparse.Namespace, shapes: Shapes) -> Choice:
         if args.checkpoints:
             found += f" and --checkpoints {args.checkpoints}"
         raise MespRefError(
-            f"--memory-limit: found beside {found}, expected an exact method; mezo is none, and "
-            "store_all has no checkpoints on disk"
+            f"{name}: found beside {found}, expected an exact method; mezo is none, store_all has no "
+            "checkpoints on disk, and mesp_streamed none elsewhere"
         )
-    limit = parse_size(args.memory_limit, "--memory-limit")
-    return choose(shapes, limit, schedules=schedules, name="--memory-limit")
+    return schedules
+
+
+def _choice(args: argparse.Namespace, shapes: Shapes) -> Choice:
+    limit, schedules = (
+        parse_size(args.memory_limit, "--memory-limit"),
+        _schedules(args, "--memory-limit"),
+    )
+    choice = choose(shapes, limit, schedules=schedules, name="--memory-limit")
+    if not choice.file or args.json:
+        return choice
+    took = seconds(choice.schedule.method, choice.schedule.shapes(shapes))
+    return choice._replace(seconds=took)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -250,9 +295,11 @@ def run(args: argparse.Namespace) -> int:
     targets = parse_targets(args.targets)
     config, base, model = _open(args)
     shapes = Shapes(
-        config, args.batch_size, args.seq_len, args.rank, targets, base=base, workers=args.workers
-    )
-    shapes = at(shapes, args.checkpoints or "ram")
+        config, args.batch_size, args.seq_len, args.rank, targets, base=base, workers=args.workers,
+        chunk=args.chunk,
+    )  # fmt: skip
+    if args.longest is not None:
+        return longest.run(args, shapes, _schedules(args, "--longest"))
     if args.memory_limit is not None:
         return _print_choice(args, _choice(args, shapes))
     facts = _facts(args, shapes, model)
@@ -292,7 +339,8 @@ def _process(found: dict[str, Any]) -> str:
 def _print_choice(args: argparse.Namespace, choice: Choice) -> int:
     if args.json:
         method, checkpoints = choice.schedule
-        print_json({"method": method, "checkpoints": checkpoints, "need_bytes": choice.need})
+        facts = {"method": method, "checkpoints": checkpoints, "need_bytes": choice.need}
+        print_json(facts | ({"file_bytes": choice.file} if choice.file else {}))
     else:
         say(str(choice))
     return 0

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.config import SLIDING
+from mesp_ref.engine.config import SLIDING, Qwen2Config
 from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.model import Model
 from mesp_ref.ops import Array, rope_tables
@@ -18,20 +18,31 @@ def layers(
     """
     config = model.config
     kinds = [config.layer_type(i) for i in range(config.num_hidden_layers)]
-    places = {kind: _places(model, kind, start, stop, positions) for kind in dict.fromkeys(kinds)}
-    return [Layer(i, config, model.weights, adapter, *places[k]) for i, k in enumerate(kinds)]
+    found = {}
+    for kind in dict.fromkeys(kinds):
+        cos, sin = angles(model, kind, start, stop)
+        if positions is not None:
+            cos, sin = cos[positions], sin[positions]
+        found[kind] = cos, sin, first_keys(config, kind, start, stop, positions)
+    return [Layer(i, config, model.weights, adapter, *found[k]) for i, k in enumerate(kinds)]
 
 
-def _places(
-    model: Model, kind: str, start: int, stop: int, positions: Array | None
-) -> tuple[Array, Array, Array | None]:
-    """Cosines, sines and the first visible key of each position, in layers of a kind."""
-    config, first = model.config, None
-    theta, scaling = config.angles(kind)
-    cos, sin = rope_tables(start, stop, config.head_dim, theta, model.dtype, scaling)
+def angles(model: Model, kind: str, start: int, stop: int) -> tuple[Array, Array]:
+    """Cosines and sines of positions start … stop−1 in layers of a kind."""
+    theta, scaling = model.config.angles(kind)
+    return rope_tables(start, stop, model.config.head_dim, theta, model.dtype, scaling)
+
+
+def first_keys(
+    config: Qwen2Config, kind: str, start: int, stop: int, positions: Array | None
+) -> Array | None:
+    """The first key that tokens start … stop−1 see, where their document or window begins: [N or 1, T].
+
+    None where all see from 0
+    """
+    tokens, first = np.arange(start, stop)[None], None
     if positions is not None:
-        cos, sin, first = cos[positions], sin[positions], np.arange(stop - start) - positions
+        first = tokens - positions
     if kind == SLIDING and config.sliding_window is not None:
-        begins = np.arange(start, stop)[None] - config.sliding_window + 1
-        first = np.maximum(begins, 0 if first is None else first)
-    return cos, sin, first
+        first = np.maximum(tokens - config.sliding_window + 1, 0 if first is None else first)
+    return first

@@ -5,7 +5,7 @@ import dataclasses
 from mesp_ref.api import choose_schedule, step_shapes
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
-from mesp_ref.memory import Choice, Schedule, peak
+from mesp_ref.memory import Choice, Schedule, peak, seconds
 from mesp_ref.train.trainer import TrainConfig
 
 
@@ -31,6 +31,10 @@ def within(
         schedule=schedule, packed=packed,
     )  # fmt: skip
     method, checkpoints = choice.schedule
+    if choice.file:
+        shapes = step_shapes(model, adapter, train.batch_size, train.seq_len, train.workers)
+        here = choice.schedule.shapes(shapes._replace(packed=packed))
+        choice = choice._replace(seconds=seconds(method, here) * train.accumulate)
     return dataclasses.replace(train, method=method, checkpoints=checkpoints), choice
 
 

@@ -1,10 +1,15 @@
-"""Block checkpoints: the input of every block, pushed on the way up and popped on the way down."""
+"""Block checkpoints: the input of every block, pushed on the way up and popped on the way down; and
+rooms, arrays that are filled and read a piece at a time.
+"""
 
+import math
 import mmap
 import os
+import shutil
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +38,13 @@ class Checkpoints:
     def keep(self, x: Array) -> Array:
         """The array itself, or its twin where it costs no memory."""
         return x
+
+    def room(self, shape: tuple[int, ...], dtype: np.dtype, like: Array | None = None) -> Any:
+        """An array without numbers yet, of which pieces are written, `room[at] = x`, and read."""
+        return np.empty(shape, dtype, like=like)
+
+    def need(self, size: int) -> None:
+        """Raise MespRefError where there is no room for so many bytes, before any work is done."""
 
     def push(self, x: Array) -> None:
         self._stack.append(self.keep(x))
@@ -75,11 +87,26 @@ class DiskCheckpoints(Checkpoints):
                 handle, start, room, offset = self._reserve(x.nbytes)
             _write(handle, np.ascontiguousarray(x), start + offset)
         except OSError as error:  # the file stays open: another worker may be writing to it
-            raise MespRefError(
-                f"{self._folder}: a checkpoint needs {x.nbytes} bytes: {error.strerror}; free "
-                "space, set TMPDIR to another disk or keep checkpoints in RAM"
-            ) from None
+            raise self._full(x.nbytes, error) from None
         return np.ndarray(x.shape, x.dtype, room, offset)  # np.frombuffer takes 400 bytes more
+
+    def room(self, shape: tuple[int, ...], dtype: np.dtype, like: Array | None = None) -> "Room":
+        size = math.prod(shape) * dtype.itemsize
+        try:
+            with self._lock:
+                handle, start, room, offset = self._reserve(size)
+        except OSError as error:
+            raise self._full(size, error) from None
+        return Room(np.ndarray(shape, dtype, room, offset), handle, start + offset, self._full)
+
+    def need(self, size: int) -> None:
+        check_room(size, self._folder)
+
+    def _full(self, size: int, error: OSError) -> MespRefError:
+        return MespRefError(
+            f"{self._folder}: a checkpoint needs {size} bytes: {error.strerror}; free "
+            "space, set TMPDIR to another disk or keep checkpoints in RAM"
+        )
 
     def _reserve(self, size: int) -> tuple[int, int, mmap.mmap, int]:
         """The file, where the latest piece of it begins, its map, and where in it there is room."""
@@ -103,6 +130,45 @@ class DiskCheckpoints(Checkpoints):
         self._file = self._map = None
         if trace := failure[-1]:
             traceback.clear_frames(trace)  # of views
+
+
+class Room:
+    """An array in the file of DiskCheckpoints: written a contiguous piece at a time, read as views."""
+
+    def __init__(
+        self, array: Array, handle: int, start: int, full: Callable[[int, OSError], MespRefError]
+    ):
+        self._array, self._handle, self._start, self._full = array, handle, start, full
+
+    def __getitem__(self, index: Any) -> Array:
+        found: Array = self._array[index]
+        return found
+
+    def __setitem__(self, index: Any, x: Array) -> None:
+        place = self._array[index]
+        assert place.flags.c_contiguous
+        offset = place.__array_interface__["data"][0] - self._array.__array_interface__["data"][0]
+        try:
+            _write(self._handle, np.ascontiguousarray(x), self._start + offset)
+        except OSError as error:
+            raise self._full(x.nbytes, error) from None
+
+
+def check_room(size: int, folder: str | Path | None = None) -> None:
+    """Raise MespRefError where a temporary file of so many bytes finds no room.
+
+    A system that does not tell how much is free is no reason to stop: a write that fails will say so.
+    """
+    try:
+        place = Path(folder or tempfile.gettempdir())
+        free = shutil.disk_usage(place).free
+    except OSError:
+        return
+    if size > free:
+        raise MespRefError(
+            f"{place}: found {free} bytes free, expected {size} for the activations of a step; free "
+            f"{size - free}, set TMPDIR to another disk or shorten the sequence"
+        )
 
 
 def _write(handle: int, x: Array, start: int) -> None:

@@ -189,7 +189,9 @@ def shared(halves: Halves, workers: Workers, *, rows: bool = False) -> Halves:
 
 
 def _parts(workers: Workers, cuts_of: CutsOf, layer: Layer) -> list[Layer]:
-    return [part_of(layer, cuts) for cuts in cuts_of(layer.config, workers.size)]
+    found = [part_of(layer, cuts) for cuts in cuts_of(layer.config, workers.size)]
+    past: Any = layer.past  # of a chunk: each part has keys and values of its own
+    return found if past is None else [p._replace(past=past.part(i)) for i, p in enumerate(found)]
 
 
 def _by_cuts(

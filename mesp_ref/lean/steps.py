@@ -14,14 +14,17 @@ from mesp_ref.engine.model import EMBEDDING, Model
 from mesp_ref.engine.positions import layers
 from mesp_ref.lean import mlp_width
 from mesp_ref.lean.activations import Checkpoints
+from mesp_ref.lean.chunks import CHUNK, stream
+from mesp_ref.lean.halves_streamed import streamed
 from mesp_ref.lean.halves_tiled import tiled
+from mesp_ref.lean.mesp_streamed import mesp_streamed
 from mesp_ref.lean.mesp_tiled import mesp_tiled
 from mesp_ref.lean.shards import shared, shared_lm_loss
 from mesp_ref.lean.workers import ALONE, Workers
 from mesp_ref.ops import Array
 
 METHODS: dict[str, Callable[[Step], Array]] = {
-    method.__name__: method for method in (store_all, mebp, mesp, mesp_tiled, mezo)
+    method.__name__: method for method in (store_all, mebp, mesp, mesp_tiled, mesp_streamed, mezo)
 }
 
 
@@ -37,8 +40,20 @@ def new_step(
     stack: Checkpoints | None = None,
     workers: Workers = ALONE,
     positions: Array | None = None,
+    chunk: int | None = None,
 ) -> Step:
-    """A step of a checked batch [N, T], ready for a method: its halves and its head, shared or not."""
+    """A step of a checked batch [N, T], ready for a method: its halves and its head, shared or not.
+
+    chunk     rows of mesp_streamed at once
+    """
+    lm_loss = ops.lm_loss if workers.size == 1 else partial(shared_lm_loss, workers)
+    if method == "mesp_streamed":
+        rows = min(chunk or CHUNK * workers.size, ids.size)
+        halves = shared(streamed(mlp_width(rows, workers.size)), workers, rows=True)
+        assert stack is not None
+        walk = stream(model, adapter, labels, positions, stack, rows)
+        blocks = layers(model, adapter, 0, 0)  # a chunk has angles of its own
+        return Step(model, adapter, ids, labels, blocks, params, emit, walk, halves, lm_loss)
     labels = apart(labels, positions)
     if method == "mesp_tiled":
         keep = stack.keep if stack is not None and stack.offload else None
@@ -47,7 +62,7 @@ def new_step(
         halves = shared(PLAIN, workers)
     return Step(
         model, adapter, ids, labels, layers(model, adapter, 0, ids.shape[1], positions), params, emit,
-        stack, halves, ops.lm_loss if workers.size == 1 else partial(shared_lm_loss, workers),
+        stack, halves, lm_loss,
     )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ BLUE, CYAN, GREEN, YELLOW = "#4477AA", "#66CCEE", "#228833", "#CCBB44"
 RED, PURPLE, GREY, DARK = "#EE6677", "#AA3377", "#BBBBBB", "#222222"
 
 METHOD_COLOURS = {
-    "store_all": GREY, "mebp": BLUE, "mesp": GREEN, "mesp_tiled": YELLOW, "mezo": RED,
+    "store_all": GREY, "mebp": BLUE, "mesp": GREEN, "mesp_tiled": YELLOW,
+    "mesp_streamed": PURPLE, "mezo": RED,
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ same head, with ghosts for arrays, weights and noise.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ import numpy as np
 
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import adapter_shapes
+from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.methods import Step
 from mesp_ref.engine.model import EMBEDDING, Model
 from mesp_ref.files.checkpoint import is_gain
 from mesp_ref.lean.activations import Checkpoints
+from mesp_ref.lean.chunks import Chunk, Stream
 from mesp_ref.lean.steps import METHODS, by_block, new_step
 from mesp_ref.lean.workers import Item, Result, Workers
 from mesp_ref.memory.base import Store
@@ -103,6 +106,10 @@ class _Elsewhere(Checkpoints):
         self.size += x.nbytes
         return uncounted(x.meter, x.shape, x.dtype)
 
+    def room(self, shape: tuple[int, ...], dtype: np.dtype, like: Any = None) -> Any:
+        self.size += math.prod(shape) * dtype.itemsize
+        return uncounted(like.meter, shape, dtype)
+
 
 class _Team:
     """Workers in turn, counted as if all were at their worst at once: a bound from above.
@@ -138,6 +145,7 @@ def _step(method: str, s: Shapes, meter: Meter, stack: Checkpoints, workers: Wor
     step = new_step(
         model, adapter, ids, ids, lambda number, grads: None,
         params=False, method=method, stack=stack, workers=workers, positions=positions,
+        chunk=s.at_once,
     )  # fmt: skip
     seeds: Any = (Noise(meter),)
     return step._replace(parameters=by_block(adapter.weights, model), seeds=seeds)
@@ -165,8 +173,12 @@ def _adapter(s: Shapes, meter: Meter) -> Adapter:
 
 
 def _with_angles(step: Step, ledger: Ledger, meter: Meter, packed: bool) -> Step:
-    """The step with ghosts for its cosines and sines, which belong to it: a pair for each kind of
-    layer."""
+    """The step with ghosts for its cosines and sines, which belong to it or to a chunk: a pair for
+    each kind of layer."""
+    if isinstance(step.checkpoints, Stream):
+        return step._replace(
+            checkpoints=_with_angles_of_chunks(step.checkpoints, ledger, meter, packed)
+        )
     angles: dict[int, Any] = {}
     for layer in step.layers:
         if id(layer.cos) not in angles:
@@ -177,3 +189,16 @@ def _with_angles(step: Step, ledger: Ledger, meter: Meter, packed: bool) -> Step
     pairs = [(layer, angles[id(layer.cos)]) for layer in step.layers]
     layers = [layer._replace(cos=cos, sin=sin) for layer, (cos, sin) in pairs]
     return step._replace(layers=layers)
+
+
+def _with_angles_of_chunks(stream: Stream, ledger: Ledger, meter: Meter, packed: bool) -> Stream:
+    """The stream with ghosts for the cosines and sines of every chunk."""
+
+    def layer(number: int, chunk: Chunk) -> Layer:
+        found = stream.layer(number, chunk)
+        angles: list[Any] = [born(meter, x.shape, x.dtype) for x in (found.cos, found.sin)]
+        if not packed:
+            ledger.note("rope_tables", tuple(angles))
+        return found._replace(cos=angles[0], sin=angles[1])
+
+    return stream._replace(layer=layer)

@@ -29,12 +29,14 @@ _PARTS = {
 _ARGUMENTS = {"q_proj": NORM, "gate_proj": NORM, "o_proj": OUTPUT, "down_proj": SILU_Z}
 _OPS = {
     "rmsnorm": NORM, "rope": QKV, "attention": OUTPUT, "swiglu": SILU_Z, "geglu": SILU_Z,
-    "embedding": RESIDUAL, "mlp": RESIDUAL, "rope_tables": REST, "lm_loss": REST,
+    "embedding": RESIDUAL, "streamed_attention": OUTPUT, "mlp": RESIDUAL, "rope_tables": REST,
+    "lm_loss": REST,
 }  # fmt: skip
 
 _TAKEN = {
     "rmsnorm(x)": RESIDUAL, "lm_loss(labels)": REST, "attention(first)": REST, "rope(cos)": REST,
-    "rope(sin)": REST,
+    "rope(sin)": REST, "streamed_attention(first)": REST, "streamed_attention(k)": QKV,
+    "streamed_attention(v)": QKV,
 }  # fmt: skip
 
 
@@ -60,7 +62,7 @@ def kind(entry: Entry, rank: int) -> str:
     if name:
         return _ARGUMENTS[name] if taken else _PARTS[name]
     if field in ("p", "lse"):
-        return PROBABILITIES if op == "attention" else REST
+        return PROBABILITIES if "attention" in op else REST
     if (op, field) == ("lm_loss", "dx"):
         return DX
     if argument:

@@ -13,9 +13,11 @@ time.
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import NamedTuple
 
 from mesp_ref.lean.steps import METHODS
+from mesp_ref.lean.streamed_attention import KEYS
 from mesp_ref.memory.dry_run import dry_run
 from mesp_ref.memory.kinds import by_kind
 from mesp_ref.memory.ledger import Moment
@@ -24,6 +26,7 @@ from mesp_ref.memory.shapes import Shapes
 Parts = dict[str, int]  # name -> bytes
 
 END = "what follows the last op"
+STREAMED = "mesp_streamed"
 _FEW, _MORE = 2, 3  # blocks of the steps that are run: from these on, each block adds the same
 
 
@@ -53,6 +56,40 @@ class Cost(NamedTuple):
 
 @lru_cache(maxsize=512)
 def cost(method: str, shapes: Shapes) -> Cost:
+    """What a step of a method takes, at full depth and length."""
+    return at_length(shapes) if method == STREAMED else at_depth(method, shapes)
+
+
+def at_length(shapes: Shapes) -> Cost:
+    """What a step of mesp_streamed takes, from shorter ones.
+
+    Once there are earlier keys for a whole tile, a chunk takes the memory of the one before it, and its
+    attention so much more arithmetic: three short steps tell the quadratic that all lie on, two the line
+    of the file. Sequences are alike.
+    """
+    rows, n, t = shapes.at_once, shapes.batch, shapes.tokens
+    few = min(n, 2 if t > rows else 2 * (rows // t) + n % (rows // t))
+    left = max(0, (t - KEYS - 2 * rows) // rows)  # chunks of a sequence that need not be run
+    first, *others = (
+        at_depth(STREAMED, shapes._replace(batch=few, tokens=t - (left - i) * rows))
+        for i in range(min(left, 2) + 1)
+    )
+
+    def extended(*found: int) -> int:
+        steps, differences = 1, list(found)
+        total = 0
+        for order in range(len(found)):
+            total += steps * differences[0]
+            differences = [b - a for a, b in pairwise(differences)]
+            steps = steps * (left - order) // (order + 1)
+        return total * n // few
+
+    files, flops = ([getattr(c, name) for c in (first, *others)] for name in ("file", "flops"))
+    return Cost(first.peaks, extended(*files), extended(*flops))
+
+
+@lru_cache(maxsize=512)
+def at_depth(method: str, shapes: Shapes) -> Cost:
     """What a step of a method takes, at full depth.
 
     A block adds as much as the one below it, whatever op is running, so a step of two blocks and one
@@ -68,17 +105,17 @@ def cost(method: str, shapes: Shapes) -> Cost:
         for n in (_FEW, _MORE)
     )
 
-    def at_depth(low: int, high: int) -> int:
+    def deeper(low: int, high: int) -> int:
         return low + (depth - _FEW) * (high - low) // (_MORE - _FEW)
 
     def parts(low: Parts, high: Parts) -> Parts:
-        return {name: at_depth(low.get(name, 0), high.get(name, 0)) for name in {**low, **high}}
+        return {name: deeper(low.get(name, 0), high.get(name, 0)) for name in {**low, **high}}
 
     peaks = {
         op: Peak(op, parts(few.peaks[op].held, high.held), parts(few.peaks[op].added, high.added))
         for op, high in more.peaks.items()
     }
-    return Cost(peaks, at_depth(few.file, more.file), at_depth(few.flops, more.flops))
+    return Cost(peaks, deeper(few.file, more.file), deeper(few.flops, more.flops))
 
 
 def run_cost(method: str, shapes: Shapes) -> Cost:

@@ -65,6 +65,7 @@ SCHEDULES = (
     Schedule("store_all", "ram"),
     *(Schedule(m, where) for where in ("ram", "disk") for m in ("mebp", "mesp", "mesp_tiled")),
     Schedule("mesp_tiled", "offload"),
+    Schedule("mesp_streamed", "disk"),
 )
 
 
@@ -77,6 +78,7 @@ class Choice(NamedTuple):
     held_gradients: int  # of `need`: LoRA gradients beyond those of one block
     faster: tuple[Schedule, int] | None  # the one that would be next, and its need
     file: int = 0  # of the temporary file that a step writes and reads
+    seconds: float | None = None  # about how long a step takes here, where that was asked for
 
     def __str__(self) -> str:
         """What was chosen and why, in one line."""
@@ -85,6 +87,8 @@ class Choice(NamedTuple):
             parts += f", {megabytes(self.held_gradients)} of them LoRA gradients held for the step"
         if self.file:
             parts += f", and {megabytes(self.file)} of a temporary file"
+        if self.seconds is not None:
+            parts += f"; about {duration(self.seconds)} a step"
         if self.faster is None:
             return f"{self.schedule}: {parts}; none is faster"
         other, size = self.faster
@@ -94,6 +98,14 @@ class Choice(NamedTuple):
 def megabytes(size: float) -> str:
     """Bytes in MB (10⁶), rounded up to two digits behind the point."""
     return f"{-(-int(size) // 10_000) / 100:,.2f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def parse_size(text: str | int, name: str = "memory_limit") -> int:

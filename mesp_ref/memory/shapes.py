@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.init import adapter_shapes, parse_targets
+from mesp_ref.lean.chunks import chunk_rows
 from mesp_ref.memory.base import Base, Store
 
 
@@ -27,6 +28,7 @@ class Shapes(NamedTuple):
     workers: int = 1
     offload: bool = False  # of mesp_tiled: to disk, too, what its backward would compute again
     packed: bool = False  # rows of several documents, kept apart
+    chunk: int | None = None  # of mesp_streamed: rows at once, where they are not chunk_rows
 
     @property
     def rows(self) -> int:
@@ -36,6 +38,12 @@ class Shapes(NamedTuple):
     def counted(self) -> int:
         """Rows of the head: every position but the last of each sequence."""
         return self.batch * (self.tokens - 1)
+
+    @property
+    def at_once(self) -> int:
+        """Rows of a chunk of mesp_streamed."""
+        decoded = bool(self.base.matrices.decoded(1, itemsize=self.itemsize))
+        return min(self.rows, self.chunk or chunk_rows(decoded, self.workers))
 
     def of(self, *widths: int) -> int:
         """Bytes of one array [N, T, width] for each width."""

@@ -20,6 +20,7 @@ from mesp_ref.registry import (
     mlp,
     rmsnorm,
     rope,
+    streamed_attention,
     swiglu,
 )
 from mesp_ref.registry.cases import OpCase
@@ -61,6 +62,11 @@ for _row in (
     lm_loss.TILED,
     mlp.TILED,
     mlp.TILED_GELU,
+    streamed_attention.ROW,
+    streamed_attention.PACKED,
+    streamed_attention.WINDOWED,
+    streamed_attention.CHUNKS,
+    streamed_attention.PACKED_CHUNKS,
 ):
     register(_row)
 

@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
     # the training
     "steps": (1, 10**8), "batch_size": (1, 65_536), "accumulate": (1, 65_536),
     "warmup": (0, 10**8), "perturbations": (1, 4096), "workers": (1, 256), "seed": (0, 2**63 - 1),
+    "chunk": (1, _TOKENS),
     "lr": (0, _LARGE), "mezo_lr": (0, _LARGE), "clip": (0, _LARGE), "weight_decay": (0, _LARGE),
     "momentum": (0, 1), "eps": (0, _LARGE),
     # the run

@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesp_ref.api import METHODS, check_offload, check_perturbations, loss_and_grads
+from mesp_ref.api import (
+    METHODS,
+    check_chunk,
+    check_offload,
+    check_perturbations,
+    loss_and_grads,
+    place_of,
+)
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import arrays_in_memory
 from mesp_ref.engine.inputs import NotFinite
@@ -20,7 +27,8 @@ from mesp_ref.engine.methods import Step
 from mesp_ref.engine.mezo import replay, two_sided_losses
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
-from mesp_ref.lean.activations import KINDS
+from mesp_ref.lean.activations import KINDS, check_room
+from mesp_ref.lean.chunks import file_size
 from mesp_ref.lean.score import score
 from mesp_ref.ops import Array
 from mesp_ref.train.bounds import check_bounds, option
@@ -86,15 +94,20 @@ class TrainConfig:
         1, "threads that share each block, one BLAS thread each, for as many idle cores; their number "
         "decides the last bits",
     )  # fmt: skip
-    checkpoints: str = option(
-        "ram", "where block inputs wait for the backward (default: {default}); disk: in TMPDIR, which "
-        "should be no tmpfs; offload: results of projections, too, faster while they fit into the page "
-        "cache",
+    checkpoints: str | None = option(
+        None, "where block inputs wait for the backward (default: ram, and disk for mesp_streamed); "
+        "disk: in TMPDIR, which should be no tmpfs; offload: results of projections, too, faster while "
+        "they fit into the page cache",
         choices=KINDS,
+    )  # fmt: skip
+    chunk: int | None = option(
+        None, "rows at once of mesp_streamed, whose memory they decide (default: 256 for each worker, "
+        "at least 512 where weights are decoded)", metavar="ROWS",
     )  # fmt: skip
     seed: int = option(0, "decides the adapter's start, the data's order and MeZO's noise")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "checkpoints", place_of(self.checkpoints, self.method))
         for name, described in self.__dataclass_fields__.items():
             allowed, found = described.metadata["choices"], getattr(self, name)
             if allowed and found not in allowed:
@@ -114,6 +127,7 @@ class TrainConfig:
             raise MespRefError(f"clip: found {self.clip}, expected a positive norm, or 0 for none")
         check_perturbations(self.perturbations, self.method)
         check_offload(self.checkpoints, self.method)
+        check_chunk(self.chunk, self.method)
         self.lr_at(0)
         self.new_optimizer()
 
@@ -169,6 +183,8 @@ class Trainer:
 
     Trains the adapter's matrices, or with trainable="all" every weight of a model in memory (and
     the adapter's, where there is one), in place.
+
+    Raises MespRefError where the file of a step of mesp_streamed would find no room.
     """
 
     def __init__(
@@ -189,6 +205,9 @@ class Trainer:
             self.params |= adapter.weights
         self.optimizer = config.new_optimizer()
         self.step, self.tokens = 0, 0
+        if config.method == "mesp_streamed" and config.checkpoints == "disk":
+            rows = config.batch_size * config.seq_len
+            check_room(file_size(model.config, rows, model.dtype.itemsize))
 
     def advance(self) -> StepResult:
         """One optimiser step.
@@ -236,6 +255,7 @@ class Trainer:
                 eps=config.eps,
                 on_gradients=on_gradients,
                 checkpoints=config.checkpoints,
+                chunk=config.chunk,
                 perturbations=config.perturbations,
                 workers=config.workers,
                 probe=probe,

@@ -126,7 +126,7 @@ def _rows(options: CompareOptions, model: Model) -> tuple[list[Row], DataFile]:
 
 def _settings(options: CompareOptions, method: str) -> TrainConfig:
     """What a method trains with: MeZO has a rate of its own, and alone averages."""
-    train = replace(options.train, method=method)
+    train = replace(options.train, method=method, checkpoints=None)
     if method != "mezo":
         return train
     return replace(train, lr=options.mezo_lr, perturbations=options.perturbations)

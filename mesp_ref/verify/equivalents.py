@@ -21,6 +21,8 @@ _CUTS = "other cuts of the same rows or columns: the same sums in another order"
 _ROWS_OR_NOT = "rows for columns, or columns for rows, of workers: the same sums in another order"
 _PLACE = "other threads do the same work, and results come in the order of the items"
 _NAMES = "all parts have gradients of the same names and dtype: which one is asked is all one"
+_CHUNKS = "other chunks of the same rows: the same sums in another order"
+_ROOM = "how much room is asked for before the step; what is written is the same"
 _LAST = "a matrix has two axes: its last is its second"
 
 EQUIVALENTS = tuple(
@@ -49,6 +51,23 @@ EQUIVALENTS = tuple(
          r"(\(2, 0, 0\) -> \(2, (0, 1|1, 0)\)|.* if True .*) in: mix, product = .*", _KEPT),
         (r"lean\._mlp_tiles:backward_tiles", r"2 \* size -> 3 \* size in: spare = .*",
          _SCRATCH),
+        # Chunks
+        (r"lean\.streamed_attention:streamed_attention", r"0 -> 1 in: mixed.*",
+         "multiplied by exp(−∞) = 0 before the first piece of keys is added"),
+        (r"lean\.streamed_attention:_sizes", r"query_tile\(.*in: tile = tile or .*", _WIDTH),
+        (r"lean\.streamed_attention:_sizes",
+         r"(min\(keys.*|k\.shape\[1\] - q.* -> k\.shape\[1\] (\+ q.*|- 0)) in: most = .*", _SCRATCH),
+        (r"lean\.streamed_attention:(_queries|streamed_attention_bwd)", r"0 if .* -> 0 if True .*",
+         "keys that are hidden from all are looked at, too: their probabilities are 0"),
+        (r"lean\.streamed_attention:streamed_attention_bwd",
+         r"(\(2, stacked.* -> \(3, stacked.*|k\.shape\[2\] -> k\.shape\[3\] in: room = .*)", _SCRATCH),
+        (r"lean\.streamed_attention:_scores", r"-1 -> \+1 in: s \*= .*", _LAST),
+        (r"lean\.chunks:chunk_rows", r".*", _CHUNKS),
+        (r"lean\.steps:new_step", r".* in: rows = min.*", _CHUNKS),
+        (r"lean\.chunks:file_size", r".*", _ROOM),
+        (r"lean\.mesp_streamed:mesp_streamed", r"stream\.stack\.need.* -> None in: .*", _ROOM),
+        (r"lean\.steps:new_step", r".* in: blocks = layers.*",
+         "each chunk has angles of its own: these are not read"),
         # Parts and workers
         (r"lean\.shards:ranges", r"round\(.*\) \* unit -> round\(.*\) \* 1 in: .*", _CUTS),
         (r"lean\.shards:mlp_cuts", r".* -> _GROUP if False else 1 in: unit = .*", _CUTS),
@@ -71,7 +90,7 @@ EQUIVALENTS = tuple(
          "each array one byte further in the file: only slower to read"),
         (r"lean\.steps:new_step",
          r"(stack\.keep if .*if False .*|stack is not None -> .*) in: keep = .*", _REBUILT),
-        (r"lean\.steps:new_step", r"(ops\.lm_loss if .*|workers\.size == 1) -> .* in: return Step.*",
+        (r"lean\.steps:new_step", r"(ops\.lm_loss if .*|workers\.size == 1) -> .* in: lm_loss = .*",
          "the head shared by workers, or one's alone: the same sums in another order"),
         (r"lean\.steps:new_step", r"mlp_width\(.*\) -> .* in: halves = .*", _WIDTH),
         (r"lean\.steps:_number",

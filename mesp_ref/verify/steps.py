@@ -32,8 +32,11 @@ class Case:
     ignored: bool = True  # a third of the labels
 
 
-def _case(method: str, place: str = "ram", workers: int = 1, **changed: Any) -> Case:
-    return Case({"method": method, "checkpoints": place, "workers": workers}, **changed)
+def _case(
+    method: str, place: str = "ram", workers: int = 1, chunk: int | None = None, **changed: Any
+) -> Case:
+    options = {"method": method, "checkpoints": place, "workers": workers, "chunk": chunk}
+    return Case(options, **changed)
 
 
 # Axis lengths that no tile divides: tiles of queries have at most 64, of the MLP's columns 640 (384
@@ -67,6 +70,15 @@ CASES: dict[str, Case] = {
     "tiles/one": _case("mesp_tiled", config=_ONE_TILE, shape=(1, 40)),
     "tiles/several": _case("mesp_tiled", config=_TILES, shape=(1, 70)),
     "tiles/two_workers": _case("mesp_tiled", "disk", 2, config=_HEADS, shape=(1, 70)),
+    "mesp_streamed": _case("mesp_streamed", "ram"),
+    "mesp_streamed/chunks": _case("mesp_streamed", "disk", chunk=4, config=_UNTIED),
+    "mesp_streamed/sequences": _case("mesp_streamed", "ram", chunk=13, shape=(5, 6), targets=None),
+    "mesp_streamed/keys": _case(
+        "mesp_streamed", "disk", chunk=3, shape=(1, 8), targets=("q_proj", "up_proj")
+    ),
+    "mesp_streamed/two_workers": _case(
+        "mesp_streamed", "disk", 2, chunk=5, shape=(2, 9), config={"num_key_value_heads": 2}
+    ),
     "rows/mesp": _case("mesp", workers=2, **_ROWS),
     "rows/mesp_tiled": _case("mesp_tiled", "offload", 2, **_ROWS),
 }

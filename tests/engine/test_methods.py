@@ -146,7 +146,7 @@ def test_mesp_lets_each_residual_die_at_its_last_use() -> None:
     assert after == 0
 
 
-@pytest.mark.parametrize("method", ["store_all", "mebp", "mesp", "mesp_tiled"])
+@pytest.mark.parametrize("method", ["store_all", "mebp", "mesp", "mesp_tiled", "mesp_streamed"])
 @pytest.mark.parametrize("trainable", ["lora", "all"])
 def test_updates_in_the_callback_do_not_touch_the_gradients(method: str, trainable: str) -> None:
     model, adapter, ids, labels = case(tied=False)

@@ -17,7 +17,7 @@ from mesp_ref.verify.result import require
 from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, small_config
 from mesp_ref.verify.whole_model import model_subject
 
-EXACT = ("store_all", "mebp", "mesp", "mesp_tiled")
+EXACT = ("store_all", "mebp", "mesp", "mesp_tiled", "mesp_streamed")
 tied_or_not = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 
 

@@ -37,7 +37,7 @@ def apart(model: Any, adapter: Any, documents: Any, labels: Any) -> tuple[float,
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("method", ["store_all", "mebp", "mesp", "mesp_tiled"])
+@pytest.mark.parametrize("method", ["store_all", "mebp", "mesp", "mesp_tiled", "mesp_streamed"])
 def test_a_packed_row_is_its_documents_apart(method: str, workers: int) -> None:
     """In float64 to 1e-12 of the largest entry: another order of sums over some hundred terms."""
     model, adapter, documents, labels = case("float64")

@@ -379,7 +379,7 @@ def test_weights_that_change_in_use_stop_the_next_request(
     ids, labels = sample_batch(np.random.default_rng(1), CONFIG)
     mr.loss(model, None, ids, labels)
     change(file)
-    for method in ("mesp", "mesp_tiled", "mezo"):
+    for method in ("mesp", "mesp_tiled", "mesp_streamed", "mezo"):
         adapter = mr.init_lora(CONFIG, rank=2)
         with pytest.raises(mr.MespRefError, match=r"model\.safetensors: changed while in use"):
             mr.loss_and_grads(model, adapter, ids, labels, method=method)

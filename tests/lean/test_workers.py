@@ -379,6 +379,6 @@ def test_the_dial_counts_workers() -> None:
     assert least[0] < least[1]
     one, two = (Shapes(config, workers=workers) for workers in (1, 2))
     assert choose(one, least[1] - 1).schedule.method == "mesp_tiled"
-    assert choose(two, least[1]).schedule.method == "mesp_tiled"
+    assert choose(two, least[1]).schedule.method == "mesp_streamed"
     with pytest.raises(mr.MespRefError, match="memory_limit"):
         choose(two, least[1] - 1)

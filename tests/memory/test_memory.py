@@ -63,6 +63,7 @@ def traced_peak(ledger: Ledger) -> int:
 
 
 PLACES_OF = {"mebp": ("ram", "disk"), "mesp": ("ram", "disk"), "mesp_tiled": KINDS}
+PLACES_OF |= {"mesp_streamed": ("ram", "disk")}
 ALL = [
     (case, method, checkpoints)
     for case in CASES
@@ -108,13 +109,18 @@ def test_file_is_what_goes_to_disk(
     model = mr.Model(config, random_arrays(config))
     adapter, kept = mr.init_lora(config, rank=rank), []
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, tokens))
-    keep = DiskCheckpoints.keep
+    keep, room = DiskCheckpoints.keep, DiskCheckpoints.room
 
     def counted(stack: DiskCheckpoints, x: np.ndarray) -> np.ndarray:
         kept.append(x.nbytes)
         return keep(stack, x)
 
+    def made(stack: DiskCheckpoints, shape: tuple[int, ...], dtype: Any, like: Any = None) -> Any:
+        kept.append(int(np.prod(shape)) * dtype.itemsize)
+        return room(stack, shape, dtype, like)
+
     monkeypatch.setattr(DiskCheckpoints, "keep", counted)
+    monkeypatch.setattr(DiskCheckpoints, "room", made)
     mr.loss_and_grads(
         model, adapter, ids, ids, method=method, checkpoints=checkpoints,
         workers=workers,

@@ -368,7 +368,7 @@ def test_a_run_looks_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
     model = mr.random_model(Qwen2Config(61, 32, 64, 2, 2, 1, 16))
     adapter = mr.init_lora(model.config, rank=2)
     limit = need(OFFLOAD, step_shapes(model, adapter, 1, 300))
-    assert choose_schedule(model, adapter, (1, 300), limit).schedule == OFFLOAD
+    assert choose_schedule(model, adapter, (1, 300), limit).schedule.checkpoints != "ram"
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(mr.MespRefError, match="checkpoints in RAM"):
         choose_schedule(model, adapter, (1, 300), limit)

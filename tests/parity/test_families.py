@@ -73,6 +73,20 @@ def test_tiled_offloaded_and_shared(
     assert_all_close(grads, oracle[1], TOLERANCE)
 
 
+@pytest.mark.parametrize("options", [
+    {}, {"chunk": 4}, {"chunk": 3, "workers": 2},
+], ids=str)  # fmt: skip
+def test_in_chunks(
+    checkpoint: Path, batch: Batch, oracle: tuple[float, Arrays], options: dict[str, object]
+) -> None:
+    model, adapter = mr.load_model(checkpoint, dtype="float64"), lora(checkpoint)
+    loss, grads = mr.loss_and_grads(
+        model, adapter, batch.ids, batch.labels, method="mesp_streamed", trainable="all", **options
+    )
+    assert abs(loss - oracle[0]) <= TOLERANCE * oracle[0]
+    assert_all_close(grads, oracle[1], TOLERANCE)
+
+
 def test_workers_share_the_plain_halves(
     checkpoint: Path, batch: Batch, oracle: tuple[float, Arrays]
 ) -> None:

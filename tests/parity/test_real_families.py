@@ -41,7 +41,9 @@ def test_logits_in_float32(directory: Path) -> None:
     assert ours.dtype == np.float32
     bound = 4 * np.abs(theirs - exact).max()
     error = np.abs(ours - exact).max()
-    print(f"logits up to {np.abs(exact).max():.1f}: ours {error:.1e}, theirs {bound / 4:.1e} from float64")
+    print(
+        f"logits up to {np.abs(exact).max():.1f}: ours {error:.1e}, theirs {bound / 4:.1e} from float64"
+    )
     assert np.isfinite(ours).all()
     assert error <= bound
 

@@ -29,6 +29,7 @@ ORDER = (
     "v_proj",
 )  # of the backward
 _PREFIX = "model.layers.0."
+_MLP_NORM = "post_attention_layernorm"
 
 
 def block_bwd(dy: Array, res: engine.BlockRes, layer: Layer) -> tuple[Array, Gradients]:
@@ -116,7 +117,7 @@ class _Pass:
         return dx
 
     def norm(self, name: str, dn: Array, x: Array) -> Array:
-        other = {"input_layernorm": engine.MLP_NORM, engine.MLP_NORM: "input_layernorm"}[name]
+        other = "input_layernorm" if name == _MLP_NORM else _MLP_NORM
         w = self.layer.weight(name)[...]
         w = self.m.pick(w, **{f"{name}_other_weight": self.layer.weight(other)[...]})
         dx: Array = self.op(norm._norm, "norm", x=x, dy=dn, w=w, eps=self.eps)["dx"]
@@ -155,7 +156,7 @@ def _mlp(p: _Pass, dy: Array, res: Any) -> Array:
     of_gate, of_up = p.back("gate_proj", dgate, n), p.back("up_proj", dup, n)
     dn = m.pick(of_gate + of_up, no_up=of_gate, no_gate=of_up, up_twice_in_dn=of_gate + 2 * of_up,
                 mean_of_gate_up=(of_gate + of_up) / 2)  # fmt: skip
-    inner = m.pick(p.norm(engine.MLP_NORM, dn, x), mlp_norm_skipped=dn)
+    inner = m.pick(p.norm(_MLP_NORM, dn, x), mlp_norm_skipped=dn)
     da: Array = m.pick(dy + inner, no_mlp_residual=inner, mlp_residual_twice=2 * dy + inner,
                        mlp_alone=dy, mlp_inner_subtracted=dy - inner)  # fmt: skip
     return da

@@ -72,7 +72,7 @@ def packed_rows_are_documents_apart(rng: np.random.Generator) -> Iterator[Findin
     apart = [loss_and_grads(model, adapter, part, part) for part in parts]
     share = counts / counts.sum()
     loss = sum(w * value for w, (value, _) in zip(share, apart, strict=True))
-    for method in ("mesp", "mesp_tiled"):
+    for method in ("mesp", "mesp_tiled", "mesp_streamed"):
         value, grads = loss_and_grads(model, adapter, ids, ids, method, position_ids=positions)
         yield agree("model", f"loss by {method}", value, loss, 16 * abs(loss))
         for name, grad in grads.items():
@@ -236,7 +236,7 @@ def blocks_are_handed_over_in_order(rng: np.random.Generator) -> Iterator[Findin
     """on_gradients gets norm and head, then the blocks from the last, then the embedding as −1."""
     config = small_config(tied=False)
     model, adapter = sample_model(rng, config), sample_adapter(rng, config)
-    for method in ("store_all", "mebp", "mesp", "mesp_tiled"):
+    for method in ("store_all", "mebp", "mesp", "mesp_tiled", "mesp_streamed"):
         numbers = _order(model, adapter, *sample_batch(rng, config), method)
         yield exactly("model", f"order of {method}", numbers == [2, 1, 0, -1], True)
 
