@@ -79,9 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = _warning
     try:
         parser = build_parser()
-        if not (sys.argv[1:] if argv is None else argv):
+        given = list(sys.argv[1:] if argv is None else argv)
+        if not given:
             parser.print_help()
             return 0
+        if given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
+            raise MespRefError(
+                f"found {shown(given[0])} before a command, expected the command first, such as "
+                "mesp-ref finetune; see mesp-ref --help"
+            )
         args = parser.parse_args(argv)
         code: int = args.run(args)
         sys.stdout.flush()

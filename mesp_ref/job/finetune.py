@@ -342,6 +342,12 @@ class Run:
         if "held out" in self.contents and self.options.eval_rows and not self.heldout:
             self.report.warn("no held-out row has a token to learn: nothing is evaluated")
         length, known = self.options.train.seq_len, self.model.config.max_position_embeddings
+        train = self.contents["train"]
+        if train["too_long"]:
+            self.report.warn(
+                f"{train['too_long']} of {train['documents']} documents are left out: no answer ends "
+                f"within {length} tokens; --seq-len {train['longest']} would hold the longest"
+            )
         if length > known:
             self.report.warn(
                 f"seq_len {length} is beyond max_position_embeddings, {known}: the model has never "
