@@ -1,4 +1,4 @@
-"""Scenes: two sentences that a story begins with, and questions whose answers are known.
+"""Scenes: a sentence or three as stories have them, and questions whose answers are known.
 
 The default fine-tuning set, and the quiz that shows what it teaches. Most of what is asked stands in
 the scene. The rest the model must have learned from whole stories: which tool helps whom, and what a
@@ -27,7 +27,7 @@ class Question(NamedTuple):
         return f"{self.scene} {self.question}"
 
 
-_ALWAYS = (
+_OPENING = (
     ("Where did {name} live?", "In a {home}."),
     ("Who lived in the {home}?", "It was {name}."),
 )
@@ -50,16 +50,22 @@ _SCENES = {
         "In {shelter}.",
     ),
 }
-_TEXTS = tuple(f"<opening> {sentence}" for sentence, *_ in _SCENES.values())
+_TEXTS = (
+    "<opening>",
+    *(f"{begin}{own[0]}" for own in _SCENES.values() for begin in ("<opening> ", "")),
+)
 SCENES = Grammar({**TALES.rules, "scene": _TEXTS}, TALES.attributes, "<scene>")
 
 
 def scene_questions(scene: Story) -> list[tuple[str, str]]:
     """Every question about a scene, with its answer."""
-    own = [pair for word, (_, *pair) in _SCENES.items() if word in scene.facts]
+    pairs = list(_OPENING) if "home" in scene.facts else []
+    pairs += [
+        (question, answer) for word, (_, question, answer) in _SCENES.items() if word in scene.facts
+    ]
     return [
         (SCENES.fill(question, scene.facts), SCENES.fill(answer, scene.facts))
-        for question, answer in [*_ALWAYS, *own]
+        for question, answer in pairs
     ]
 
 
