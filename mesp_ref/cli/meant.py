@@ -29,6 +29,8 @@ _OPTIONS = {
     "lr-scheduler-type": "--schedule", "optim": "--optimizer", "verbose": "",
 }  # fmt: skip
 
+_ALONE = {"--model": "DIR", "--data": "FILE", "--out": "OUT"}  # as usage has what needs no option
+
 
 def meant_command(found: str, commands: list[str]) -> str:
     """ "; did you mean …?", or nothing where there is no guess."""
@@ -43,6 +45,9 @@ def meant_option(found: str, help_text: str) -> str:
     options = sorted(set(re.findall(r"(?<![\w-])--[a-z][\w-]*", help_text)))
     if not found.startswith("-"):
         return f"; did you mean --data {found}?" if "--data" in options else ""
+    usage = re.sub(r"\[-[^]]*]", "", help_text.partition("\n\n")[0])
+    if _ALONE.get(found, found) in usage:
+        return f"; give what stands behind {found} alone"
     elsewhere = {name: o for name, o in _OPTIONS.items() if o.split(" ")[0] in options}
     names = {option.lstrip("-"): option for option in options} | elsewhere
     guess = _nearest(found.partition("=")[0].lower().replace("_", "-").lstrip("-"), names, 0.7)

@@ -10,7 +10,7 @@ from mesp_ref.stories import write_questions
 
 CONVERSATIONS = 2000
 # The default checkpoint is a thousandth of the usual size: larger steps, larger batches.
-RECIPE: dict[str, Any] = {"steps": 200, "lr": 1e-2, "batch_size": 8, "accumulate": 1}
+RECIPE: dict[str, Any] = {"steps": 300, "lr": 1e-2, "batch_size": 8, "accumulate": 1}
 EVAL_EVERY = 20  # steps
 
 

@@ -244,8 +244,7 @@ class Run:
         self.identity = self._identity(adapter, files)
         self.trainer = Trainer(self.model, adapter, self.stream, options.train, ranks=ranks)
         self.adapter, self.resumed, self.best = adapter, saved is not None, Best()
-        self.prompt = self._affordable(self._prompt_ids(encoder))
-        self.quiz = self._affordable_quiz(encoder)
+        self.prompt, self.quiz = self._affordable(self._prompt_ids(encoder)), self._quiz(encoder)
         if saved:
             self._restore(*saved)
         self._clean, self.totals = True, Totals()
@@ -381,7 +380,7 @@ class Run:
         need = sampling_need(tokens, self.model, self.adapter)
         return prompt if need <= self.choice.limit else []
 
-    def _affordable_quiz(self, encoder: Encoder) -> Quiz | None:
+    def _quiz(self, encoder: Encoder) -> Quiz | None:
         """Questions with known answers, where the data is the package's own and the limit lets them."""
         options = self.options
         if options.data is not None or not options.sample_tokens or encoder.template is None:

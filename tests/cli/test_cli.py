@@ -557,6 +557,11 @@ MISTAKES = {
     "help as a command": ("help", None, "did you mean --help?"),
     "option before the command": ("--epochs 3", None, "found '--epochs' before a command"),
     "a file without its option": ("finetune x.txt", None, "did you mean --data x.txt?"),
+    "option of what stands alone": (
+        "info --model model",
+        None,
+        "behind --model alone; see mesp-ref info",
+    ),
     "singular": (GOOD + "--epoch 3", None, "did you mean --steps (an epoch"),
     "unknown option": (
         GOOD + "--epochs 3",

@@ -95,4 +95,4 @@ def test_a_lesson_asks_all_questions_about_its_scene_once() -> None:
 def test_some_records_ask_for_a_story() -> None:
     lessons = [lesson_or_request(number)["messages"] for number in range(1000)]
     requests = sum(len(turns[1]["content"].split()) > 80 for turns in lessons)
-    assert requests == pytest.approx(50, abs=4 * (1000 * 0.05 * 0.95) ** 0.5)
+    assert requests == pytest.approx(100, abs=4 * (1000 * 0.1 * 0.9) ** 0.5)
