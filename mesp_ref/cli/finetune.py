@@ -30,9 +30,9 @@ from mesp_ref.train.trainer import TrainConfig
 
 _HELP = """\
 Train a LoRA adapter. Without --model and --data it is the story model that comes with this
-package, which learns to answer questions about stories, in about a minute on two cores. The base
-model stays as it is; the adapter is a PEFT directory of a few MB. The held-out loss and a sample
-are taken before and after.
+package, which learns to answer questions about stories, in about a minute: a quiz of 20 that it has
+not seen is put to it before and after. The base model stays as it is; the adapter is a PEFT
+directory of a few MB. The held-out loss and a sample are taken before and after.
 
 The data is plain text, or records as JSON lines, a JSON list, CSV, TSV, Parquet, Arrow or a data
 set's directory, gzip of any; what a file is, its content says. A record is {"text": ...},
