@@ -37,7 +37,7 @@ _SCENES = {
         'One {weather} {time}, {name} was walking {place.at} when {name.he} heard a cry. "Help! Help!" '
         "It was {name2} the {kind2}, who was stuck {trouble}.",
         "What did {name2} need?",
-        "{trouble.Tool}.",
+        "It was {trouble.tool}.",
     ),
     "dish": (
         "It was the birthday of {name2} the {kind2}, and {name} wanted to make a {dish}.",

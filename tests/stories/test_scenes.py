@@ -10,14 +10,14 @@ from mesp_ref.stories.scenes import lesson, scene_questions
 
 # What a reader of whole stories knows; written down once more.
 TOOLS = {
-    "in a deep well": "A long rope.",
-    "on a high branch": "A tall ladder.",
-    "in the thick mud": "A wide plank.",
-    "under a fallen log": "A strong pole.",
-    "behind a locked gate": "An iron key.",
-    "in a dark cave": "A bright lamp.",
-    "on a rock in the stream": "A small boat.",
-    "in a thorny bush": "A pair of shears.",
+    "in a deep well": "a long rope",
+    "on a high branch": "a tall ladder",
+    "in the thick mud": "a wide plank",
+    "under a fallen log": "a strong pole",
+    "behind a locked gate": "an iron key",
+    "in a dark cave": "a bright lamp",
+    "on a rock in the stream": "a small boat",
+    "in a thorny bush": "a pair of shears",
 }
 NEEDS = {
     "plum cake": "plums", "cherry pie": "cherries", "lemon cake": "lemons", "nut cake": "nuts",
@@ -51,7 +51,7 @@ def answer(scene: str, question: str) -> str:
     stuck = re.search(r"It was (\w+) the \w+, who was stuck (.*)\.", scene)
     assert stuck
     assert question == f"What did {stuck[1]} need?"
-    return TOOLS[stuck[2]]
+    return f"It was {TOOLS[stuck[2]]}."
 
 
 def test_every_question_has_the_answer_that_a_reader_finds() -> None:
