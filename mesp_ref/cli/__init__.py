@@ -85,9 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = _warning
     try:
         parser = build_parser()
-        if not (sys.argv[1:] if argv is None else argv):
+        given = list(sys.argv[1:] if argv is None else argv)
+        if not given:
             parser.print_help()
             return 0
+        if given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
+            raise MespRefError(
+                f"found {shown(given[0])} before a command, expected the command first, such as "
+                "mesp-ref finetune; see mesp-ref --help"
+            )
         args = parser.parse_args(argv)
         if getattr(args, "quiet", False):  # huggingface_hub reads it when it is imported
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -26,15 +26,16 @@ from mesp_ref.job.defaults import EVAL_EVERY, RECIPE
 from mesp_ref.job.directory import resumed_folder, run_place
 from mesp_ref.job.finetune import FinetuneOptions, Report, finetune
 from mesp_ref.job.metrics import Event
+from mesp_ref.job.quiz import described
 from mesp_ref.job.record import saved_options
 from mesp_ref.job.trackers import Reporters, Tracker
 from mesp_ref.train.trainer import TrainConfig
 
 _HELP = """\
 Train a LoRA adapter. Without --model and --data it is the story model that comes with this
-package, which learns to answer questions about stories, in about a minute on two cores. The base
-model stays as it is; the adapter is a PEFT directory of a few MB. The held-out loss and a sample
-are taken before and after.
+package, which learns to answer questions about stories, in about a minute: a quiz of 20 that it has
+not seen is put to it before and after. The base model stays as it is; the adapter is a PEFT
+directory of a few MB. The held-out loss and a sample are taken before and after.
 
 The data is plain text, or records as JSON lines, a JSON list, CSV, TSV, Parquet, Arrow or a data
 set's directory, gzip of any; what a file is, its content says. A record is {"text": ...},
@@ -220,8 +221,10 @@ def _turns(prompt: str) -> list[str]:
 
 def _describe(summary: Event) -> list[str]:
     before, after = summary["before"], summary["after"]
-    lines = []
-    if summary["prompt"] is not None:
+    lines: list[str] = []
+    if summary["quiz"]:
+        lines += described(summary["quiz"])
+    elif summary["prompt"] is not None:
         lines += _turns(summary["prompt"])
         lines[-1] += f", from {summary['prompt_source']}"
         lines += [f"before   {before['sample']!r}", f"after    {after['sample']!r}"]
@@ -245,7 +248,14 @@ def _describe(summary: Event) -> list[str]:
         f"loss curve in {summary['curve'] or 'no file'}"
     )
     lines += [f"warning  {text}" for text in summary["warnings"]]
-    chat = " --chat" * summary["chat"]
+    return [*lines, _how_to_try(summary)]
+
+
+def _how_to_try(summary: Event) -> str:
+    """The command that puts a question to the result."""
+    chat, prompt = " --chat" * summary["chat"], '"..."'
+    if summary["quiz"]:
+        first = summary["quiz"]["questions"][0]
+        prompt = shlex.quote(f"{first['scene']} {first['question']}")
     out = shlex.quote(summary["out"])
-    lines.append(f'try it:  mesp-ref generate --adapter {out}{chat} --prompt "..."')
-    return lines
+    return f"try it:  mesp-ref generate --adapter {out}{chat} --prompt {prompt}"

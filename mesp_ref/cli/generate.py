@@ -29,7 +29,7 @@ to standard output, without the prompt. Greedy unless a --temperature is given.
 examples:
   mesp-ref generate --prompt "Once upon a time"
   mesp-ref generate --chat --prompt "Tell me a story about Ivy." --temperature 0.8 --top-p 0.9 --json
-  mesp-ref generate --adapter runs/001 --chat --prompt "What was Mila doing?"
+  mesp-ref generate --adapter runs/001 --chat --prompt "Tell me a story about Ruby."
   mesp-ref generate --model Qwen2.5-0.5B --adapter runs/notes/adapter --prompt "I" --max-new-tokens 5
 """
 

@@ -95,6 +95,9 @@ class Progress:
             )
         )
 
+    def _quiz(self, event: Event) -> None:
+        self._say(f"quiz after step {event['step']}: {event['right']} of {event['of']} right")
+
     def _step(self, event: Event) -> None:
         speed, memory = event["tokens_per_second"], event["memory_mib"]
         if self.terminal:

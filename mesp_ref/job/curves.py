@@ -25,7 +25,7 @@ def write_csv(path: Path, events: Iterable[Event]) -> None:
     with write_aside(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
-        told = (event for event in events if event["event"] != "sample")
+        told = (event for event in events if event["event"] in ("step", "eval"))
         for step, group in itertools.groupby(told, lambda event: event["step"]):
             row: dict[str, Any] = {"step": step}
             for event in group:

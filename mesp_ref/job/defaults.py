@@ -11,8 +11,8 @@ from mesp_ref.stories import write_questions
 
 CONVERSATIONS = 2000
 # The default checkpoint is a thousandth of the usual size: larger steps, larger batches.
-RECIPE: dict[str, Any] = {"steps": 150, "lr": 1e-2, "batch_size": 8, "accumulate": 1}
-EVAL_EVERY = 20  # steps
+RECIPE: dict[str, Any] = {"steps": 250, "lr": 1e-2, "batch_size": 8, "accumulate": 1}
+EVAL_EVERY = 50  # steps
 
 
 @contextmanager

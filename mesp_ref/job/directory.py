@@ -2,7 +2,7 @@
 
 adapter/            the PEFT adapter as of the last save; with --patience the best so far
 run.json            the configuration used
-metrics.jsonl       one event per line: step, eval, sample
+metrics.jsonl       one event per line: step, eval, sample, quiz
 state.safetensors   all that --resume needs
 and once the run is complete
 metrics.csv         the metrics as a table, a row per step

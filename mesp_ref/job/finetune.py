@@ -30,6 +30,7 @@ from mesp_ref.job.limit import sampling_need, within
 from mesp_ref.job.metrics import Event, Totals
 from mesp_ref.job.patience import Best
 from mesp_ref.job.process import StopRequest
+from mesp_ref.job.quiz import Quiz
 from mesp_ref.job.report import Reporter
 from mesp_ref.job.state import environment, model_fingerprint, save_state
 from mesp_ref.memory import Choice, PeakResident, Schedule
@@ -196,7 +197,7 @@ def finetune(
     """Fine-tune; returns the summary that is also written to summary.json.
 
     Everything is checked before the first file is written. `report` receives events as they happen:
-    ready, eval, sample, step, saved, warning. What it raises is warned of and ends nothing, but
+    ready, eval, sample, quiz, step, saved, warning. What it raises is warned of and ends nothing, but
     KeyboardInterrupt, which stops the run as Ctrl-C does. `ranks` train together; this process alone
     reads the options, writes and reports.
 
@@ -251,11 +252,11 @@ class Run:
         self.identity = self._identity(adapter, files)
         self.trainer = Trainer(self.model, adapter, self.stream, options.train, ranks=ranks)
         self.adapter, self.resumed, self.best = adapter, saved is not None, Best()
-        self.prompt = self._affordable(self._prompt_ids(encoder))
+        self.prompt, self.quiz = self._affordable(self._prompt_ids(encoder)), self._quiz(encoder)
         if saved:
             self._restore(*saved)
         self._clean, self.totals = True, Totals()
-        self._results: dict[str, dict[int, Event]] = {"eval": {}, "sample": {}}
+        self._results: dict[str, dict[int, Event]] = {"eval": {}, "sample": {}, "quiz": {}}
         self._warn_of_length()
         self.written: int | None = None  # the step whose adapter is on disk
 
@@ -348,6 +349,12 @@ class Run:
         if "held out" in self.contents and self.options.eval_rows and not self.heldout:
             self.report.warn("no held-out row has a token to learn: nothing is evaluated")
         length, known = self.options.train.seq_len, self.model.config.max_position_embeddings
+        train = self.contents["train"]
+        if train["too_long"]:
+            self.report.warn(
+                f"{train['too_long']} of {train['documents']} documents are left out: no answer ends "
+                f"within {length} tokens; --seq-len {train['longest']} would hold the longest"
+            )
         if length > known:
             self.report.warn(
                 f"seq_len {length} is beyond max_position_embeddings, {known}: the model has never "
@@ -381,6 +388,15 @@ class Run:
         need = sampling_need(tokens, self.model, self.adapter)
         return prompt if need <= self.choice.limit else []
 
+    def _quiz(self, encoder: Encoder) -> Quiz | None:
+        """Questions with known answers, where the data is the package's own and the limit lets them."""
+        options = self.options
+        if options.data is not None or not options.sample_tokens or encoder.template is None:
+            return None
+        quiz = Quiz(encoder)
+        fits = self.choice is None or quiz.need(self.model, self.adapter) <= self.choice.limit
+        return quiz if fits else None
+
     def execute(self) -> Event:
         """Evaluate, train, evaluate; save on the way and whatever happens."""
         self.report(self._ready())
@@ -392,6 +408,7 @@ class Run:
                 if self.kept != self.trainer.step:
                     self.adapter = self._best_adapter()
                 self._decorate("sample", self._sample)
+                self._decorate("quiz", self._ask)
                 self.totals.peak_mib = max(self.totals.peak_mib, memory.take())
                 return self._finish()
             except KeyboardInterrupt:
@@ -408,6 +425,7 @@ class Run:
             return
         self._evaluate(stop)
         self._decorate("sample", self._sample)
+        self._decorate("quiz", self._ask)
         stop.check()
         self.directory.create(self._configuration())
         self._save()
@@ -559,6 +577,11 @@ class Run:
         event["prompt"] = self.tokenizer.decode(self.prompt, skip_special_tokens=False)
         self._log(event | {"text": self.tokenizer.decode(new, skip_special_tokens=True)})
 
+    def _ask(self) -> None:
+        """What the model answers to the quiz now, unless it is known already."""
+        if self.quiz is not None and not self._logged("quiz", self.kept):
+            self._log({"step": self.kept} | self.quiz.event(self.model, self.adapter))
+
     def _save(self) -> None:
         """The state first, then the adapter, if it is the one to keep."""
         arrays, facts = self.trainer.state()
@@ -688,5 +711,7 @@ class Run:
             "prompt": sample and sample["prompt"],
             "prompt_source": sample and self.prompt_source,
             "chat": self.chat,
+            "quiz": self.quiz
+            and self.quiz.summary(*(self._logged("quiz", s) for s in (0, self.kept))),
             **sides,
         }

@@ -13,12 +13,13 @@ from mesp_ref.files.output import write_aside
 from mesp_ref.files.strict import JSON_LIMIT, open_regular, parse_json
 
 Event = dict[str, Any]
-_KINDS = ("step", "eval", "sample")
+_KINDS = ("step", "eval", "sample", "quiz")
 # What tables, curves and summaries take from each kind of event.
 _NUMBERS = {
     "step": ("loss", "lr", "grad_norm", "seconds", "tokens_per_second", "memory_mib"),
     "eval": ("loss", "accuracy"),
     "sample": (),
+    "quiz": (),
 }
 
 
@@ -145,6 +146,10 @@ def _checked(line: bytes, where: str, last: int) -> Event:
         fields.append(("perplexity", perplexity is None or _number(perplexity)))
     if kind == "sample":
         fields += [(name, isinstance(event.get(name), str)) for name in ("prompt", "text")]
+    if kind == "quiz":
+        fields += [(name, _count(event.get(name))) for name in ("right", "of")]
+        said = event.get("said")
+        fields.append(("said", isinstance(said, list) and all(isinstance(s, str) for s in said)))
     for name, holds in fields:
         if not holds:
             raise MespRefError(f"{where}: {name}: found {shown(event.get(name))}, {advice}")

@@ -16,7 +16,7 @@ import numpy as np
 from mesp_ref import lean
 from mesp_ref.engine.adapter import tensor_name
 from mesp_ref.engine.attention_half import qkv, qkv_bwd
-from mesp_ref.engine.block import Halves
+from mesp_ref.engine.block import PLAIN, Halves
 from mesp_ref.engine.half import Gradients, project, project_bwd
 from mesp_ref.engine.layer import Layer
 from mesp_ref.ops import NOTHING, Array, Table
@@ -131,3 +131,8 @@ def mlp_half_bwd(
 
 
 TILED = tiled()
+# For rows of several documents: attention in tiles, which forms next to no scores between documents, and
+# keeps what it rebuilds probabilities from; the MLP is whole.
+APART = PLAIN._replace(
+    attention=partial(attention_half, keep=lambda array: array), attention_bwd=attention_half_bwd
+)

@@ -16,7 +16,7 @@ from mesp_ref.lean import mlp_width
 from mesp_ref.lean.activations import Checkpoints
 from mesp_ref.lean.chunks import CHUNK, stream
 from mesp_ref.lean.halves_streamed import streamed
-from mesp_ref.lean.halves_tiled import tiled
+from mesp_ref.lean.halves_tiled import APART, tiled
 from mesp_ref.lean.mesp_streamed import mesp_streamed
 from mesp_ref.lean.mesp_tiled import mesp_tiled
 from mesp_ref.lean.shards import shared, shared_lm_loss
@@ -59,7 +59,7 @@ def new_step(
         keep = stack.keep if stack is not None and stack.offload else None
         halves = shared(tiled(keep, mlp_width(ids.size, workers.size)), workers, rows=True)
     else:
-        halves = shared(PLAIN, workers)
+        halves = shared(PLAIN if positions is None else APART, workers)
     return Step(
         model, adapter, ids, labels, layers(model, adapter, 0, ids.shape[1], positions), params, emit,
         stack, halves, lm_loss,

@@ -108,7 +108,7 @@ def table(sides: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Lines of a table of contents, a column for each of `sides`: Contents as dicts, by heading."""
     parts = list(sides.values())
     rows = [
-        (label.format(n=parts[0]["seq_len"]), [f"{part[name]:,}" for part in parts])
+        (label.format(n=parts[0]["seq_len"]), [_number(part, name) for part in parts])
         for name, label, always in _LINES
         if always or any(part[name] for part in parts)
     ]
@@ -117,6 +117,16 @@ def table(sides: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [" " * width + _right(list(sides), columns)] if len(sides) > 1 else []
     lines += [f"{label:<{width}}{_right(cells, columns)}" for label, cells in rows]
     return [*lines, *_notes(parts)]
+
+
+def _number(part: Mapping[str, Any], name: str) -> str:
+    """A number of all of the file; where a part of it was counted, about so many by that part."""
+    value, read, size = part[name], part["bytes_read"], part["bytes"]
+    if not 0 < read < size:
+        return f"{value:,}"
+    if name == "longest":
+        return f"at least {value:,}"
+    return f"about {float(f'{value * size / read:.2g}'):,.0f}"
 
 
 def _right(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -129,7 +139,7 @@ def _notes(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     read, size = (sum(part[name] for part in parts) for name in ("bytes_read", "bytes"))
     if read < size:
         notes.append(
-            f"counted in {read / 1e6:.1f} MB of {size / 1e6:.1f} MB, spread over the file; "
+            f"about: by {read / 1e6:.1f} MB of {size / 1e6:.1f} MB, spread over the file; "
             "mesp-ref data counts all of it"
         )
     if any(part["cut"] or part["too_long"] for part in parts):

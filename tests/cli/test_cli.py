@@ -562,6 +562,17 @@ SAY = "generate --model model --prompt Hi "
 MISTAKES = {
     "unknown command": ("train", None, "did you mean finetune?; see mesp-ref --help"),
     "misspelt command": ("fintune", None, "did you mean finetune?"),
+    "command of another tool": ("inference", None, "did you mean generate?"),
+    "misspelt alias": ("trian", None, "did you mean finetune?"),
+    "help as a command": ("help", None, "did you mean --help?"),
+    "option before the command": ("--epochs 3", None, "found '--epochs' before a command"),
+    "a file without its option": ("finetune x.txt", None, "did you mean --data x.txt?"),
+    "option of what stands alone": (
+        "info --model model",
+        None,
+        "behind --model alone; see mesp-ref info",
+    ),
+    "singular": (GOOD + "--epoch 3", None, "did you mean --steps (an epoch"),
     "unknown option": (
         GOOD + "--epochs 3",
         None,

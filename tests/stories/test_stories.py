@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mesp_ref.stories import TALES, Grammar, ask, conversation, questions, request, story
+from mesp_ref.stories import TALES, Grammar, ask, lesson_or_request, questions, request, story
 from mesp_ref.stories.chats import _ALWAYS, _PLOTS
 from mesp_ref.stories.corpus import write_questions
 from mesp_ref.train.data import open_data
@@ -178,7 +178,7 @@ def test_the_default_fine_tuning_set_is_valid_chat_jsonl(tmp_path):
     path = tmp_path / "questions.jsonl"
     write_questions(path, count=20)
     lines = path.read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [conversation(i) for i in range(20)]
+    assert [json.loads(line) for line in lines] == [lesson_or_request(i) for i in range(20)]
     assert open_data(path).kinds == ("messages",)
     again = tmp_path / "again.jsonl"
     write_questions(again, count=20)
