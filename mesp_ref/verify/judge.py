@@ -391,8 +391,11 @@ class LeafJudge:
     def _many_pieces(self, v: Array) -> bool:
         """Is this one of many equal numbers, and the function kinked where they are?"""
         equal = int((self.x == self.x[np.nonzero(v)][0]).sum()) if v.any() else 0
-        low, high = self._hull(self.full[0][0], []) if equal >= 8 else (0.0, 0.0)
-        return low < high
+        if equal < 8:
+            return False
+        along = self.full[0][0]
+        low, high = self._hull(along, [])
+        return low < high or len(list(self._nearby(along, 1.0))) < 4  # kinks wherever one looks
 
     def _hull(self, v: Array, sides: list[float]) -> tuple[float, float]:
         """The least and the largest slope of the pieces that meet here, seen where ties are broken.
@@ -502,7 +505,8 @@ class LeafJudge:
                 continue
             worst = max(worst, (error, got, expected, at), key=lambda w: w[0])
         error, got, expected, at = worst
-        verdict = "fail" if error > gate else "ok" if zero else "unsure"
+        unmoved = self.size == 0 and error == 0  # no step moved the forward, and 0 is what came
+        verdict = "fail" if error > gate else "ok" if zero or unmoved else "unsure"
         if verdict == "ok" and unsure is not None:
             return unsure
         meaning = f"Expected is the derivative by {self.judge.truth.name}; {self._where()}"

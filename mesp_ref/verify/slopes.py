@@ -109,7 +109,7 @@ def extrapolated(
         if first == 0 and rows and rows[-1][0] != 0:
             # The value comes in steps, and this h no longer reaches the next one: so large they are.
             coarse = abs(rows[-1][0]) * steps[-1]
-            if coarse <= STEPPED * largest:
+            if coarse <= max(STEPPED * largest, 64 * rounding()):
                 break
             rows, steps, coarse = [], [], 0.0  # too large for rounding: a flat piece begins here
         row = [first]
