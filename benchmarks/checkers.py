@@ -46,6 +46,8 @@ def torch_gradcheck(forward: Any, backward: Any, args: Any) -> bool:
     """torch.autograd.gradcheck of a Function made of the pair."""
     import torch
 
+    torch.set_num_threads(1)
+
     at, several = _floats(args), isinstance(forward(*args), tuple)
 
     class Function(torch.autograd.Function):
@@ -272,7 +274,7 @@ class Worker:
 
 
 def measured(name: str, paths: list[Path], draws: int, limit: float) -> dict[str, Any]:
-    """Per file: how many wrong ones a checker found, how many right ones it accepted, which it missed."""
+    """Per file: how many wrong ones a checker caught, how many right ones it accepted, and which not."""
     worker, found = Worker(name, paths, draws, limit), {}
     for path in paths:
         cases = load(path)

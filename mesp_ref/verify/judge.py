@@ -63,7 +63,9 @@ class Judge:
         places, pair, truth = self.pair.places, self.pair, self.truth
         if len(places) < 2 or self.conventions or not _tied([pair.point[i] for i in places]):
             return
-        v = {i: np.isfinite(np.asarray(pair.point[i], np.float64)).astype(np.float64) for i in places}
+        v = {
+            i: np.isfinite(np.asarray(pair.point[i], np.float64)).astype(np.float64) for i in places
+        }
         slope, sides = truth.along(v), truth.one_sided(v)
         dense = {i: _or_zeros(self.grads.get(i), pair.point[i]) for i in places}
         if not all(np.isfinite(g[v[i] > 0]).all() for i, g in dense.items()):
@@ -76,7 +78,9 @@ class Judge:
         kinked = abs(sides[0].value - sides[1].value) > 4 * (sides[0].error + sides[1].error) + gate
         if gate > CAP * size + abs(slope.value) or abs(got - slope.value) <= gate or kinked:
             return
-        meaning = "Expected is the derivative with all arguments moved alike, which keeps their ties."
+        meaning = (
+            "Expected is the derivative with all arguments moved alike, which keeps their ties."
+        )
         yield Finding(truth.name, "your op", "all", abs(got - slope.value), gate, meaning, (), got,
                       slope.value, failed=True)  # fmt: skip
 
@@ -201,7 +205,13 @@ class LeafJudge:
                 expected = known[0]
             meaning = f"found NaN or infinity, where the forward's slope is finite. {self._where()}"
             return self._made(
-                "unsure" if self.judge.pair.overflows() else "fail", math.inf, 0.0, meaning, index, float(self.got[index]), expected
+                "unsure" if self.judge.pair.overflows() else "fail",
+                math.inf,
+                0.0,
+                meaning,
+                index,
+                float(self.got[index]),
+                expected,
             )
         return None
 
@@ -223,7 +233,9 @@ class LeafJudge:
         self.units = [self.slope(self.unit(at)) for at in self.at]
         self.full = [(v, self.slope(v)) for v in self._directions()]
         if truth.name != "complex step":
-            self.units = [self._finer(self.unit(a), s) for a, s in zip(self.at, self.units, strict=True)]
+            self.units = [
+                self._finer(self.unit(a), s) for a, s in zip(self.at, self.units, strict=True)
+            ]
             self.full = [(v, self._finer(v, s)) for v, s in self.full]
         slopes = [*self.units, *(s for _, s in self.full)]
         norms = [1.0] * len(self.units) + [
@@ -379,13 +391,18 @@ class LeafJudge:
                 return Ruling("fail", low if got < low else high, why)
         for finer in (1.0, _SHORTER):
             real = self._real(v, finer)
-            if real.known and abs(got - real.value) <= real.error + self.relative * self.mag * entries:
+            if (
+                real.known
+                and abs(got - real.value) <= real.error + self.relative * self.mag * entries
+            ):
                 return Ruling("ok", real.value, "differences see what the truth did not")
         low, high = self._hull(v, [])
         if low - slack <= got <= high + slack or (whole and low < high):
             return Ruling("ok", truth.value, "a tie that moves with others only, as in a median")
         if not whole and self._many_pieces(v):
-            return Ruling("unsure", truth.value, " Many pieces meet here, of which few can be seen.")
+            return Ruling(
+                "unsure", truth.value, " Many pieces meet here, of which few can be seen."
+            )
         return self._rounded(v, got, truth, entries)
 
     def _many_pieces(self, v: Array) -> bool:

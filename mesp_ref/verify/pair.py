@@ -86,7 +86,9 @@ class Pair:
         """Is an output infinite only because the numbers grew too large on the way?"""
         if all(np.isfinite(y).all() for y in self.floating()):
             return False
-        small = self.at({i: (self.point[i] / 1024).astype(self.point[i].dtype) for i in self.places})
+        small = self.at(
+            {i: (self.point[i] / 1024).astype(self.point[i].dtype) for i in self.places}
+        )
         try:
             return all(bool(np.isfinite(y).all()) for y in small.floating())
         except Exception:  # outside of the domain

@@ -123,7 +123,9 @@ def extrapolated(
             if not any(row[0] for row in rows):
                 return 0.0, 0.0  # it does not move at all
             best, error = _best(rows, [rounding() / step for step in steps])
-            if error <= 2e-12 * abs(best) and (close or _same_close(difference, best, scale, rounding)):
+            if error <= 2e-12 * abs(best) and (
+                close or _same_close(difference, best, scale, rounding)
+            ):
                 return best, error
             close = close or error <= 2e-12 * abs(best)
     return _best(rows, [max(rounding(), 2 * coarse) / step for step in steps])

@@ -177,7 +177,11 @@ def one_long(x: Any, w: Any) -> Any:
 
 def one_long_bwd(dy: Any, x: Any, w: Any, outer: bool = True) -> Any:
     dx = w @ dy if w.ndim == 2 else w * dy
-    dw = np.multiply.outer(x, dy) if outer or w.ndim == 1 else np.multiply.outer(dy, x).reshape(w.shape)
+    dw = (
+        np.multiply.outer(x, dy)
+        if outer or w.ndim == 1
+        else np.multiply.outer(dy, x).reshape(w.shape)
+    )
     return dx, dw
 
 
@@ -218,44 +222,148 @@ def full_rank(draw: st.DrawFn) -> tuple[Any, ...]:
 
 
 KNOWN = (
-    Known("determinant of a singular matrix", np.linalg.det, lambda d, x: d * cofactors(x),
-          lambda d, x: d * np.linalg.det(x) * np.linalg.inv(x + 1e-30 * np.eye(len(x))).T
-          if np.linalg.matrix_rank(x) == len(x) else 0 * x, (_X,), _SQUARE),
-    Known("inverse: the transposes", np.linalg.inv,
-          lambda d, x: -np.linalg.inv(x).T @ d @ np.linalg.inv(x).T,
-          lambda d, x: -np.linalg.inv(x) @ d @ np.linalg.inv(x), (np.diag([1.0, 2, 3]),),
-          drawn(lambda draw: (solid(draw),))),
-    Known("solve with the matrix itself", np.linalg.solve, solve_bwd,
-          lambda d, a, b: solve_bwd(d, a, b, False), (_X @ _X.T + np.eye(3), numbers(3, 2)), drawn(system)),
-    Known("a triangle's other half", lower, lower_bwd, lambda d, a, b: lower_bwd(d, a, b, False),
-          (np.tril(_X) + 3 * np.eye(3), numbers(3, 2)), drawn(system)),
-    Known("cholesky: half of the diagonal", root, root_bwd, lambda d, x: root_bwd(d, x, False), (_X,),
-          _SQUARE),
-    Known("eigenvalues that are equal", of_symmetric, of_symmetric_bwd,
-          quiet(lambda d, x: of_symmetric_bwd(d, x, False)), (_X,), _SQUARE),
-    Known("singular vectors of a wide matrix", largest, largest_bwd, lambda d, x: largest_bwd(d, x, False),
-          (_X @ _X.T,), drawn(lambda draw: (draw(strategies.values(draw(strategies.shapes(2, 4)))),))),
-    Known("half a spectrum of odd length", spectrum, spectrum_bwd, lambda d, x: spectrum_bwd(d, x, False),
-          (numbers(2, 6),), _ROWS),
-    Known("and back", back, back_bwd, lambda d, r, i, n: back_bwd(d, r, i, n, False),
-          (numbers(2, 4), numbers(2, 4, seed=1), 6), drawn(halves)),
-    Known("the conjugate", product, product_bwd, lambda d, *a: product_bwd(d, *a, conj=False),
-          tuple(numbers(4, seed=k) for k in range(4)), drawn(four)),
-    Known("a matrix seen twice", quadratic, quadratic_bwd, lambda d, x, a: quadratic_bwd(d, x, a, False),
-          (numbers(2, 3), _X + _X.T), drawn(form)),
-    Known("logarithm of a volume", volume, lambda d, x: d * np.linalg.inv(x).T,
-          lambda d, x: d * np.linalg.inv(x), (_X @ _X.T + np.eye(3),), drawn(lambda draw: (solid(draw),))),
-    Known("a row times a matrix", one_long, one_long_bwd, lambda d, x, w: one_long_bwd(d, x, w, False),
-          (np.ones(3), _X), drawn(row_and_matrix)),
-    Known("kronecker: which block", np.kron, kron_bwd, lambda d, a, b: kron_bwd(d, a, b, False),
-          (numbers(1, 2), numbers(1, 2, seed=1)), drawn(two_matrices)),
-    Known("exponential of a matrix", linalg.expm, exp_bwd, lambda d, x: linalg.expm(x).T @ d,
-          (_X,), _SQUARE),
-    Known("pseudo-inverse of a tall matrix", np.linalg.pinv, pinv_bwd, lambda d, x: pinv_bwd(d, x, False),
-          (_X + 3 * np.eye(3),), drawn(full_rank)),
-    Known("trace of a product", lambda a, b: np.trace(a @ b), lambda d, a, b: (d * b.T, d * a.T),
-          lambda d, a, b: (d * b.reshape(a.shape), d * a.reshape(b.shape)),
-          (_X + _X.T, _X @ _X.T),
-          drawn(lambda draw: (lambda n: (draw(strategies.values(n)), draw(strategies.values(n[::-1]))))(
-              draw(strategies.shapes(2))))),
-)  # fmt: skip
+    Known(
+        "determinant of a singular matrix",
+        np.linalg.det,
+        lambda d, x: d * cofactors(x),
+        lambda d, x: (
+            d * np.linalg.det(x) * np.linalg.inv(x + 1e-30 * np.eye(len(x))).T
+            if np.linalg.matrix_rank(x) == len(x)
+            else 0 * x
+        ),
+        (_X,),
+        _SQUARE,
+    ),
+    Known(
+        "inverse: the transposes",
+        np.linalg.inv,
+        lambda d, x: -np.linalg.inv(x).T @ d @ np.linalg.inv(x).T,
+        lambda d, x: -np.linalg.inv(x) @ d @ np.linalg.inv(x),
+        (np.diag([1.0, 2, 3]),),
+        drawn(lambda draw: (solid(draw),)),
+    ),
+    Known(
+        "solve with the matrix itself",
+        np.linalg.solve,
+        solve_bwd,
+        lambda d, a, b: solve_bwd(d, a, b, False),
+        (_X @ _X.T + np.eye(3), numbers(3, 2)),
+        drawn(system),
+    ),
+    Known(
+        "a triangle's other half",
+        lower,
+        lower_bwd,
+        lambda d, a, b: lower_bwd(d, a, b, False),
+        (np.tril(_X) + 3 * np.eye(3), numbers(3, 2)),
+        drawn(system),
+    ),
+    Known(
+        "cholesky: half of the diagonal",
+        root,
+        root_bwd,
+        lambda d, x: root_bwd(d, x, False),
+        (_X,),
+        _SQUARE,
+    ),
+    Known(
+        "eigenvalues that are equal",
+        of_symmetric,
+        of_symmetric_bwd,
+        quiet(lambda d, x: of_symmetric_bwd(d, x, False)),
+        (_X,),
+        _SQUARE,
+    ),
+    Known(
+        "singular vectors of a wide matrix",
+        largest,
+        largest_bwd,
+        lambda d, x: largest_bwd(d, x, False),
+        (_X @ _X.T,),
+        drawn(lambda draw: (draw(strategies.values(draw(strategies.shapes(2, 4)))),)),
+    ),
+    Known(
+        "half a spectrum of odd length",
+        spectrum,
+        spectrum_bwd,
+        lambda d, x: spectrum_bwd(d, x, False),
+        (numbers(2, 6),),
+        _ROWS,
+    ),
+    Known(
+        "and back",
+        back,
+        back_bwd,
+        lambda d, r, i, n: back_bwd(d, r, i, n, False),
+        (numbers(2, 4), numbers(2, 4, seed=1), 6),
+        drawn(halves),
+    ),
+    Known(
+        "the conjugate",
+        product,
+        product_bwd,
+        lambda d, *a: product_bwd(d, *a, conj=False),
+        tuple(numbers(4, seed=k) for k in range(4)),
+        drawn(four),
+    ),
+    Known(
+        "a matrix seen twice",
+        quadratic,
+        quadratic_bwd,
+        lambda d, x, a: quadratic_bwd(d, x, a, False),
+        (numbers(2, 3), _X + _X.T),
+        drawn(form),
+    ),
+    Known(
+        "logarithm of a volume",
+        volume,
+        lambda d, x: d * np.linalg.inv(x).T,
+        lambda d, x: d * np.linalg.inv(x),
+        (_X @ _X.T + np.eye(3),),
+        drawn(lambda draw: (solid(draw),)),
+    ),
+    Known(
+        "a row times a matrix",
+        one_long,
+        one_long_bwd,
+        lambda d, x, w: one_long_bwd(d, x, w, False),
+        (np.ones(3), _X),
+        drawn(row_and_matrix),
+    ),
+    Known(
+        "kronecker: which block",
+        np.kron,
+        kron_bwd,
+        lambda d, a, b: kron_bwd(d, a, b, False),
+        (numbers(1, 2), numbers(1, 2, seed=1)),
+        drawn(two_matrices),
+    ),
+    Known(
+        "exponential of a matrix",
+        linalg.expm,
+        exp_bwd,
+        lambda d, x: linalg.expm(x).T @ d,
+        (_X,),
+        _SQUARE,
+    ),
+    Known(
+        "pseudo-inverse of a tall matrix",
+        np.linalg.pinv,
+        pinv_bwd,
+        lambda d, x: pinv_bwd(d, x, False),
+        (_X + 3 * np.eye(3),),
+        drawn(full_rank),
+    ),
+    Known(
+        "trace of a product",
+        lambda a, b: np.trace(a @ b),
+        lambda d, a, b: (d * b.T, d * a.T),
+        lambda d, a, b: (d * b.reshape(a.shape), d * a.reshape(b.shape)),
+        (_X + _X.T, _X @ _X.T),
+        drawn(
+            lambda draw: (lambda n: (draw(strategies.values(n)), draw(strategies.values(n[::-1]))))(
+                draw(strategies.shapes(2))
+            )
+        ),
+    ),
+)

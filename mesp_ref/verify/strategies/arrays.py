@@ -79,7 +79,9 @@ def _far(rng: np.random.Generator, shape: Shape) -> Array:
 def _patchwork(rng: np.random.Generator, shape: Shape, far: bool = False) -> Array:
     """Each row of another kind; of a single row, each number."""
     single = len(shape) == 1
-    rows = rng.integers(0, 6 if far else 5, (*shape[:-1], shape[-1] if single else 1) if shape else ())
+    rows = rng.integers(
+        0, 6 if far else 5, (*shape[:-1], shape[-1] if single else 1) if shape else ()
+    )
     kinds = [_ordinary, _ordinary, _zeros, _constant_rows, _ties, _far]
     made = _ordinary(rng, shape)
     for k, kind in enumerate(kinds):
@@ -118,9 +120,9 @@ def values(
     if int(np.prod(size)) >= MANY:
         kinds = (_ordinary, _ordinary, _ones, _constant_rows, _ones, _ties)
     number = draw(seeds)
-    rng = np.random.default_rng(number)
+    rng = np.random.default_rng([number, *size])  # hypothesis draws some seeds again and again
     # Kind and scale by the seed, each as often as it stands there; a drawn index would be low mostly.
-    kind, scale = kinds[rng.integers(len(kinds))], scales[rng.integers(len(scales))]
+    kind, scale = kinds[int(rng.integers(len(kinds)))], scales[int(rng.integers(len(scales)))]
     if number == 0:
         kind, scale = _ordinary, scales[0]
     return np.asarray((kind if special else _ordinary)(rng, size) * scale, dtype)

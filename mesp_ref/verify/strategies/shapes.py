@@ -26,7 +26,7 @@ def _around_tiles(draw: st.DrawFn, axes: int, tiles: Sequence[int]) -> Shape:
 
 @st.composite
 def _past_16_bits(draw: st.DrawFn, axes: int) -> Shape:
-    """Two lengths, often the first, whose product is just above 2¹⁵ or 2¹⁶, the others tiny; 2,050 for one.
+    """Two lengths, often the first, with a product just above 2¹⁵ or 2¹⁶, the others tiny; or 2,050.
 
     No length is longer: what a test makes of it may be as large as its square.
     """
