@@ -1,20 +1,23 @@
-"""Checkers of gradients on known kinds of bugs and on right backwards; writes docs/checkers.md's tables.
+"""Checkers of gradients on known kinds of bugs and on right backwards: the tables of docs/checkers.md.
 
-python benchmarks/checkers.py [--draws 40] [--cases FILE]
+python benchmarks/checkers.py [--draws 40] [--limit 2] [--cases FILE ...] [--only mesp_ref]
 
-Cases are those of tests/verify/known_bugs.py, or a file of one's own with the same list KNOWN. Each
-checker gets the pair at the case's one ordinary sample and at `draws` drawn examples, with its own
-default tolerances. torch, jax, autograd and numdifftools are measured where they are installed.
+Cases are those of tests/verify/known_bugs*.py, or files of one's own with a list KNOWN like theirs.
+Each checker gets a pair at the case's one ordinary sample and at `draws` drawn examples, the same for
+all, with its own default tolerances; after `limit` seconds of processor time a case gets no further
+example. Every checker runs in a process of its own, which is replaced if it does not come back. torch,
+jax, autograd and numdifftools are measured where they are installed.
 """
 
 import argparse
 import importlib.util
+import multiprocessing
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
@@ -42,6 +45,8 @@ def _tuple(value: Any) -> tuple[Any, ...]:
 def torch_gradcheck(forward: Any, backward: Any, args: Any) -> bool:
     """torch.autograd.gradcheck of a Function made of the pair."""
     import torch
+
+    torch.set_num_threads(1)
 
     at, several = _floats(args), isinstance(forward(*args), tuple)
 
@@ -74,6 +79,8 @@ def jax_check_grads(forward: Any, backward: Any, args: Any) -> bool:
     """jax.test_util.check_grads, reverse mode, of a custom_vjp that calls the pair back."""
     import jax
     from jax.test_util import check_grads
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # callbacks wait for each other else
 
     at = _floats(args)
 
@@ -161,10 +168,24 @@ CHECKERS: dict[str, tuple[str, Checker]] = {
 }
 
 
-def accepts(check: Checker, pair: Pair, known: Any, draws: int) -> bool:
-    """Does a checker accept a pair at its sample and at every draw? An exception is a rejection."""
+class Answer(NamedTuple):
+    """What a checker said to a pair: did it accept it, and in how many seconds of processor time."""
+
+    accepted: bool
+    seconds: float
+
+
+class _Enough(Exception):
+    """The time for a case is spent."""
+
+
+def accepts(check: Checker, pair: Pair, known: Any, draws: int, limit: float) -> bool:
+    """Does a checker accept a pair at its sample and at the draws? An exception is a rejection."""
+    start = time.process_time()
 
     def judged(args: Any) -> None:
+        if time.process_time() - start > limit:
+            raise _Enough
         copies = tuple(a.copy() if isinstance(a, np.ndarray) else a for a in args)
         if sum(np.size(a) for a in args) > 3000 and check is not ours:
             return  # entry by entry that would take minutes
@@ -180,46 +201,128 @@ def accepts(check: Checker, pair: Pair, known: Any, draws: int) -> bool:
         judged(known.sample)
         if draws:
             test()
+    except _Enough:
+        return True
     except Exception:
         return False
     return True
 
 
-def rows(cases: list[Any], draws: int) -> Iterator[str]:
-    """A Markdown table: wrong ones found, right ones accepted, seconds."""
-    yield "| checker | wrong: found of | right: accepted of | seconds | missed |"
-    yield "| --- | --- | --- | --- | --- |"
-    for name, (module, check) in CHECKERS.items():
-        if importlib.util.find_spec(module) is None:
-            yield f"| {name} | not installed | | | |"
-            continue
-        start, missed, right = time.perf_counter(), [], 0
-        for known in cases:
-            forward = known.wrong_forward or known.forward
-            if accepts(check, (forward, known.wrong), known, draws):
-                missed.append(known.kind)
-            right += accepts(check, (known.forward, known.right), known, draws)
-        spent = time.perf_counter() - start
-        found, total = len(cases) - len(missed), len(cases)
-        yield f"| {name} | {found} of {total} | {right} of {total} | {spent:.0f} | {', '.join(missed)} |"
+def load(path: Path) -> list[Any]:
+    """The cases of a file.
+
+    Raises SystemExit where it is none.
+    """
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise SystemExit(f"--cases {path}: found no Python file")
+    module = sys.modules.setdefault(path.stem, importlib.util.module_from_spec(spec))
+    if not hasattr(module, "KNOWN"):
+        spec.loader.exec_module(module)
+    return list(module.KNOWN)
+
+
+def _work(pipe: Any, name: str, paths: list[Path], draws: int, limit: float) -> None:
+    """Answers (file, place, wrong?) with an Answer until it is told None."""
+    warnings.simplefilter("ignore")
+    np.seterr(all="ignore")
+    cases = {path: load(path) for path in paths}
+    pipe.send("ready")
+    while (wanted := pipe.recv()) is not None:
+        path, place, wrong = wanted
+        known, start = cases[path][place], time.process_time()
+        pair = (known.wrong_forward or known.forward, known.wrong)
+        pair = pair if wrong else (known.forward, known.right)
+        said = accepts(CHECKERS[name][1], pair, known, draws, limit)
+        pipe.send(Answer(said, time.process_time() - start))
+
+
+class Worker:
+    """A checker in another process: one that hangs is killed and counts as having accepted."""
+
+    def __init__(self, name: str, paths: list[Path], draws: int, limit: float):
+        self.given, self.limit = (name, paths, draws, limit), limit
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_work, args=(other, *self.given), daemon=True)
+        self.process.start()
+        other.close()
+        self.pipe.recv()
+
+    def ask(self, path: Path, place: int, wrong: bool) -> Answer:
+        """What it says to a case."""
+        self.pipe.send((path, place, wrong))
+        try:
+            if self.pipe.poll(10 * self.limit + 20):
+                answer: Answer = self.pipe.recv()
+                return answer
+        except EOFError:
+            pass
+        self.process.kill()
+        self._start()
+        return Answer(True, self.limit)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.pipe.send(None)
+        self.process.join(5)
+        self.process.kill()
+
+
+def measured(name: str, paths: list[Path], draws: int, limit: float) -> dict[str, Any]:
+    """Per file: how many wrong ones a checker caught, how many right ones it accepted, and which not."""
+    worker, found = Worker(name, paths, draws, limit), {}
+    for path in paths:
+        cases = load(path)
+        wrong = [worker.ask(path, i, True) for i in range(len(cases))]
+        right = [worker.ask(path, i, False) for i in range(len(cases))]
+        found[path.stem] = {
+            "caught": sum(not a.accepted for a in wrong), "accepted": sum(a.accepted for a in right),
+            "of": len(cases), "seconds": sum(a.seconds for a in (*wrong, *right)),
+            "missed": [k.kind for k, a in zip(cases, wrong, strict=True) if a.accepted],
+            "rejected": [k.kind for k, a in zip(cases, right, strict=True) if not a.accepted],
+        }  # fmt: skip
+    worker.close()
+    return found
+
+
+def table(results: dict[str, dict[str, Any]], what: str) -> Iterator[str]:
+    """A Markdown table: a row a checker, a column a file of cases, their sum, and the seconds."""
+    files = list(next(iter(results.values())))
+    heads = [f.removeprefix("known_bugs").strip("_") or "formulas, behaviour" for f in files]
+    yield f"| {what} | {' | '.join(heads)} | all | seconds |"
+    yield "| --- " * (len(files) + 3) + "|"
+    for name, found in results.items():
+        cells = [f"{found[f][what]} of {found[f]['of']}" for f in files]
+        total = f"{sum(found[f][what] for f in files)} of {sum(found[f]['of'] for f in files)}"
+        seconds = sum(found[f]["seconds"] for f in files)
+        yield f"| {name} | {' | '.join(cells)} | **{total}** | {seconds:.0f} |"
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the tables, and what each checker missed or rejected."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=40)
-    parser.add_argument("--cases", type=Path, default=ROOT / "tests/verify/known_bugs.py")
+    parser.add_argument("--limit", type=float, default=2.0, help="seconds of a case")
+    parser.add_argument("--cases", type=Path, nargs="+")
+    parser.add_argument("--only", nargs="+", choices=list(CHECKERS), default=list(CHECKERS))
     options = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("known_cases", options.cases)
-    if spec is None or spec.loader is None:
-        parser.error(f"--cases {options.cases}: found no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["known_cases"] = module
-    spec.loader.exec_module(module)
-    warnings.simplefilter("ignore")
-    with np.errstate(all="ignore"):
-        for row in rows(list(module.KNOWN), options.draws):
-            print(row, flush=True)
+    paths = options.cases or sorted((ROOT / "tests/verify").glob("known_bugs*.py"))
+    results = {}
+    for name in options.only:
+        if importlib.util.find_spec(CHECKERS[name][0]) is None:
+            print(f"{name}: not installed", flush=True)
+            continue
+        results[name] = measured(name, paths, options.draws, options.limit)
+        for what in ("missed", "rejected"):
+            listed = [kind for found in results[name].values() for kind in found[what]]
+            print(f"{name} {what}: {', '.join(listed) or 'nothing'}", flush=True)
+    for what in ("caught", "accepted"):
+        print("\n".join(["", *table(results, what)]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ test_rmsnorm = rmsnorm.test          # or: pytest --mesp-gradcheck my.module
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.verify.gradcheck import gradcheck
 from mesp_ref.verify.strategies import shapes, values
 from mesp_ref.verify.strategies.shapes import TILES
+from mesp_ref.verify.tree import leaves
 
 KEPT = ".mesp-gradcheck"  # directory of failing examples, below the one where the test runs
 
@@ -45,24 +47,81 @@ def arguments(*axes: str, tiles: Sequence[int] = TILES) -> st.SearchStrategy[tup
 
 
 def pasted(value: Any) -> str:
-    """An argument as one writes it: small arrays in full, others by their first entries."""
+    """An argument as one writes it, arrays in lists and dictionaries too."""
     if isinstance(value, np.ndarray):
-        numbers = np.asarray(value, np.float64) if value.dtype.kind not in "biuf" else value
-        if value.size > 64:
-            first = numbers.reshape(-1)[:8].tolist()
-            return f"np.resize(np.array({first}, np.{value.dtype}), {value.shape})  # begins so"
-        return f"np.array({numbers.tolist()}, dtype=np.{value.dtype})"
+        plain = value.dtype.kind in "biuf"
+        numbers = (value if plain else np.asarray(value, np.float64)).tolist()
+        return f"np.array({numbers}, dtype={'np' if plain else 'ml_dtypes'}.{value.dtype})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {pasted(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        parts = ", ".join(map(pasted, value))
+        return f"[{parts}]" if isinstance(value, list) else f"({parts},)" if value else "()"
     return repr(value)
 
 
-def to_paste(args: Sequence[Any], number: int) -> str:
-    """A failing example in three lines."""
-    lines = ", ".join(pasted(a) for a in args)
-    return (
-        "nan, inf = float('nan'), float('inf')\n"
-        f"args = ({lines},)\n"
-        f"print(gradcheck(forward, backward, args, seed={number}))"
+def _origin(function: Callable[..., Any], role: str) -> str:
+    """The import that brings a function back, or nothing where it has no name of its own."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__name__", "")
+    known = getattr(sys.modules.get(module or ""), name, None) is function
+    return f"; from {module} import {name} as {role}" if known and module != "__main__" else ""
+
+
+def to_paste(
+    forward: Callable[..., Any], backward: Callable[..., Any], args: Sequence[Any], number: int,
+    **options: Any,
+) -> str:  # fmt: skip
+    """A failing example in three lines that run: with many numbers they are read from the kept file.
+
+    Functions without a place to import them from stand there as forward and backward.
+    """
+    many = sum(leaf.size for _, leaf in leaves(tuple(args)) if isinstance(leaf, np.ndarray)) > 64
+    written = pasted(tuple(args))
+    narrow = "; import ml_dtypes" if "ml_dtypes." in written else ""
+    more = "".join(
+        f", {k}={v!r}" for k, v in options.items() if isinstance(v, str | tuple | bool | float)
     )
+    name = _name(forward)
+    return (
+        f"import numpy as np; from mesp_ref.verify import gradcheck{narrow}; "
+        f"from numpy import inf, nan{_origin(forward, 'forward')}{_origin(backward, 'backward')}\n"
+        + (f"from mesp_ref.verify.drawn import kept; args, _ = kept({name!r})\n" if many
+           else f"args = {written}\n")
+        + f"print(gradcheck(forward, backward, args, seed={number}{more}))"
+    )  # fmt: skip
+
+
+def _name(forward: Callable[..., Any]) -> str:
+    return getattr(forward, "__name__", "pair").strip("<>")
+
+
+def _stored(value: Any) -> Any:
+    """What JSON can hold of an argument; arrays with their dtype, tuples and dictionaries as such."""
+    if isinstance(value, np.ndarray):
+        numbers = value if value.dtype.kind in "biuf" else np.asarray(value, np.float64)
+        return {
+            "dtype": str(value.dtype), "shape": list(value.shape), "values": numbers.ravel().tolist()
+        }  # fmt: skip
+    if isinstance(value, dict):
+        return {"dict": [[k, _stored(v)] for k, v in value.items()]}
+    if isinstance(value, tuple):
+        return {"tuple": [_stored(v) for v in value]}
+    return [_stored(v) for v in value] if isinstance(value, list) else value
+
+
+def _restored(value: Any) -> Any:
+    """The other way."""
+    if isinstance(value, list):
+        return [_restored(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "dict" in value:
+        return {k: _restored(v) for k, v in value["dict"]}
+    if "tuple" in value:
+        return tuple(_restored(v) for v in value["tuple"])
+    if value["dtype"].startswith(("bfloat", "float8")):
+        import ml_dtypes  # noqa: F401  NumPy knows its types by name from then on
+    return np.array(value["values"]).astype(value["dtype"]).reshape(value["shape"])
 
 
 def keep(name: str, args: Sequence[Any], number: int) -> Path:
@@ -70,11 +129,7 @@ def keep(name: str, args: Sequence[Any], number: int) -> Path:
     folder = Path(KEPT)
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
-    stored = [
-        {"dtype": str(a.dtype), "shape": list(a.shape), "values": np.asarray(a).ravel().tolist()}
-        if isinstance(a, np.ndarray) else a
-        for a in args
-    ]  # fmt: skip
+    stored = [_stored(a) for a in args]
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps({"seed": number, "args": stored}), encoding="utf-8")
     aside.replace(path)
@@ -91,10 +146,7 @@ def kept(name: str) -> tuple[tuple[Any, ...], int] | None:
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        args = [
-            np.array(a["values"], a["dtype"]).reshape(a["shape"]) if isinstance(a, dict) else a
-            for a in stored["args"]
-        ]
+        args = [_restored(a) for a in stored["args"]]
         return tuple(args), int(stored["seed"])
     except (KeyError, TypeError, ValueError) as error:
         raise MespRefError(f"{path}: found no kept example ({error}); delete it") from None
@@ -112,7 +164,7 @@ def make_test(
     A failing example is shrunk, printed as lines to paste, and kept in .mesp-gradcheck; a kept one
     that passes again is removed.
     """
-    name = getattr(forward, "__name__", "pair").strip("<>")
+    name = _name(forward)
     names = options.pop("names", None) or _names(forward)
     last: dict[str, Any] = {}
 
@@ -121,7 +173,8 @@ def make_test(
         result = gradcheck(forward, backward, args, names=usual, seed=number, **options)
         if not result.passed:
             last.update(args=args, seed=number)
-            raise AssertionError(f"{result}\nTo see it again:\n{to_paste(args, number)}")
+            again = to_paste(forward, backward, args, number, **options)
+            raise AssertionError(f"{result}\nTo see it again:\n{again}")
 
     @seed(0)
     @settings(max_examples=max_examples, deadline=None, database=None)

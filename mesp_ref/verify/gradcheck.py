@@ -25,6 +25,7 @@ _ADVICE = (
     "Not judged: rounding, or the error of the truth, is more than a thousandth of this gradient. "
     "Inputs nearer to 1, larger gradients or float64 would be judged."
 )
+_STREAM = 24  # of random numbers, apart from everyone else's
 SMALL = 4096  # entries in all, up to which other shapes are tried
 _RANKS = "Meant for as many axes as these only? Then say so: ranks=False."
 _TALLER = "an axis in front, which the forward takes and the backward silently gets wrong"
@@ -196,7 +197,7 @@ class _Check:
     float32: str = ""
 
     def run(self) -> GradcheckResult:
-        self.rng = np.random.default_rng(self.seed)
+        self.rng = self._generator()
         pure = list(behaviour.forward_is_pure(self.pair))
         dys = self._cotangents(self.pair)
         self.truth = choose(self.model, dys, self.rng)
@@ -234,6 +235,8 @@ class _Check:
         if wrong or not any(np.isfinite(v).any() or not v.size for v in values):
             _discard("gradcheck: the forward is not finite")
             raise MespRefError("forward: found NaN or infinity at args, expected finite outputs")
+        if not all(np.isfinite(v).all() for v in values) and pair.overflows():
+            _discard("gradcheck: the forward overflows")
         drawn = [self.rng.standard_normal(y.shape) for y in outputs]
         return tuple(
             np.asarray(np.where(np.isfinite(v), d, 0)).astype(y.dtype)
@@ -248,8 +251,13 @@ class _Check:
         return int(np.clip(budget // max(size, 1), 2, ENTRIES))
 
     def _judge(self, pair: Pair, truth: Truth, dys: Arrays, grads: Any, entries: int) -> Judge:
-        rng = np.random.default_rng(self.seed)
+        rng = self._generator()
         return Judge(truth, pair, dys, grads, rng, self.rtol, entries, self.conventions)
+
+    def _generator(self) -> np.random.Generator:
+        """Not that of default_rng(seed): the arguments may well have come from there, and dy = x hides
+        what is orthogonal to x."""
+        return np.random.default_rng([self.seed, _STREAM])
 
     def _behaviour(self, dys: Arrays, grads: Any, values: list[Finding]) -> list[Finding]:
         floors = {}

@@ -15,6 +15,7 @@ from mesp_ref.verify.slopes import Slope
 from mesp_ref.verify.truth import Truth, random_direction
 
 CAP = 1e-3  # of a gradient's own size: a gate wider than that proves nothing
+_SHORTER = 2.0**-13  # of steps, where kinks lie close by
 SUSPECTS = 24  # entries beyond the gate that are looked at again
 
 
@@ -52,6 +53,36 @@ class Judge:
         for leaf in self.pair.places:
             found = LeafJudge(self, leaf).finding()
             yield self._by_symmetry(leaf, found) if found.failed else found
+        yield from self._together()
+
+    def _together(self) -> Iterator[Finding]:
+        """Arguments that hold equal numbers, moved alike: ties between them stay, as in max(a, b).
+
+        Each gradient alone may be any slope of a kink, their sum along this direction is one number.
+        """
+        places, pair, truth = self.pair.places, self.pair, self.truth
+        if len(places) < 2 or self.conventions or not _tied([pair.point[i] for i in places]):
+            return
+        v = {
+            i: np.isfinite(np.asarray(pair.point[i], np.float64)).astype(np.float64) for i in places
+        }
+        slope, sides = truth.along(v), truth.one_sided(v)
+        dense = {i: _or_zeros(self.grads.get(i), pair.point[i]) for i in places}
+        if not all(np.isfinite(g[v[i] > 0]).all() for i, g in dense.items()):
+            return
+        got = sum(float((np.where(v[i] > 0, g, 0) * v[i]).sum()) for i, g in dense.items())
+        size = sum(float(np.abs(np.where(v[i] > 0, g, 0)).sum()) for i, g in dense.items())
+        unit = max(truth.unit, *(eps(pair.point[i].dtype) for i in places))
+        largest = max(float(np.abs(pair.point[i][v[i] > 0]).max(initial=0)) for i in places) or 1.0
+        gate = max(1e-6, 64 * unit) * size + 10 * slope.error + 64 * unit * truth.size / largest
+        kinked = abs(sides[0].value - sides[1].value) > 4 * (sides[0].error + sides[1].error) + gate
+        if gate > CAP * size + abs(slope.value) or abs(got - slope.value) <= gate or kinked:
+            return
+        meaning = (
+            "Expected is the derivative with all arguments moved alike, which keeps their ties."
+        )
+        yield Finding(truth.name, "your op", "all", abs(got - slope.value), gate, meaning, (), got,
+                      slope.value, failed=True)  # fmt: skip
 
     def _by_symmetry(self, leaf: int, found: Finding) -> Finding:
         """A failure at a symmetric matrix that holds along symmetric directions may be meant so."""
@@ -76,12 +107,23 @@ class Judge:
         if truth is None or truth.pair is self.pair:
             return None
         try:
+            truth.along({i: np.ones(truth.pair.point[i].shape) for i in truth.pair.places})
             grads = truth.pair.gradients(truth.dys)
             made = {i: np.asarray(g) for i, g in grads.items() if g is not None}
         except Exception:  # float64 may be all that a stranger's function knows
             return None
         fits = all(made[i].dtype == truth.pair.point[i].dtype for i in made)
         return (truth, made) if fits else None
+
+
+def _or_zeros(grad: Any, like: Array) -> Array:
+    return np.zeros(like.shape) if grad is None else np.asarray(grad).astype(np.float64)
+
+
+def _tied(arrays: list[Array]) -> bool:
+    """Do two of the arrays hold the same number?"""
+    sets = [np.unique(np.asarray(a, np.float64)) for a in arrays]
+    return len(np.unique(np.concatenate(sets))) < sum(map(len, sets))
 
 
 @dataclass
@@ -115,9 +157,9 @@ class LeafJudge:
     def convention(self) -> Convention:
         return self.judge.conventions.get(self.leaf, PLAIN)
 
-    def slope(self, v: Array) -> Slope:
+    def slope(self, v: Array, finer: float = 1.0) -> Slope:
         """The truth along v, as the convention has it."""
-        found, factor = self.judge.truth.along({self.leaf: v}), self.convention.factor
+        found, factor = self.judge.truth.along({self.leaf: v}, finer), self.convention.factor
         return Slope(factor * found.value, abs(factor) * found.error, abs(factor) * found.mag)
 
     def unit(self, at: tuple[int, ...]) -> Array:
@@ -163,7 +205,13 @@ class LeafJudge:
                 expected = known[0]
             meaning = f"found NaN or infinity, where the forward's slope is finite. {self._where()}"
             return self._made(
-                "fail", math.inf, 0.0, meaning, index, float(self.got[index]), expected
+                "unsure" if self.judge.pair.overflows() else "fail",
+                math.inf,
+                0.0,
+                meaning,
+                index,
+                float(self.got[index]),
+                expected,
             )
         return None
 
@@ -180,25 +228,40 @@ class LeafJudge:
         if len(flat) > self.judge.entries:
             flat = np.sort(self.judge.rng.choice(flat, self.judge.entries, replace=False))
         self.judge.looked[self.leaf] = len(flat), self.x.size
+        dtype, truth = self.x.dtype, self.judge.truth
         self.at = [tuple(int(i) for i in np.unravel_index(k, self.x.shape)) for k in flat]
         self.units = [self.slope(self.unit(at)) for at in self.at]
         self.full = [(v, self.slope(v)) for v in self._directions()]
+        if truth.name != "complex step":
+            self.units = [
+                self._finer(self.unit(a), s) for a, s in zip(self.at, self.units, strict=True)
+            ]
+            self.full = [(v, self._finer(v, s)) for v, s in self.full]
         slopes = [*self.units, *(s for _, s in self.full)]
         norms = [1.0] * len(self.units) + [
             float(np.sqrt((v * v).sum())) or 1.0 for v, _ in self.full
         ]
-        known = [(s, n) for s, n in zip(slopes, norms, strict=True) if np.isfinite(s.value)]
+        finite = [(s, n) for s, n in zip(slopes, norms, strict=True) if np.isfinite(s.value)]
+        known = [(s, n) for s, n in finite if s.known and s.value] or finite
         self.size = max((abs(s.value) / n for s, n in known), default=0.0)
-        self.mag = max([s.mag for s in self.units if np.isfinite(s.mag)] + [self.size])
+        exact = truth.name == "complex step"
+        mags = [s.mag for s in self.units if np.isfinite(s.mag) and (exact or s.known)]
+        self.mag = max([*mags, self.size])
         self.error = max((s.error / n for s, n in known), default=math.inf)
-        dtype, truth = self.x.dtype, self.judge.truth
         low = eps(dtype) > eps(np.float32)
         default = 4 * eps(dtype) if low else 1e-5 if dtype == np.float32 else 1e-10
         self.relative = default if self.judge.rtol is None else self.judge.rtol
         self.cap = max(CAP, 16 * eps(dtype) if low else 0, self.judge.rtol or 0) * self.size
-        finite = np.abs(np.asarray(self.x, np.float64)[np.isfinite(np.asarray(self.x, np.float64))])
-        homogeneous = truth.size / (float(finite.max(initial=0)) or 1.0)
+        largest = np.abs(np.where(self.fit, np.asarray(self.x, np.float64), 0)).max(initial=0)
+        homogeneous = truth.size / (float(largest) or 1.0)
         self.floor = 16 * max(eps(dtype), truth.unit) * max(self.mag, homogeneous)
+
+    def _finer(self, v: Array, found: Slope) -> Slope:
+        """Asked once more with shorter steps where differences resolve nothing: kinks lie close by."""
+        if found.known or not found.value:
+            return found
+        shorter = self.slope(v, _SHORTER)
+        return shorter if shorter.value and shorter.error < found.error else found
 
     def _directions(self) -> Iterator[Array]:
         """Two random ones through all entries, one past zeros and ties (where kinks are), all alike."""
@@ -276,7 +339,7 @@ class LeafJudge:
             at = self._traced(v)
             found = self._entry(at, self.slope(self.unit(at)))
             if found is None:
-                ruling = self._again(v, got, truth, 4 * root)
+                ruling = self._again(v, got, truth, 4 * root, whole=True)
                 if ruling.verdict != "ok":
                     meaning = f"Along a random direction through all entries. {self._where()}"
                     found = self._made(ruling.verdict, abs(got - ruling.expected), gate,
@@ -301,10 +364,15 @@ class LeafJudge:
             inside = halves[int(errors[1] > errors[0])]
         return tuple(int(i) for i in np.unravel_index(int(inside[0]), v.shape))
 
-    def _again(self, v: Array, got: float, truth: Slope, entries: float) -> Ruling:
+    def _again(
+        self, v: Array, got: float, truth: Slope, entries: float, whole: bool = False
+    ) -> Ruling:
         """Is it a kink, an infinite slope, a blind spot of the truth, or rounding? Else it is wrong."""
         factor = self.convention.factor
         sides = self.judge.truth.one_sided({self.leaf: v})
+        if not all(s.known or math.isinf(s.value) for s in sides):
+            shorter = self.judge.truth.one_sided({self.leaf: v}, _SHORTER)
+            sides = min(sides, shorter, key=lambda pair: max(s.error for s in pair))
         ahead, behind = (Slope(factor * s.value, abs(factor) * s.error) for s in sides)
         slack = self.relative * self.mag * entries + 1e-6 * self.size * entries
         known = [s for s in (ahead, behind) if math.isfinite(s.value)]
@@ -314,39 +382,75 @@ class LeafJudge:
             low, high = min(s.value for s in known), max(s.value for s in known)
             blur = 4 * sum(s.error for s in known) + slack
             if high - low > blur or (len(known) == 1 and not truth.known):
-                if low - blur <= got <= high + blur:
+                if low - blur <= got <= high + blur or whole:
                     return Ruling("ok", truth.value, "a kink")
-                near = [low, high, *self._nearby(v)]
-                low, high = min(near), max(near)
-                blur += 1e-2 * (high - low)
+                low, high = self._hull(v, [low, high])
                 if low - blur <= got <= high + blur:
                     return Ruling("ok", truth.value, "a kink of several pieces")
-                if len(known) == 2 and entries > 1:
-                    return Ruling("ok", truth.value, "kinked along this direction")
                 why = f" It is a kink: any value from {low:.6g} to {high:.6g} would do."
                 return Ruling("fail", low if got < low else high, why)
-        real = self._real(v)
-        if real.known and abs(got - real.value) <= real.error + self.relative * self.mag * entries:
-            return Ruling("ok", real.value, "differences see what complex step does not")
+        for finer in (1.0, _SHORTER):
+            real = self._real(v, finer)
+            if (
+                real.known
+                and abs(got - real.value) <= real.error + self.relative * self.mag * entries
+            ):
+                return Ruling("ok", real.value, "differences see what the truth did not")
+        low, high = self._hull(v, [])
+        if low - slack <= got <= high + slack or (whole and low < high):
+            return Ruling("ok", truth.value, "a tie that moves with others only, as in a median")
+        if not whole and self._many_pieces(v):
+            return Ruling(
+                "unsure", truth.value, " Many pieces meet here, of which few can be seen."
+            )
         return self._rounded(v, got, truth, entries)
 
-    def _nearby(self, v: Array) -> Iterator[float]:
-        """Slopes along v at points close by, where ties are broken: their hull is what a kink allows."""
-        truth = self.judge.truth
+    def _many_pieces(self, v: Array) -> bool:
+        """Is this one of many equal numbers, and the function kinked where they are?"""
+        equal = int((self.x == self.x[np.nonzero(v)][0]).sum()) if v.any() else 0
+        if equal < 8:
+            return False
+        along = self.full[0][0]
+        low, high = self._hull(along, [])
+        return low < high or len(list(self._nearby(along, 1.0))) < 4  # kinks wherever one looks
+
+    def _hull(self, v: Array, sides: list[float]) -> tuple[float, float]:
+        """The least and the largest slope of the pieces that meet here, seen where ties are broken.
+
+        Pieces stay as far apart as they are on a finer scale; a steep function is told by that. Of
+        more than two not all are seen: their hull is taken twice as wide. Without any, +inf and −inf.
+        """
+        near, closer = list(self._nearby(v, 1.0)), list(self._nearby(v, 2.0**-4))
+        if not sides and (min(len(near), len(closer)) < 4 or np.ptp(closer) < 0.3 * np.ptp(near)):
+            return math.inf, -math.inf
+        seen = np.sort([*sides, *near, *closer])
+        same = 1e-4 * self.size * (float(np.sqrt((v * v).sum())) or 1.0)
+        pieces = int((np.diff(seen) > same).sum()) + 1
+        if not len(seen) or (pieces < 2 and not sides):
+            return math.inf, -math.inf
+        wider = float(seen[-1] - seen[0]) / 2 if pieces > 2 else 0.0
+        return float(seen[0]) - wider, float(seen[-1]) + wider
+
+    def _nearby(self, v: Array, closer: float) -> Iterator[float]:
+        """Slopes along v at points close by, where ties are broken."""
+        truth, moves = self.judge.truth, {self.leaf: v}
         x, scale = truth.pair.point[self.leaf], truth.scale(self.leaf)
-        for _ in range(16):
-            off = 1e-3 * scale * self.judge.rng.standard_normal(x.shape)
+        exact = truth.name == "complex step"
+        near, finer = (2.0**-34, 1.0) if exact else (2.0**-20, closer * 2.0**-25)
+        tries = int(np.clip(400_000 // max(x.size, 1), 8, 32))
+        for _ in range(tries):
+            off = closer * near * scale * self.judge.rng.standard_normal(x.shape)
             moved = (x + np.where(np.isfinite(x), off, 0)).astype(x.dtype)
             try:
-                found = replace(truth, pair=truth.pair.at({self.leaf: moved})).along({self.leaf: v})
+                found = replace(truth, pair=truth.pair.at({self.leaf: moved})).along(moves, finer)
             except Exception:  # outside of the domain
                 continue
             if found.error <= 1e-3 * max(abs(found.value), self.size):
                 yield found.value * self.convention.factor
 
-    def _real(self, v: Array) -> Slope:
-        """Differences, where the truth was complex step."""
-        found = replace(self.judge.truth, name="richardson").along({self.leaf: v})
+    def _real(self, v: Array, finer: float) -> Slope:
+        """Differences, where the truth was complex step, and with shorter steps."""
+        found = replace(self.judge.truth, name="richardson").along({self.leaf: v}, finer)
         factor = self.convention.factor
         return Slope(factor * found.value, abs(factor) * found.error, abs(factor) * found.mag)
 
@@ -385,22 +489,43 @@ class LeafJudge:
                 continue
         return max(s for s in seen if math.isfinite(s))
 
+    def _typical(self) -> float:
+        """The size of slopes at points around: a gradient that is 0 here errs by rounding of such."""
+        truth, seen = self.judge.truth, [0.0]
+        x, scale = truth.pair.point[self.leaf], truth.scale(self.leaf)
+        for side in (0.25, -0.25):
+            moved = (x + side * scale * self.judge.rng.random(x.shape)).astype(x.dtype)
+            there = replace(truth, pair=truth.pair.at({self.leaf: moved}))
+            for v, _ in self.full[:1]:
+                try:
+                    seen.append(abs(there.along({self.leaf: v}).value) / np.sqrt((v * v).sum()))
+                except Exception:  # outside of the domain
+                    continue
+        return max((s for s in seen if math.isfinite(s)), default=0.0)
+
     def _of_nothing(self) -> Finding:
         """No slope is known to three digits: zero for certain, or not to be judged."""
         zero = self.error <= 2.0**-370 and self.size <= 2.0**-380
         zero = zero or self.judge.truth.is_constant(self.leaf)
         gate = 16 * self.floor + self.relative * self.mag + (0 if zero else self.error)
+        gate += 64 * eps(self.x.dtype) * self._typical() if zero else 0
         worst: tuple[float, float, float, tuple[int, ...]] = (0.0, 0.0, 0.0, ())
+        unsure: Finding | None = None
         for at, truth in zip(self.at, self.units, strict=True):
             got, expected = self.along(self.unit(at)), 0.0 if zero else truth.value
             if not math.isfinite(expected):
                 continue
             error = abs(got - expected)
-            if error > max(gate, worst[0]) and self._entry(at, Slope(expected, 0.0)) is None:
-                continue  # a kink
+            again = self._entry(at, Slope(expected, 0.0)) if error > max(gate, worst[0]) else None
+            if error > max(gate, worst[0]) and (again is None or not again.failed):
+                unsure = unsure or again  # a kink, or rounding
+                continue
             worst = max(worst, (error, got, expected, at), key=lambda w: w[0])
         error, got, expected, at = worst
-        verdict = "fail" if error > gate else "ok" if zero else "unsure"
+        unmoved = self.size == 0 and error == 0  # no step moved the forward, and 0 is what came
+        verdict = "fail" if error > gate else "ok" if zero or unmoved else "unsure"
+        if verdict == "ok" and unsure is not None:
+            return unsure
         meaning = f"Expected is the derivative by {self.judge.truth.name}; {self._where()}"
         if verdict == "unsure":
             meaning = f"The truth is known to {self.error:.2g} only, its size is {self.size:.2g}."

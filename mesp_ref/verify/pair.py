@@ -82,6 +82,18 @@ class Pair:
             raise ValueError(f"{len(outputs)} outputs, {len(smooth)} at the point that was given")
         return tuple(y for y, keep in zip(outputs, smooth, strict=True) if keep)
 
+    def overflows(self) -> bool:
+        """Is an output infinite only because the numbers grew too large on the way?"""
+        if all(np.isfinite(y).all() for y in self.floating()):
+            return False
+        small = self.at(
+            {i: (self.point[i] / 1024).astype(self.point[i].dtype) for i in self.places}
+        )
+        try:
+            return all(bool(np.isfinite(y).all()) for y in small.floating())
+        except Exception:  # outside of the domain
+            return False
+
     def cotangent(self, dys: Arrays) -> Any:
         """dy in the containers of the outputs; zeros for outputs that are no floating numbers."""
         rest = iter(dys)

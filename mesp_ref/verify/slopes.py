@@ -17,6 +17,8 @@ RATIO = (
 LEVELS = 16
 COLUMNS = 4
 LEAST = 5  # levels before the search may end
+STEPPED = 2.0**-17  # of the largest move: a function moves in such steps at most, if rounded
+CLOSE = 14  # the level asked besides, before it ends early
 
 
 class Slope(NamedTuple):
@@ -55,11 +57,31 @@ def _best(rows: list[list[float]], roundings: list[float]) -> tuple[float, float
         return np.nan, np.inf
     if not found:  # too few to compare: known in size only
         return rows[-1][0], max(abs(row[0]) for row in rows) + min(roundings)
-    error, best = min(found)
+    error, best = _finest(found)
     for estimate, value in found[: found.index((error, best))]:
         if estimate <= 1e-2 * abs(value) and abs(value - best) > 10 * (estimate + error):
             error = max(error, abs(value - best))
     return best, error
+
+
+def _finest(found: list[tuple[float, float]]) -> tuple[float, float]:
+    """The surest entry; a finer one with two digits of another value is nearer to the limit."""
+    error, best = min(found)
+    for estimate, value in found[found.index((error, best)) :]:
+        near = 1e-2 * max(abs(value), abs(best))
+        if estimate <= near and abs(value - best) > 10 * (estimate + error):
+            error, best = estimate, value
+    return error, best
+
+
+def _same_close(
+    difference: Callable[[float], float], best: float, scale: float, rounding: Callable[[], float]
+) -> bool:
+    """Is the slope the same on a scale that no step has seen yet? A kink close by, and it is not."""
+    h = scale / RATIO**CLOSE
+    there = difference(h)
+    same = abs(there - best) <= 1e-3 * abs(best) + 16 * rounding() / h
+    return same or not np.isfinite(there)
 
 
 def extrapolated(
@@ -76,17 +98,20 @@ def extrapolated(
     """
     rows: list[list[float]] = []
     steps: list[float] = []
-    coarse = 0.0
+    coarse, close, largest = 0.0, False, 0.0
     for level in range(1, LEVELS + 1):
         h = scale / RATIO**level
         first = difference(h)
+        largest = max(largest, abs(first) * h) if np.isfinite(first) else largest
         if not np.isfinite(first):
             rows, steps = [], []  # what was seen on the far side of a gap tells nothing here
             continue
         if first == 0 and rows and rows[-1][0] != 0:
             # The value comes in steps, and this h no longer reaches the next one: so large they are.
             coarse = abs(rows[-1][0]) * steps[-1]
-            break
+            if coarse <= max(STEPPED * largest, 64 * rounding()):
+                break
+            rows, steps, coarse = [], [], 0.0  # too large for rounding: a flat piece begins here
         row = [first]
         for c in range(1, COLUMNS if rows else 1):
             if c > len(rows[-1]):
@@ -98,8 +123,11 @@ def extrapolated(
             if not any(row[0] for row in rows):
                 return 0.0, 0.0  # it does not move at all
             best, error = _best(rows, [rounding() / step for step in steps])
-            if error <= 2e-12 * abs(best):
+            if error <= 2e-12 * abs(best) and (
+                close or _same_close(difference, best, scale, rounding)
+            ):
                 return best, error
+            close = close or error <= 2e-12 * abs(best)
     return _best(rows, [max(rounding(), 2 * coarse) / step for step in steps])
 
 

@@ -9,6 +9,7 @@ from mesp_ref.verify.pair import Array, Arrays, Pair, eps
 from mesp_ref.verify.slopes import Slope, diverges, extrapolated
 
 STEP = 2.0**-200  # of the complex step: its square is below every rounding error
+_JUMP = 2.0**150  # more than any slope: an output itself was divided by the step, at a jump
 _SECOND = 2.0**-380  # what lies below comes from the square of the step
 Direction = dict[int, Array]
 _FAILED = (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, MemoryError,
@@ -33,25 +34,29 @@ class Truth:
     unit: float
     size: float
 
-    def along(self, v: Direction) -> Slope:
-        """⟨dy, J·v⟩"""
+    def along(self, v: Direction, finer: float = 1.0) -> Slope:
+        """⟨dy, J·v⟩; `finer` shortens the steps of differences."""
         if self.name == "complex step":
             terms = self._terms(v)
             mag = sum(float(np.abs(t).sum()) for t in terms)
             value = float(sum(t.sum() for t in terms))
+            if not mag < _JUMP:
+                return Slope(np.nan, np.inf)
             return Slope(value, 4 * self.unit * mag + _SECOND, mag)
         probe = _Probe(self, v)
-        value, error = extrapolated(probe.central, 2, self._reach(v), probe.rounding)
+        value, error = extrapolated(probe.central, 2, self._reach(v) * finer, probe.rounding)
+        if value == 0 == error:  # nothing moved: so little would not have been seen
+            error = self.unit * self.size / self._reach(v) / finer
         return Slope(value, 10 * error, abs(value))
 
-    def one_sided(self, v: Direction) -> tuple[Slope, Slope]:
+    def one_sided(self, v: Direction, finer: float = 1.0) -> tuple[Slope, Slope]:
         """Slopes towards +v and, as a slope along +v, from −v; not known where the function ends.
 
         Their mag is the slope to a point far off, a measure of what counts as nothing here.
         """
         found = []
         for side in (1, -1):
-            probe, reach = _Probe(self, v, side), self._reach(v)
+            probe, reach = _Probe(self, v, side), self._reach(v) * finer
             value, error = extrapolated(probe.one_sided, 1, reach, probe.rounding)
             if error > 1e-3 * abs(value) and diverges(probe.one_sided, reach):
                 value, error = np.inf, np.inf
@@ -59,12 +64,14 @@ class Truth:
         return found[0], found[1]
 
     def is_constant(self, leaf: int) -> bool:
-        """Does the forward stay where it is when this leaf is made twice, half, minus itself?"""
+        """Does the forward stay where it is when this leaf is twice, half, minus itself, or moved?"""
         x = self.pair.point[leaf]
         here = self.pair.floating()
-        for factor in (-1.0, 0.5, 2.0, 0.0):
+        moves = [x * x.dtype.type(factor) for factor in (-1.0, 0.5, 2.0, 0.0)]
+        moves += [(x + side * self.scale(leaf)).astype(x.dtype) for side in (0.75, -0.75)]
+        for there in moves:  # a factor leaves zeros where they are
             try:
-                moved = self.pair.at({leaf: x * x.dtype.type(factor)}).floating()
+                moved = self.pair.at({leaf: there}).floating()
             except _FAILED:
                 continue
             change = sum(
@@ -262,11 +269,12 @@ def _blind(stepped: Truth, real: Truth, rng: np.random.Generator) -> str:
 def random_direction(truth: Truth, leaf: int, rng: np.random.Generator) -> Array:
     """Every entry moved by between half and three halves of its unit, either way.
 
-    The unit is 1 for complex step and the entry's own size for differences; entries that are not
-    finite stay.
+    The unit is 1 for complex step and the entry's own size for differences, which must not step
+    across 0; entries that are not finite stay.
     """
     x = truth.pair.point[leaf]
     v = rng.uniform(0.5, 1.5, x.shape) * rng.choice([-1.0, 1.0], x.shape)
     if truth.name != "complex step":
-        v = v * truth.scale(leaf)
+        size = np.abs(np.where(np.isfinite(x), x, 0)).astype(np.float64)
+        v = v * np.where(size > 0, size, truth.scale(leaf))
     return np.where(np.isfinite(x), v, 0.0)

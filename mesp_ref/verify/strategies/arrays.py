@@ -71,9 +71,32 @@ def _mixed(rng: np.random.Generator, shape: Shape) -> Array:
     return x
 
 
+def _far(rng: np.random.Generator, shape: Shape) -> Array:
+    """Some numbers a thousand times the others: exp overflows there, and what divides by it."""
+    return rng.standard_normal(shape) * np.where(rng.random(shape) < 0.3, 1000.0, 1.0)
+
+
+def _patchwork(rng: np.random.Generator, shape: Shape, far: bool = False) -> Array:
+    """Each row of another kind; of a single row, each number."""
+    single = len(shape) == 1
+    rows = rng.integers(
+        0, 6 if far else 5, (*shape[:-1], shape[-1] if single else 1) if shape else ()
+    )
+    kinds = [_ordinary, _ordinary, _zeros, _constant_rows, _ties, _far]
+    made = _ordinary(rng, shape)
+    for k, kind in enumerate(kinds):
+        made = np.where(rows == k, kind(rng, shape), made)
+    return made
+
+
+def _patchwork_far(rng: np.random.Generator, shape: Shape) -> Array:
+    """The same, some rows of them far off."""
+    return _patchwork(rng, shape, far=True)
+
+
 Kind = Callable[[np.random.Generator, Shape], Array]
 _TAME: tuple[Kind, ...] = (_ordinary,) * 6 + (
-    _some_zeros, _some_zeros, _zero_rows, _constant_rows, _ties, _zeros, _ones,
+    _some_zeros, _patchwork, _patchwork, _zero_rows, _constant_rows, _ties, _zeros, _ones,
 )  # fmt: skip
 
 
@@ -89,15 +112,20 @@ def values(
 
     Half of the draws are normal. The others have what gradients break at: exact zeros, rows of
     zeros, constant rows, ties, one number everywhere and, where `scales` has more than one,
-    magnitudes from subnormal to large side by side. special=False draws normal numbers only.
+    magnitudes from subnormal to large side by side, some so large that exp overflows.
+    special=False draws normal numbers only.
     """
     size = draw(shape) if isinstance(shape, st.SearchStrategy) else shape
-    kinds = _TAME if len(scales) == 1 else (*_TAME, _mixed)
+    kinds = _TAME if len(scales) == 1 else (*_TAME, _mixed, _patchwork_far, _patchwork_far)
     if int(np.prod(size)) >= MANY:
         kinds = (_ordinary, _ordinary, _ones, _constant_rows, _ones, _ties)
-    kind = kinds[draw(st.integers(0, len(kinds) - 1))] if special else _ordinary
-    numbers = kind(draw(generators()), size) * draw(st.sampled_from(list(scales)))
-    return np.asarray(numbers, dtype)
+    number = draw(seeds)
+    rng = np.random.default_rng([number, *size])  # hypothesis draws some seeds again and again
+    # Kind and scale by the seed, each as often as it stands there; a drawn index would be low mostly.
+    kind, scale = kinds[int(rng.integers(len(kinds)))], scales[int(rng.integers(len(scales)))]
+    if number == 0:
+        kind, scale = _ordinary, scales[0]
+    return np.asarray((kind if special else _ordinary)(rng, size) * scale, dtype)
 
 
 @st.composite
