@@ -28,20 +28,14 @@ from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
 from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.figure import METHOD_COLOURS
 from mesp_ref.files.output import write_aside
 from mesp_ref.lean.chunks import CHUNK, chunks
 from mesp_ref.lean.streamed_attention import KEYS
 from mesp_ref.ops import Array
 from mesp_ref.train.ranks import Ranks
 
-COLOURS = {
-    "store_all": "#999999",
-    "mebp": "#4477aa",
-    "mesp": "#228833",
-    "mesp_tiled": "#cc3311",
-    "mesp_streamed": "#aa3377",
-    "mezo": "#ccbb44",
-}
+COLOURS = METHOD_COLOURS
 Gemms = Counter[tuple[int, int, int]]  # (m, k, n) of [m, k]·[k, n] -> how many times
 median = statistics.median
 

@@ -29,7 +29,7 @@ SIGNALS = (
 )  # fmt: skip
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "readline")
 LIBRARIES = (
-    "concurrent.futures", "csv", "ctypes", "datetime", "difflib", "filelock", "html",
+    "asyncio", "concurrent.futures", "csv", "ctypes", "datetime", "difflib", "filelock", "html",
     "jinja2", "jinja2.sandbox", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "ml_dtypes",
     "multiprocessing", "numpy", "psutil", "safetensors.numpy", "scipy.special", "scipy.stats",
     "subprocess", "tempfile", "threadpoolctl", "tokenizers", "tokenizers.decoders", "tqdm",

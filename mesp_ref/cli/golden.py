@@ -3,12 +3,15 @@
 import argparse
 import sys
 import tempfile
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mesp_ref import __version__
 from mesp_ref.cli import golden_sketch
 from mesp_ref.cli.options import Parser, add_command, add_json, add_ranks, on_ranks, print_json, say
+from mesp_ref.files.names import shared_name
 from mesp_ref.files.output import check_file, new_directory, write_aside
 from mesp_ref.golden.check import ROLES, check
 from mesp_ref.golden.suite import DTYPES, SHIPPED, Suite
@@ -118,7 +121,9 @@ def run_check(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if args.html:
         with write_aside(args.html, overwrite=args.overwrite) as aside:
-            aside.write_text(as_html(report), encoding="utf-8")
+            name = shared_name(str(Path(args.actual).absolute())) or ""  # a page is for others
+            now = f"{datetime.now():%Y-%m-%d %H:%M}, mesp_ref {__version__}"
+            aside.write_text(as_html(report, name, now), encoding="utf-8")
     if args.json:
         print_json(as_json(report))
     else:

@@ -81,7 +81,7 @@ def _yaml(text: str) -> Any:
             return super().construct_mapping(node, deep)
 
     try:
-        return yaml.load(text, Loader) or {}
+        return Loader(text).get_single_data() or {}
     except (yaml.YAMLError, RecursionError, TypeError) as error:
         raise ValueError(f"not readable as YAML: {' '.join(str(error).split())}") from None
 

@@ -4,6 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# The methods in every picture: of Paul Tol's schemes, which colour-blind readers can tell apart.
+METHOD_COLOURS = {
+    "store_all": "#999999", "mebp": "#4477aa", "mesp": "#228833", "mesp_tiled": "#cc3311",
+    "mesp_streamed": "#aa3377", "mezo": "#ccbb44",
+}  # fmt: skip
+
 
 @contextmanager
 def new_figure(**settings: Any) -> Iterator[Any]:

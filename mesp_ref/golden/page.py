@@ -35,10 +35,30 @@ def heat(case: CaseReport) -> dict[str, Any]:
     return {"rows": rows, "columns": sorted(columns, key=lambda c: (c == "model", c))}
 
 
-def as_html(report: Report) -> str:
-    """The page. Names and texts from a backend's files and a suite are escaped, twice over: as text
-    of a line and as text of HTML."""
+def matrix(report: Report) -> dict[str, list[dict[str, Any]]]:
+    """Cases by the folder they lie in, each with its worst margin and its place on the page."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for number, case in enumerate(report.cases, 1):
+        group, _, name = case.case.rpartition("/")
+        margins = [v.margin if math.isfinite(v.margin) else math.inf for v in case.verdicts]
+        cell = {
+            "case": case,
+            "name": named(name),
+            "number": number,
+            "margin": max(margins, default=0),
+        }
+        rows.setdefault(named(group or "cases"), []).append(cell)
+    return rows
+
+
+def as_html(report: Report, backend: str = "", when: str = "") -> str:
+    """The page, which names the backend and says when it was checked.
+
+    Names and texts from a backend's files and a suite are escaped, twice over: as text of a line and
+    as text of HTML.
+    """
     return html_template("mesp_ref.golden", "page.html.j2").render(
         report=report, summary=summary(report), colour=colour, percent=percent, heat=heat,
         line=line, title=title, named=named, escaped=escaped, inf=math.inf,
+        matrix=matrix(report), backend=named(backend), when=when,
     )  # fmt: skip

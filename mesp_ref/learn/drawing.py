@@ -11,14 +11,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mesp_ref.files.figure import METHOD_COLOURS  # noqa: F401  # for the notebooks
+
 # Paul Tol's "bright" and "light" schemes, which colour-blind readers can tell apart.
 BLUE, CYAN, GREEN, YELLOW = "#4477AA", "#66CCEE", "#228833", "#CCBB44"
 RED, PURPLE, GREY, DARK = "#EE6677", "#AA3377", "#BBBBBB", "#222222"
-
-METHOD_COLOURS = {
-    "store_all": GREY, "mebp": BLUE, "mesp": GREEN, "mesp_tiled": YELLOW,
-    "mesp_streamed": PURPLE, "mezo": RED,
-}  # fmt: skip
 
 
 def style() -> None:

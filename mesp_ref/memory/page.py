@@ -26,17 +26,22 @@ _SIZE = {
 
 def page(rows: Mapping[str, Timeline], title: str) -> str:
     """The page: one legend, and for each method a drawing and what lives at its peak."""
+    high = max(_high(row) for row in rows.values())
     seen = [name for name in COLOURS if any(name in row.kinds for row in rows.values())]
     return html_template("mesp_ref.memory", "page.html.j2").render(
         title=escaped(title), size=_SIZE, px="{:.1f}".format,
         legend={name: COLOURS[name] for name in seen},
-        rows=[_row(method, row) for method, row in rows.items()],
+        rows=[_row(method, row, high) for method, row in rows.items()],
     )  # fmt: skip
 
 
-def _row(method: str, row: Timeline) -> dict[str, Any]:
-    """What the page says and draws of one method."""
-    high = 1.12 * float(row.total.max())
+def _high(row: Timeline) -> float:
+    return 1.12 * float(row.total.max())
+
+
+def _row(method: str, row: Timeline, highest: float) -> dict[str, Any]:
+    """What the page says and draws of one method: on the scale of all, and on its own."""
+    high = _high(row)
     each = (_WIDTH - _LEFT) / len(row.ops)
     alive = [(name, y[row.top]) for name, y in row.kinds.items() if y[row.top]]
     is_late = row.top > 0.6 * len(row.ops)
@@ -46,19 +51,31 @@ def _row(method: str, row: Timeline) -> dict[str, Any]:
         "op": row.ops[row.top],
         "alive": [(n, f"{mb:,.3f}") for n, mb in sorted(alive, key=lambda item: -item[1])],
         "sum": f"{row.total[row.top]:,.3f}",
-        "ticks": [{"name": f"{t:g}", "y": _FLOOR - t / high * _ROOM} for t in _ticks(high)],
+        "scales": {
+            scale: {
+                "ticks": [{"name": f"{t:g}", "y": _FLOOR - t / top * _ROOM} for t in _ticks(top)],
+                "y": _FLOOR - float(row.total[row.top]) / top * _ROOM,
+            }
+            for scale, top in (("shared", highest), ("own", high))
+        },
+        "share": f"{high / highest:.5f}",
         "shapes": _shapes(row, high),
         "head": _LEFT + row.head * each,
         "x": _LEFT + (row.top + 0.5) * each,
-        "y": _FLOOR - float(row.total[row.top]) / high * _ROOM,
         "side": "end" if is_late else "start",
         "aside": -9 if is_late else 9,
         "width": f"{max(each, 0.5):.2f}",
         "hits": [
-            {"name": f"{op}: {total:,.2f} MB", "x": _LEFT + i * each}
-            for i, (op, total) in enumerate(zip(row.ops, row.total, strict=True))
+            {"name": f"{op}: {row.total[i]:,.2f} MB{_alive(row, i)}", "x": _LEFT + i * each}
+            for i, op in enumerate(row.ops)
         ],
     }
+
+
+def _alive(row: Timeline, i: int) -> str:
+    """What lives while an op runs, a line each, the largest first; none that rounds to nothing."""
+    parts = sorted(((float(y[i]), name) for name, y in row.kinds.items()), reverse=True)
+    return "".join(f"\n{megabytes:,.2f} {name}" for megabytes, name in parts if megabytes >= 0.005)
 
 
 def _steps(y: Array, down: bool) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.files.figure import new_figure
+from mesp_ref.files.figure import METHOD_COLOURS, new_figure
 from mesp_ref.files.output import write_aside
 from mesp_ref.memory.ledger import Ledger
 from mesp_ref.memory.timeline import COLOURS, Timeline, timeline
@@ -16,7 +16,7 @@ from mesp_ref.memory.timeline import COLOURS, Timeline, timeline
 def plot_timelines(
     ledgers: Mapping[str, Ledger], path: str | Path, title: str, rank: int, overwrite: bool = True
 ) -> None:
-    """One row per method, each on its own scale, as .png or as one self-contained .html page.
+    """All methods on one scale, then each on its own, as .png or as one self-contained .html page.
 
     Raises MespRefError when the file cannot be written.
     """
@@ -31,10 +31,12 @@ def plot_timelines(
 
 def _picture(rows: Mapping[str, Timeline], title: str) -> bytes:
     image = io.BytesIO()
-    size = (11, 1.1 + 2.3 * len(rows))
+    size = (11, 1.1 + 2.3 * (len(rows) + (len(rows) > 1)))
     with new_figure(figsize=size, dpi=130, layout="constrained") as figure:
         _fill(figure, rows, title)
-        figure.savefig(image, format="png", facecolor="white")
+        said = "; ".join(f"{method}: {row.label()}" for method, row in rows.items())
+        about = {"Title": title, "Description": said}  # so that a test can tell a stale picture
+        figure.savefig(image, format="png", facecolor="white", metadata=about)
     return image.getvalue()
 
 
@@ -42,8 +44,11 @@ def _fill(figure: Any, rows: Mapping[str, Timeline], title: str) -> None:
     from matplotlib.patches import Patch
 
     figure.suptitle(title, fontsize=11)
-    grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for axes, (method, row) in zip(grid, rows.items(), strict=True):
+    several = len(rows) > 1
+    grid = figure.subplots(len(rows) + several, 1, squeeze=False)[:, 0]
+    if several:
+        _draw_together(grid[0], rows)
+    for axes, (method, row) in zip(grid[several:], rows.items(), strict=True):
         _draw(axes, method, row)
     grid[-1].set_xlabel("ops of the step, in order")
     seen = [name for name in COLOURS if any(name in row.kinds for row in rows.values())]
@@ -52,6 +57,26 @@ def _fill(figure: Any, rows: Mapping[str, Timeline], title: str) -> None:
         handles=patches[::-1], loc="outside right center", frameon=False, fontsize=8,
         title="alive, by kind", alignment="left",
     )  # fmt: skip
+
+
+def _draw_together(axes: Any, rows: Mapping[str, Timeline]) -> None:
+    """Every method on one scale, over the share of its step that has passed."""
+    for method, row in rows.items():
+        share = np.arange(len(row.ops)) / len(row.ops)
+        label = f"{method}: {row.total[row.top]:,.1f} MB"
+        axes.step(
+            share, row.total, where="post", color=METHOD_COLOURS[method], linewidth=1, label=label
+        )
+    axes.set_title("all on one scale", loc="left", fontsize=10, fontweight="bold")
+    axes.set(ylabel="MB (10⁶ bytes)", xlim=(0, 1), ylim=(0, None))
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    legend = axes.legend(
+        loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, title="peak",
+        alignment="left",
+    )  # fmt: skip  # beside the curves, which cross all that is inside
+    legend.set_in_layout(False)  # it stands above the other, in the same column
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
 
 
 def _draw(axes: Any, method: str, row: Timeline) -> None:
@@ -75,7 +100,7 @@ def _draw(axes: Any, method: str, row: Timeline) -> None:
         axes.text(
             row.head, 1.17 * high, "forward ", fontsize=8, va="top", ha="right", color="#333333"
         )
-    axes.set_title(method, loc="left", fontsize=10, fontweight="bold")
+    axes.set_title(f"{method}, on its own scale", loc="left", fontsize=10, fontweight="bold")
     axes.set(ylabel="MB (10⁶ bytes)", xlim=(0, len(row.ops)), ylim=(0, 1.2 * high))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)

@@ -15,7 +15,7 @@ from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import init_lora, parse_targets
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
-from mesp_ref.files.figure import new_figure
+from mesp_ref.files.figure import METHOD_COLOURS, new_figure
 from mesp_ref.files.models import load_model
 from mesp_ref.files.output import write_aside
 from mesp_ref.job.directory import finite
@@ -30,7 +30,6 @@ from mesp_ref.train.rows import Batch, Cursor, Row, as_batch
 from mesp_ref.train.trainer import DEFAULT_LR, TOKENS_PER_STEP, TrainConfig, Trainer
 
 REFERENCE = "store_all"
-_COLOURS = ("#bbbbbb", "#4477aa", "#228833", "#ccbb44", "#cc3311")
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,7 @@ def plot_comparison(
     path: Path, found: Mapping[str, Event], title: str, overwrite: bool = True
 ) -> None:
     """Losses, memory and time in one figure."""
-    with new_figure(figsize=(11, 3.8), dpi=120, layout="constrained") as figure:
+    with new_figure(figsize=(11, 4.4), dpi=120, layout="constrained") as figure:
         figure.suptitle(title)
         _draw(figure, found)
         with write_aside(path, overwrite=overwrite) as aside:
@@ -233,20 +232,30 @@ def _draw(figure: Any, found: Mapping[str, Event]) -> None:
     """Curves on the left, bars beside them."""
     curves, memory, clock = figure.subplots(1, 3, width_ratios=(2, 1, 1))
     names = list(found)
-    for i, (name, colour) in enumerate(zip(names, _COLOURS, strict=False)):
+    for i, name in enumerate(names):
         losses = found[name]["losses"]  # equal curves lie on each other: thick below thin
         width = 1.3 + 1.8 * (len(names) - 1 - i)
         label = f"{name}: {describe_gradient(name, found[name])}"
-        curves.plot(range(1, len(losses) + 1), losses, color=colour, lw=width, label=label)
-    curves.set(xlabel="step", ylabel="training loss, nats per token")
+        curves.plot(
+            range(1, len(losses) + 1), losses, color=METHOD_COLOURS[name], lw=width, label=label
+        )
+    curves.set(title="loss", xlabel="step", ylabel="training loss, nats per token")
+    curves.xaxis.get_major_locator().set_params(integer=True)
     curves.grid(alpha=0.3)
-    curves.legend(frameon=False, title="gradient of the first batch", alignment="left")
+    figure.legend(
+        *curves.get_legend_handles_labels(), frameon=False, loc="outside lower left", ncols=3,
+        fontsize=8, title="gradient of the first batch", alignment="left",
+    )  # fmt: skip  # below, where no curve crosses it
     bars = (
-        (memory, "peak memory, MiB", [found[n]["peak_bytes"] / 2**20 for n in names]),
+        (memory, "peak memory, MB", [found[n]["peak_bytes"] / 1e6 for n in names]),
         (clock, "seconds per step", [found[n]["seconds_per_step"] for n in names]),
     )
     for axes, label, values in bars:
-        drawn = axes.barh(names, values, color=_COLOURS[: len(names)])
+        drawn = axes.barh(names, values, color=[METHOD_COLOURS[name] for name in names])
         axes.bar_label(drawn, fmt="%.3g", padding=3)
-        axes.set(xlabel=label, xlim=(0, 1.4 * max(values)))
+        axes.set(
+            title=label.partition(",")[0].removeprefix("peak "),
+            xlabel=label,
+            xlim=(0, 1.4 * max(values)),
+        )
         axes.invert_yaxis()

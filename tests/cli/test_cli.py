@@ -211,10 +211,10 @@ def test_the_examples_are_those_of_every_command():
 
 
 def test_the_command_lines_of_the_readme_run_in_their_order(
-    tmp_path, monkeypatch, tiny_config, tokenizer, outputs, capsys
+    tmp_path, monkeypatch, tiny_config, tokenizer, outputs, loopback, capsys
 ):
     """As written, all steps included; the models are tiny ones under the names of the README, with
-    heads that share out the hidden size, as llama.cpp wants them."""
+    heads that share out the hidden size, as llama.cpp wants them; the hub is one of our own."""
     monkeypatch.chdir(tmp_path)
     Path("tiny").mkdir()
     model = write_model(tmp_path / "tiny", replace(tiny_config, hidden_size=24), tokenizer)
@@ -224,6 +224,10 @@ def test_the_command_lines_of_the_readme_run_in_their_order(
     for name in ("notes.txt", "proverbs.txt"):
         Path(name).write_text(words(2000), encoding="utf-8")
     Path("my-outputs").symlink_to(outputs)
+    loopback.add("Qwen/Qwen2.5-0.5B-Instruct", model)
+    Path("data").mkdir()
+    shutil.copyfile("notes.txt", "data/notes.txt")
+    loopback.add("mila/notes", tmp_path / "data", "datasets")
     pages = README, *(README.parent / "docs" / f"{name}.md" for name in ("fine-tuning", "backends"))
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

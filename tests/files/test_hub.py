@@ -161,6 +161,7 @@ def test_a_run_from_names_alone(
     assert (config["base_model_name_or_path"], config["revision"]) == (NAME, "v1")
     assert str(tmp_path) not in Path("run/adapter/adapter_config.json").read_text(encoding="utf-8")
 
+    assert main(["finetune", "--resume", "run", "--steps", "3", "--quiet"]) == 0
     hub.add("mila/adapter", Path("run/adapter").resolve())
     asked = ["generate", "--prompt", "the ship", "--max-new-tokens", "4", "--adapter"]
     capsys.readouterr()

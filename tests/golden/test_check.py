@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -141,6 +142,27 @@ def test_the_page_is_one_file_with_a_heat_map(answer: Answer, tmp_path: Path) ->
     assert "<th>layer 0</th>" in text
     assert "First in the forward: <code>" + name in text
     assert as_html(check(answer(NORM), only=[NORM])).count("agrees") == 2
+    assert f"Golden check of {root.name}:" in text  # the folder's name, and no path of this machine
+    assert str(root.parent) not in text
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d, mesp_ref", text)
+
+
+def test_the_page_finds_what_fails(answer: Answer) -> None:
+    """A cell for each case that leads to it, and a switch that leaves the failures."""
+    root = answer(NORM)
+    (root / f"{NORM}.safetensors").unlink()
+    answer("ops/swiglu/usual")
+    text = as_html(check(root, only=[NORM, "ops/swiglu/usual"]), "<b>", "today")
+    sections = re.findall(r'<section id="(case-\d)" class="(\w+)">\n<h2[^>]*>(\S+)', text)
+    assert {name: state for _, state, name in sections} == {
+        NORM: "failed", "ops/swiglu/usual": "passed",
+    }  # fmt: skip
+    for place, state, name in sections:
+        [cell] = re.findall(rf'<a class="([^"]+)" href="#{place}"[^>]*>([^<]+)</a>', text)
+        assert cell == ("cell wrong" if state == "failed" else "cell", name.rpartition("/")[2])
+    assert "#failures:checked ~ .passed" in text
+    assert "<b>" not in text
+    assert "prefers-color-scheme: dark" in text
 
 
 def test_the_suite_is_exported_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
