@@ -3,7 +3,7 @@
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.strict import inside
 from mesp_ref.golden.explain import explain
+from mesp_ref.golden.generate import places, projections, row_sums
 from mesp_ref.golden.suite import DTYPES, Case, Suite, Tensor, Vectors, read_tensors
 from mesp_ref.ops import Array
 
@@ -217,14 +218,52 @@ def judge(tensor: Tensor, got: Array | None, vectors: Vectors, dtype: str) -> Ve
         return failed("dtype", f"found {got.dtype}, expected one of {', '.join(DTYPES)}")
     if got.shape != tensor.shape:
         return failed("shape", f"found {list(got.shape)}, expected {list(tensor.shape)}")
-    value, want = got.astype(np.float64), vectors.want[tensor.name]
+    value = got.astype(np.float64)
     if not np.isfinite(value).all():
         return failed("not finite", f"{int((~np.isfinite(value)).sum())} of {value.size} entries")
-    error, allowed = np.abs(value - want), tensor.tolerance(vectors, dtype)
+    found = [_entries(tensor, value, vectors, dtype), *_whole(tensor, value, vectors, dtype)]
+    return max(found, key=lambda verdict: verdict.margin)
+
+
+def _entries(tensor: Tensor, value: Array, vectors: Vectors, dtype: str) -> Verdict:
+    """Every entry, or every sample, against its tolerance."""
+    want, allowed = vectors.want[tensor.name], tensor.tolerance(vectors, dtype)
+    value = tensor.sampled(value)
+    error = np.abs(value - want)
     ratio = np.divide(error, allowed, out=np.full(error.shape, np.inf), where=allowed > 0)
     ratio[error == 0] = 0
     at = np.unravel_index(int(ratio.argmax()), ratio.shape)
     index, margin = tuple(int(i) for i in at), float(ratio.max())
     text = f"got {value[index]:.9g}, want {want[index]:.9g}, tolerance {allowed[index]:.2g}"
+    if tensor.samples:
+        at = np.unravel_index(
+            places(math.prod(tensor.shape), tensor.samples, tensor.stream)[index[0]], tensor.shape
+        )
+        index = tuple(int(i) for i in at)
     problem = "" if margin <= 1 else "differs"
     return Verdict(tensor.name, tensor.direction, problem, margin, text, index)
+
+
+def _whole(tensor: Tensor, value: Array, vectors: Vectors, dtype: str) -> Iterator[Verdict]:
+    """The tensor as a whole: its error by projections, and by row a bias that roundings lack."""
+
+    def verdict(what: str, error: float, allowed: float) -> Verdict:
+        margin = error / allowed if allowed else math.inf if error else 0.0
+        text = f"{what}: {error:.3g}, tolerance {allowed:.3g}"
+        return Verdict(
+            tensor.name, tensor.direction, "" if margin <= 1 else "differs", margin, text
+        )
+
+    if tensor.samples:
+        whole = vectors.whole[tensor.name]
+        off = projections(value, tensor.stream) - whole[:-2]
+        error, size = float(np.sqrt(np.mean(off**2))), float(whole[-1])
+        yield verdict("norm of the error", error, tensor.whole_tolerance(vectors, dtype))
+        if dtype in tensor.norms:
+            yield verdict("relative norm of the error", error / (size or 1.0), tensor.norms[dtype])
+    if dtype in tensor.biases:
+        rows = vectors.rows[tensor.name]
+        off = np.divide(row_sums(value) - rows, rows, out=np.zeros(rows.shape), where=rows > 0)
+        yield verdict(
+            "bias of whole rows, relative", float(np.sqrt(np.mean(off**2))), tensor.biases[dtype]
+        )

@@ -20,7 +20,7 @@ Run = Callable[[type[Plain]], Arrays]  # every tensor of a case that a Plain com
 def simulator(case: Case, inputs: Arrays, root: Path) -> Run | None:
     """How a case is computed by a Plain; None where none can (an op or a family it does not know)."""
     wide = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in inputs.items()}
-    if case.kind == "op":
+    if case.kind in ("op", "tile"):
         return of_op(case.attributes["op"], wide, case.attributes)
     if case.kind == "quant":
         return lambda kind: _quantised(kind(_setting(wide, {})), wide, case.attributes)

@@ -118,7 +118,7 @@ def compute(case: Case, inputs: Arrays, root: Path, dtype: str) -> Arrays:
         name: array.astype(dtype) if array.dtype.kind == "f" else array
         for name, array in inputs.items()
     }
-    if case.kind == "op":
+    if case.kind in ("op", "tile"):
         return compute_op(case, given)
     if case.kind == "block":
         return compute_block(case, given)

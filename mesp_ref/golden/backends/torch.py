@@ -218,7 +218,7 @@ def compute(case: Case, inputs: dict[str, Array], root: Path, dtype: str) -> dic
     """One case in `dtype`."""
     precision: torch.dtype = getattr(torch, dtype)
     given = {name: to_torch(array, precision) for name, array in inputs.items()}
-    if case.kind == "op":
+    if case.kind in ("op", "tile"):
         found = compute_op(case, given)
     elif case.kind == "block":
         found = compute_block(case, given)

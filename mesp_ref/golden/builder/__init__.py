@@ -8,6 +8,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.output import new_directory
 from mesp_ref.golden.builder.draw import generator
 from mesp_ref.golden.builder.models import BLOCKS, MODELS, Made, draw_model, make_block, make_model
+from mesp_ref.golden.builder.tiles import tile_cases
 from mesp_ref.golden.builder.trajectories import SETTINGS, make_trajectory
 from mesp_ref.golden.builder.write import write_case, write_manifest, write_tensors
 from mesp_ref.golden.builder.wrong import wrong_models, wrong_op
@@ -54,7 +55,7 @@ def build(out: str | Path, log: Callable[[str], object], overwrite: bool = False
 
         for case, vectors in op_cases():
             put(case, vectors, wrong_op(case, vectors))
-        for case, vectors in quantised_cases():
+        for case, vectors in (*quantised_cases(), *tile_cases()):
             put(case, vectors)
         for made in model_cases(root):
             answers = wrong_models(made) if made.case.name in WRONG else ()
