@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref.errors import MespRefError
 from mesp_ref.golden import places, terms
 from mesp_ref.golden.answer import Answer, Arrays, floor, judged, left, weights
 from mesp_ref.golden.mistakes import known, title
@@ -27,6 +28,15 @@ from mesp_ref.ops import Array
 MOST = 2  # explanations that a name may have beside it, because they are the same on this case
 SHOWN = 3  # explanations that are the same here, or sentences about single tensors
 SIMPLER = 4.0  # an explanation must leave this many times less than another to be the better one
+STRANGE = (
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    MespRefError,
+)
 TILE = re.compile(r"tiles of (\d+)")
 UNKNOWN = "not a mistake we know"
 
@@ -34,9 +44,16 @@ UNKNOWN = "not a mistake we know"
 def explain(
     suite: Suite, case: Case, vectors: Vectors, got: Arrays, dtype: str, failed: Sequence[Tensor]
 ) -> list[str]:
-    """Sentences about an answer to a case of a suite; `failed` are the tensors that did."""
-    answer = _answer(case, vectors, got, dtype, failed)
-    return sentences(answer, lambda: simulator(case, vectors.inputs, suite.root))
+    """Sentences about an answer to a case of a suite; `failed` are the tensors that did.
+
+    A stranger's suite may lack what its case is computed from: then nothing is said.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            answer = _answer(case, vectors, got, dtype, failed)
+            return sentences(answer, lambda: simulator(case, vectors.inputs, suite.root))
+    except STRANGE:
+        return []
 
 
 def explain_op(
