@@ -82,6 +82,7 @@ def check(
     dtype: str | None = None,
     only: Sequence[str] = (),
     roles: Sequence[str] = ROLES,
+    present: bool = False,
 ) -> Report:
     """Hold the files under `actual` against the suite.
 
@@ -91,6 +92,7 @@ def check(
     only      patterns of cases (ops/rmsnorm, block/*) or tensors (e2e/tied:*lora*); default all
     roles     "result" outputs, loss and gradients of inputs and LoRA; "base" gradients of base
               weights; "inner" intermediates
+    present   cases without a file are not asked for
     Raises    MespRefError for a directory without any file of the suite, unknown dtype, role or
               pattern, and a dtype that covers nothing that was asked for
     """
@@ -106,6 +108,9 @@ def check(
             f"{root}: found none of the {len(asked)} files asked for, expected such as "
             f"{asked[0][0].file}; write them with the names of the suite"
         )
+    if present:
+        asked = [pair for pair, file in zip(asked, files, strict=True) if file]
+        files = [file for file in files if file]
     answers = [read_tensors(file) if file else {} for file in files]
     usual = dtype or usual_type(array for got in answers for array in got.values()) or "float32"
     with np.errstate(all="ignore"):  # what is not finite is judged, not warned of
