@@ -36,6 +36,7 @@ def build(out: str | Path, log: Callable[[str], object], overwrite: bool = False
     """
     try:
         from mesp_ref.golden.builder.ops import op_cases
+        from mesp_ref.golden.builder.positions import position_cases
         from mesp_ref.golden.builder.quantised import quantised_cases
     except ModuleNotFoundError as error:
         raise MespRefError(
@@ -55,7 +56,7 @@ def build(out: str | Path, log: Callable[[str], object], overwrite: bool = False
 
         for case, vectors in op_cases():
             put(case, vectors, wrong_op(case, vectors))
-        for case, vectors in (*quantised_cases(), *tile_cases()):
+        for case, vectors in (*quantised_cases(), *position_cases(), *tile_cases()):
             put(case, vectors)
         for made in model_cases(root):
             answers = wrong_models(made) if made.case.name in WRONG else ()

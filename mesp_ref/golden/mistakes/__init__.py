@@ -81,6 +81,14 @@ def known(kind: str, attributes: dict[str, Any], inputs: Arrays) -> list[type[Pl
     """Every mistake that a case of this kind may show, with the sizes of its inputs."""
     if kind in ("op", "tile"):
         return _of_op(attributes["op"], inputs)
+    if kind == "positions":
+        turn = (
+            inputs["positions"],
+            inputs["x"].shape[-1],
+            attributes["theta"],
+            attributes["scaling"],
+        )
+        return [*rope.of_positions(*turn), *rope.KNOWN]
     if kind == "quant":
         return list(rest.QUANTISED)
     parts = [*rope.KNOWN, *attention.KNOWN, *norm.KNOWN, *mlp.KNOWN, *lora.KNOWN, *rest.BLOCK]
