@@ -435,13 +435,13 @@ int main(int count, char **arguments)
     place(path, sizeof path, arguments[1], "manifest.json");
     cursor = read_file(path, &size);
     const Node *manifest = value(0);
-    if (strcmp(text(manifest, "format"), "mesp-ref golden suite") || number(manifest, "version") != 1)
-        die("%s: expected a golden suite of version 1", path);
+    if (strcmp(text(manifest, "format"), "mesp-ref golden suite") || number(manifest, "version") != 2)
+        die("%s: expected a golden suite of version 2", path);
     const Node *unit = member(member(manifest, "units", '{'), "float32", '{');
     for (const Node *entry = member(manifest, "cases", '[')->child; entry; entry = entry->next) {
         const Node *attributes = find(entry, "attributes"), *op = find(attributes, "op");
         for (size_t i = 0; op && op->kind == '"' && i < sizeof OPS / sizeof *OPS; i++) {
-            if (strcmp(op->text, OPS[i].op)) continue;
+            if (strcmp(op->text, OPS[i].op) || strcmp(text(entry, "kind"), "op")) continue;
             const Block *before = youngest;
             Result results[4];
             place(path, sizeof path, arguments[1], text(entry, "file"));

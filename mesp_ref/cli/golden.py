@@ -3,6 +3,7 @@
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ examples:
   mesp-ref golden check outputs
   mesp-ref golden check outputs --only ops/rmsnorm --only 'block/*:*lora*' --dtype bfloat16
   mesp-ref golden check outputs --roles result --json --html report.html
+  mesp-ref golden check outputs --present --waivers golden.toml --junit golden.xml --github
 """
 _RUN = """\
 Run a backend over the suite and write its outputs, as golden check reads them.
@@ -93,8 +95,16 @@ def _add_check(actions: Any) -> None:
         help="result: outputs, loss, gradients of inputs and LoRA; base: of base weights; inner: "
         "intermediates (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--present", action="store_true", help="cases without a file are not asked for"
+    )
+    parser.add_argument(
+        "--waivers", metavar="FILE", help="TOML: what the backend covers, deviations it accepts"
+    )
     parser.add_argument("--html", metavar="FILE", help="also write a page with a heat map")
-    parser.add_argument("--overwrite", action="store_true", help="replace the page --html")
+    parser.add_argument("--junit", metavar="FILE", help="also write JUnit XML")
+    parser.add_argument("--github", action="store_true", help="also print annotations of GitHub")
+    parser.add_argument("--overwrite", action="store_true", help="replace --html and --junit")
     add_json(parser)
 
 
@@ -110,24 +120,37 @@ def _add_run(actions: Any) -> None:
 
 
 def run_check(args: argparse.Namespace) -> int:
+    from mesp_ref.golden.ci import as_annotations, as_junit
     from mesp_ref.golden.page import as_html
     from mesp_ref.golden.report import as_json, as_text
+    from mesp_ref.golden.waivers import Coverage, read_coverage, waive
 
-    if args.html:
-        check_file(args.html, args.overwrite, [args.actual, args.suite], "--html")
+    name = shared_name(str(Path(args.actual).absolute())) or ""  # a page is for others
+    now = f"{datetime.now():%Y-%m-%d %H:%M}, mesp_ref {__version__}"
+    as_page = partial(as_html, backend=name, when=now)
+    pages: dict[str, tuple[str | None, Callable[..., str]]] = {
+        "--html": (args.html, as_page),
+        "--junit": (args.junit, as_junit),
+    }
+    for option, (file, _) in pages.items():
+        if file:
+            check_file(file, args.overwrite, [args.actual, args.suite], option)
+    coverage = read_coverage(args.waivers) if args.waivers else Coverage()
     report = check(
-        args.actual, Suite(args.suite), dtype=args.dtype, only=args.only,
-        roles=args.roles.split(","),
+        args.actual, Suite(args.suite), dtype=args.dtype, only=args.only or coverage.covers,
+        roles=args.roles.split(","), present=args.present,
     )  # fmt: skip
-    if args.html:
-        with write_aside(args.html, overwrite=args.overwrite) as aside:
-            name = shared_name(str(Path(args.actual).absolute())) or ""  # a page is for others
-            now = f"{datetime.now():%Y-%m-%d %H:%M}, mesp_ref {__version__}"
-            aside.write_text(as_html(report, name, now), encoding="utf-8")
+    report, waived = waive(report, coverage.waivers)
+    for file, page in pages.values():
+        if file:
+            with write_aside(file, overwrite=args.overwrite) as aside:
+                aside.write_text(page(report), encoding="utf-8")
     if args.json:
         print_json(as_json(report))
     else:
-        say(*as_text(report).splitlines())
+        say(*as_text(report).splitlines(), *waived)
+    if args.github:
+        say(*as_annotations(report))
     return 0 if report.passed else 1
 
 

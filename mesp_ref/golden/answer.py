@@ -1,5 +1,6 @@
 """What a backend gave for a case, and when a guess at it is good enough to be called an explanation."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ class Answer(NamedTuple):
     kind, attributes, inputs   the case, as the suite has it
     got, want, allowed         float64; only tensors that were given, finite and in their shape
     failed                     of these, the ones beyond their tolerance
+    views                      of tensors that are known by samples: what is seen of a whole one
     unusable                   failed ones that are missing, misshapen or not finite, and why
     """
 
@@ -31,6 +33,7 @@ class Answer(NamedTuple):
     failed: tuple[str, ...]
     unusable: dict[str, str]
     dtype: str = "float32"
+    views: Mapping[str, Callable[[Array], Array]] = {}
     barely: bool = False  # no failed tensor is far beyond its tolerance
 
     @property
@@ -65,6 +68,8 @@ def left(answer: Answer, name: str, guess: Array) -> float:
     that passed must pass, too.
     """
     got, want = answer.got[name], answer.want[name]
+    if name in answer.views and guess.shape != got.shape:
+        guess = answer.views[name](guess)
     if guess.shape != got.shape or not np.isfinite(guess).all():
         return np.inf
     unit = weights(answer, name)

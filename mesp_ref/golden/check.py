@@ -3,7 +3,7 @@
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.strict import inside
 from mesp_ref.golden.explain import explain
+from mesp_ref.golden.generate import places, projections, row_sums
 from mesp_ref.golden.suite import DTYPES, Case, Suite, Tensor, Vectors, read_tensors
 from mesp_ref.ops import Array
 
@@ -81,6 +82,7 @@ def check(
     dtype: str | None = None,
     only: Sequence[str] = (),
     roles: Sequence[str] = ROLES,
+    present: bool = False,
 ) -> Report:
     """Hold the files under `actual` against the suite.
 
@@ -90,6 +92,7 @@ def check(
     only      patterns of cases (ops/rmsnorm, block/*) or tensors (e2e/tied:*lora*); default all
     roles     "result" outputs, loss and gradients of inputs and LoRA; "base" gradients of base
               weights; "inner" intermediates
+    present   cases without a file are not asked for
     Raises    MespRefError for a directory without any file of the suite, unknown dtype, role or
               pattern, and a dtype that covers nothing that was asked for
     """
@@ -105,6 +108,9 @@ def check(
             f"{root}: found none of the {len(asked)} files asked for, expected such as "
             f"{asked[0][0].file}; write them with the names of the suite"
         )
+    if present:
+        asked = [pair for pair, file in zip(asked, files, strict=True) if file]
+        files = [file for file in files if file]
     answers = [read_tensors(file) if file else {} for file in files]
     usual = dtype or usual_type(array for got in answers for array in got.values()) or "float32"
     with np.errstate(all="ignore"):  # what is not finite is judged, not warned of
@@ -217,14 +223,52 @@ def judge(tensor: Tensor, got: Array | None, vectors: Vectors, dtype: str) -> Ve
         return failed("dtype", f"found {got.dtype}, expected one of {', '.join(DTYPES)}")
     if got.shape != tensor.shape:
         return failed("shape", f"found {list(got.shape)}, expected {list(tensor.shape)}")
-    value, want = got.astype(np.float64), vectors.want[tensor.name]
+    value = got.astype(np.float64)
     if not np.isfinite(value).all():
         return failed("not finite", f"{int((~np.isfinite(value)).sum())} of {value.size} entries")
-    error, allowed = np.abs(value - want), tensor.tolerance(vectors, dtype)
+    found = [_entries(tensor, value, vectors, dtype), *_whole(tensor, value, vectors, dtype)]
+    return max(found, key=lambda verdict: verdict.margin)
+
+
+def _entries(tensor: Tensor, value: Array, vectors: Vectors, dtype: str) -> Verdict:
+    """Every entry, or every sample, against its tolerance."""
+    want, allowed = vectors.want[tensor.name], tensor.tolerance(vectors, dtype)
+    value = tensor.sampled(value)
+    error = np.abs(value - want)
     ratio = np.divide(error, allowed, out=np.full(error.shape, np.inf), where=allowed > 0)
     ratio[error == 0] = 0
     at = np.unravel_index(int(ratio.argmax()), ratio.shape)
     index, margin = tuple(int(i) for i in at), float(ratio.max())
     text = f"got {value[index]:.9g}, want {want[index]:.9g}, tolerance {allowed[index]:.2g}"
+    if tensor.samples:
+        at = np.unravel_index(
+            places(math.prod(tensor.shape), tensor.samples, tensor.stream)[index[0]], tensor.shape
+        )
+        index = tuple(int(i) for i in at)
     problem = "" if margin <= 1 else "differs"
     return Verdict(tensor.name, tensor.direction, problem, margin, text, index)
+
+
+def _whole(tensor: Tensor, value: Array, vectors: Vectors, dtype: str) -> Iterator[Verdict]:
+    """The tensor as a whole: its error by projections, and by row a bias that roundings lack."""
+
+    def verdict(what: str, error: float, allowed: float) -> Verdict:
+        margin = error / allowed if allowed else math.inf if error else 0.0
+        text = f"{what}: {error:.3g}, tolerance {allowed:.3g}"
+        return Verdict(
+            tensor.name, tensor.direction, "" if margin <= 1 else "differs", margin, text
+        )
+
+    if tensor.samples:
+        whole = vectors.whole[tensor.name]
+        off = projections(value, tensor.stream) - whole[:-2]
+        error, size = float(np.sqrt(np.mean(off**2))), float(whole[-1])
+        yield verdict("norm of the error", error, tensor.whole_tolerance(vectors, dtype))
+        if dtype in tensor.norms:
+            yield verdict("relative norm of the error", error / (size or 1.0), tensor.norms[dtype])
+    if dtype in tensor.biases:
+        rows = vectors.rows[tensor.name]
+        off = np.divide(row_sums(value) - rows, rows, out=np.zeros(rows.shape), where=rows > 0)
+        yield verdict(
+            "bias of whole rows, relative", float(np.sqrt(np.mean(off**2))), tensor.biases[dtype]
+        )

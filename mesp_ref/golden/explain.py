@@ -7,11 +7,13 @@ tensor by tensor a factor, another order or a sum of terms; a known mistake in o
 digits agree. Otherwise the sentence begins with "not a mistake we know" and says where the error is.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mesp_ref.errors import MespRefError
 from mesp_ref.golden import places, terms
 from mesp_ref.golden.answer import Answer, Arrays, floor, judged, left, weights
 from mesp_ref.golden.mistakes import known, title
@@ -26,15 +28,32 @@ from mesp_ref.ops import Array
 MOST = 2  # explanations that a name may have beside it, because they are the same on this case
 SHOWN = 3  # explanations that are the same here, or sentences about single tensors
 SIMPLER = 4.0  # an explanation must leave this many times less than another to be the better one
+STRANGE = (
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    MespRefError,
+)
+TILE = re.compile(r"tiles of (\d+)")
 UNKNOWN = "not a mistake we know"
 
 
 def explain(
     suite: Suite, case: Case, vectors: Vectors, got: Arrays, dtype: str, failed: Sequence[Tensor]
 ) -> list[str]:
-    """Sentences about an answer to a case of a suite; `failed` are the tensors that did."""
-    answer = _answer(case, vectors, got, dtype, failed)
-    return sentences(answer, lambda: simulator(case, vectors.inputs, suite.root))
+    """Sentences about an answer to a case of a suite; `failed` are the tensors that did.
+
+    A stranger's suite may lack what its case is computed from: then nothing is said.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            answer = _answer(case, vectors, got, dtype, failed)
+            return sentences(answer, lambda: simulator(case, vectors.inputs, suite.root))
+    except STRANGE:
+        return []
 
 
 def explain_op(
@@ -60,7 +79,7 @@ def explain_op(
         if name not in got:
             continue
         value = np.asarray(got[name], np.float64)
-        if problem := _problem(value, right):
+        if problem := _problem(value, right.shape, right):
             unusable[name] = problem
         else:
             usable[name] = value
@@ -117,18 +136,18 @@ def _several(names: Sequence[str]) -> str:
 def _answer(
     case: Case, vectors: Vectors, got: Arrays, dtype: str, failed: Sequence[Tensor]
 ) -> Answer:
-    usable, allowed, unusable = Arrays(), Arrays(), dict[str, str]()
+    usable, allowed, unusable, want = Arrays(), Arrays(), dict[str, str](), dict(vectors.want)
     wrong = {tensor.name for tensor in failed}
     for tensor in case.tensors:
         array = got.get(tensor.name)
         if array is None or array.dtype.name not in DTYPES:
             continue
         value = array.astype(np.float64)
-        if problem := _problem(value, vectors.want[tensor.name]):
+        if problem := _problem(value, tensor.shape, vectors.want[tensor.name]):
             unusable[tensor.name] = problem
             continue
-        usable[tensor.name] = value
-        allowed[tensor.name] = tensor.tolerance(vectors, dtype)
+        usable[tensor.name] = tensor.seen(value)
+        want[tensor.name], allowed[tensor.name] = _known(tensor, vectors, dtype)
     inputs = {
         n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in vectors.inputs.items()
     }
@@ -138,13 +157,24 @@ def _answer(
     keep = outer if set(chosen) <= outer else set(usable)
     usable = {n: a for n, a in usable.items() if n in keep}
     unusable = {n: text for n, text in unusable.items() if n in wrong}
+    views = {tensor.name: tensor.seen for tensor in case.tensors if tensor.samples}
     return Answer(
-        case.kind, case.attributes, inputs, usable, vectors.want, allowed, chosen, unusable, dtype
+        case.kind, case.attributes, inputs, usable, want, allowed, chosen, unusable, dtype, views
     )
 
 
-def _problem(value: Array, want: Array) -> str:
-    if value.shape != (shape := want.shape):
+def _known(tensor: Tensor, vectors: Vectors, dtype: str) -> tuple[Array, Array]:
+    """The right values of all that is seen of a tensor, and what each may be off by."""
+    want, allowed = vectors.want[tensor.name], tensor.tolerance(vectors, dtype)
+    if not tensor.samples:
+        return want, allowed
+    whole = vectors.whole[tensor.name]
+    off = np.full(len(whole) - 2, tensor.whole_tolerance(vectors, dtype))
+    return np.concatenate([want, whole[:-2]]), np.concatenate([allowed, off])
+
+
+def _problem(value: Array, shape: tuple[int, ...], want: Array) -> str:
+    if value.shape != shape:
         for text, order in (("is transposed", want.T), ("holds the right values", want.ravel())):
             if value.size == want.size and (value.shape == order.shape or order.ndim == 1):
                 off = np.linalg.norm(value.ravel() - order.ravel())
@@ -206,10 +236,16 @@ def _reproduces(answer: Answer, right: Arrays) -> bool:
     """Whether Plain computes this case at all: it knows one family."""
     given = [n for n in answer.got if n in right]
     return bool(given) and all(
-        right[n].shape == answer.want[n].shape
-        and (np.abs(right[n] - answer.want[n]) <= 4 * weights(answer, n)).all()
+        _is_right(answer, n, answer.views[n](right[n]) if n in answer.views else right[n])
         for n in given
     )
+
+
+def _is_right(answer: Answer, name: str, value: Array) -> bool:
+    want = answer.want[name]
+    if value.shape != want.shape:
+        return False
+    return bool((np.abs(value - want) <= 4 * weights(answer, name)).all())
 
 
 def _try(
@@ -230,7 +266,16 @@ def _explaining(answer: Answer, run: Run, kinds: Sequence[type[Plain]]) -> list[
     """The sentences of all mistakes that explain the answer equally well, in the order of `kinds`."""
     found = list(_try(answer, run, kinds))
     best = max(min((rest for rest, _ in found), default=0.0), floor(answer))
-    return list(dict.fromkeys(title(kind) for rest, kind in found if rest <= SIMPLER * best))
+    return _merged([title(kind) for rest, kind in found if rest <= SIMPLER * best])
+
+
+def _merged(names: Sequence[str]) -> list[str]:
+    """Each sentence once; those that differ in the size of a tile as one."""
+    sizes: dict[str, list[str]] = {}
+    for name in names:
+        size = TILE.search(name)
+        sizes.setdefault(TILE.sub("tiles of #", name), []).append(size[1] if size else "")
+    return [text.replace("#", " or ".join(dict.fromkeys(found))) for text, found in sizes.items()]
 
 
 def _one_site(answer: Answer, run: Run) -> list[str]:

@@ -78,7 +78,7 @@ def described(answer: Answer) -> list[str]:
         else "the error is as large as the values"
     )
     first = next((n for n in answer.failed if answer.got[n].size > 1 and n not in zero), None)
-    if first:
+    if first and first not in answer.views:
         said += filter(None, (where(answer, first), rank(answer, first), share(answer, first)))
     return said
 

@@ -168,7 +168,8 @@ class Plain:
         e = np.exp(logits - logits.max(axis=-1, keepdims=True))
         total = e.sum(axis=-1, keepdims=True)
         lse = np.log(total) + logits.max(axis=-1, keepdims=True)
-        onehot = np.eye(logits.shape[-1], dtype=logits.dtype)[np.where(counted, targets, 0)]
+        onehot = np.zeros_like(logits)
+        np.put_along_axis(onehot, np.where(counted, targets, 0)[..., None], 1, axis=-1)
         share = self.shares(targets).astype(logits.dtype)
         loss = (self.losses(logits, lse, onehot)[counted] * share[counted]).sum()
         rows = self.row_gradient(e / total, lse, onehot) * self.kept(counted)[..., None]

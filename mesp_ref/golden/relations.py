@@ -27,6 +27,8 @@ def relation(answer: Answer, name: str) -> str:
             return f"× {factor:.4g}{equal}" if equal else ""
     if got.size == 1:
         return ""
+    if name in answer.views:  # samples have no order
+        return ""
     for text, candidate in _rearranged(right, answer):
         if left(answer, name, candidate) < np.inf:
             return text

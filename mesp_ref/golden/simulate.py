@@ -11,6 +11,7 @@ from mesp_ref.engine.model import Model
 from mesp_ref.files.models import load_model
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.golden.plain import Arrays, Plain, Setting
+from mesp_ref.golden.positions import tables
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
 
@@ -20,8 +21,12 @@ Run = Callable[[type[Plain]], Arrays]  # every tensor of a case that a Plain com
 def simulator(case: Case, inputs: Arrays, root: Path) -> Run | None:
     """How a case is computed by a Plain; None where none can (an op or a family it does not know)."""
     wide = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in inputs.items()}
-    if case.kind == "op":
+    if case.kind in ("op", "tile"):
         return of_op(case.attributes["op"], wide, case.attributes)
+    if case.kind == "positions":
+        at, d = case.attributes, wide["x"].shape[-1]
+        cos, sin = tables(wide["positions"], d, at["theta"], at["scaling"])
+        return of_op("rope", wide | {"cos": cos, "sin": sin}, {})
     if case.kind == "quant":
         return lambda kind: _quantised(kind(_setting(wide, {})), wide, case.attributes)
     if case.kind == "block":

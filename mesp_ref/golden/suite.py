@@ -6,6 +6,7 @@ tensors are called <name>.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +16,12 @@ import numpy as np
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.safetensors import MappedFile
 from mesp_ref.files.strict import inside, open_regular, read_bytes, read_object
-from mesp_ref.golden.tolerance import bound
+from mesp_ref.golden.generate import PROJECTIONS, made, places, projections
+from mesp_ref.golden.tolerance import UNITS, bound
 from mesp_ref.ops import Array
 
-FORMAT, VERSION = "mesp-ref golden suite", 1
+FORMAT, VERSION = "mesp-ref golden suite", 2
+RELEASE, DATE = "2.0", "2026-11-26"  # of the archive: a number that grows, and the day it was made
 SHIPPED = Path(__file__).parent / "data"
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
@@ -27,7 +30,10 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 class Tensor:
     """One expected tensor: role "result" or "inner", direction "forward" or "backward".
 
-    Op tensors carry k and s of the tolerance, model tensors a gate per dtype.
+    Op tensors carry k and s of the tolerance, model tensors a gate per dtype. One that is too large
+    to be stored whole is known by `samples` of its entries, 32 projections on signs and the sums of
+    its rows (see generate); `stream` says which. norms and biases are gates, by dtype, on the
+    relative error of the whole tensor and on that of Σ|row|, by the root mean square over rows.
     """
 
     name: str
@@ -37,9 +43,34 @@ class Tensor:
     k: int = 0
     s: int = 0
     gates: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+    stream: int = 0
+    norms: dict[str, float] = field(default_factory=dict)
+    biases: dict[str, float] = field(default_factory=dict)
+
+    def sampled(self, array: Array) -> Array:
+        """What is compared entry by entry: the tensor, or its samples."""
+        if not self.samples:
+            return array
+        return array.reshape(-1)[places(array.size, self.samples, self.stream)]
+
+    def seen(self, array: Array) -> Array:
+        """All that is known of the tensor, as one vector: samples, then projections."""
+        if not self.samples:
+            return array
+        return np.concatenate([self.sampled(array), projections(array, self.stream)])
+
+    def whole_tolerance(self, vectors: "Vectors", dtype: str) -> float:
+        """Largest right error of a projection: the norm of the entries' tolerances.
+
+        And what 64-bit sums of so many terms round themselves, in any order.
+        """
+        mag, size = vectors.whole[self.name][-2:]
+        own = math.sqrt(math.prod(self.shape)) * UNITS["float64"].sum * size
+        return float(bound(np.array(mag), self.k, self.s, dtype) + own)
 
     def tolerance(self, vectors: "Vectors", dtype: str) -> Array:
-        """Largest right deviation of every element."""
+        """Largest right deviation of every element, or sample."""
         if self.gates:
             return np.full(self.shape, self.gates[dtype])
         return bound(vectors.mag[self.name], self.k, self.s, dtype)
@@ -57,6 +88,7 @@ class Case:
     dtypes: tuple[str, ...]
     attributes: dict[str, Any]
     tensors: tuple[Tensor, ...]
+    generated: dict[str, dict[str, Any]] = field(default_factory=dict)  # inputs, see generate
 
 
 @dataclass(frozen=True)
@@ -71,11 +103,17 @@ class Wrong:
 
 
 class Vectors(NamedTuple):
-    """The arrays of a case."""
+    """The arrays of a case; of a sampled tensor want and mag hold the samples.
+
+    whole   of a sampled tensor: its projections, then the norms of mag and of want
+    rows    of a tensor with a gate on biases: Σ|row|
+    """
 
     inputs: dict[str, Array]
     want: dict[str, Array]
     mag: dict[str, Array]
+    whole: dict[str, Array] = {}  # noqa: RUF012 (never written)
+    rows: dict[str, Array] = {}  # noqa: RUF012
 
 
 class Suite:
@@ -89,6 +127,7 @@ class Suite:
         self._sums = self._read_sums()
         manifest = self._read_manifest()
         try:
+            self.release, self.date = str(manifest["release"]), str(manifest["date"])
             self.conventions: dict[str, str] = dict(manifest["conventions"])
             self.cases = {c["name"]: _case(c) for c in manifest["cases"]}
             self.wrong = [_wrong(w) for w in manifest["wrong"]]
@@ -144,17 +183,22 @@ class Suite:
 
     def read(self, case: Case) -> Vectors:
         """Inputs, expected values and magnitudes of a case."""
-        groups: dict[str, dict[str, Array]] = {"in": {}, "want": {}, "mag": {}}
+        groups: dict[str, dict[str, Array]] = {n: {} for n in GROUPS}
         file = self.verify(case.file)
         for key, array in read_tensors(file).items():
             group, _, name = key.partition("/")
             if group not in groups:
-                raise MespRefError(f"{file}: {shown(key)}: found, expected in/, want/ or mag/")
+                raise MespRefError(f"{file}: {shown(key)}: found, expected {', '.join(GROUPS)}")
             groups[group][name] = array
         for tensor in case.tensors:
             for group in ("want",) if tensor.gates else ("want", "mag"):
                 _require_numbers(file, group, groups[group].get(tensor.name), tensor)
-        return Vectors(groups["in"], groups["want"], groups["mag"])
+            if tensor.samples and groups["whole"][tensor.name].size != PROJECTIONS + 2:
+                raise MespRefError(
+                    f"{file}: whole/{tensor.name}: expected {PROJECTIONS + 2} numbers"
+                )
+        inputs = groups["in"] | {name: made(entry) for name, entry in case.generated.items()}
+        return Vectors(inputs, *(groups[n] for n in GROUPS[1:]))
 
     def read_wrong(self, wrong: Wrong) -> dict[str, Array]:
         """The tensors that a wrong answer gives, by name."""
@@ -166,13 +210,17 @@ class Suite:
         return arrays
 
 
+GROUPS = ("in", "want", "mag", "whole", "rows")
+
+
 def _require_numbers(file: Path, group: str, array: Array | None, tensor: Tensor) -> None:
     """Raise MespRefError unless an array of the suite is the finite one that the manifest promises."""
     found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
-    if array is None or array.shape != tensor.shape or not _is_finite(array):
+    shape = (tensor.samples,) if tensor.samples and group else tensor.shape
+    if array is None or array.shape != shape or not _is_finite(array):
         raise MespRefError(
             f"{file}: {group}/{tensor.name}: found {found}, expected finite numbers "
-            f"{list(tensor.shape)} as manifest.json says"
+            f"{list(shape)} as manifest.json says"
         )
 
 
@@ -191,11 +239,42 @@ def _case(entry: dict[str, Any]) -> Case:
         **entry | {"dtypes": _dtypes(entry), "tensors": tuple(map(_tensor, entry["tensors"]))}
     )
     _require_texts(case.name, case.kind, case.file, case.note, case.source)
+    if not isinstance(case.generated, dict) or not all(map(_is_made, case.generated.values())):
+        raise ValueError(f"{case.name}: generated")
     if not _sane(case.attributes) or not case.tensors:
         raise ValueError(f"{case.name}: attributes or tensors")
     if any(t.gates and not set(case.dtypes) <= set(t.gates) for t in case.tensors):
         raise ValueError(f"{case.name}: gates")
     return case
+
+
+# What an entry of `generated` may hold, by its kind: the fields, and the type of each.
+MADE = {
+    "numbers": {
+        "shape": list,
+        "stream": int,
+        "scale": float,
+        "offset": float,
+        "ramp": float,
+        "rows": bool,
+    },
+    "integers": {"shape": list, "stream": int, "high": int, "ignored": int},
+}
+
+
+def _is_made(entry: object) -> bool:
+    """Whether an input can be generated from an entry, at a size that fits a machine."""
+    if not isinstance(entry, dict) or entry.get("kind") not in MADE:
+        return False
+    types = MADE[entry["kind"]]
+    if set(entry) - {"kind"} - set(types) or not {"shape", "stream"} <= set(entry):
+        return False
+    if not all(type(value) is types[n] for n, value in entry.items() if n != "kind"):
+        return False
+    shape, sizes = entry["shape"], [entry["stream"], entry.get("high", 1), entry.get("ignored", 0)]
+    if not all(type(n) is int and 0 < n < 2**24 for n in shape) or math.prod(shape) > 2**24:
+        return False
+    return all(0 <= n < 2**24 for n in sizes) and entry.get("high", 1) > 0
 
 
 def _sane(attributes: object) -> bool:
@@ -217,10 +296,11 @@ def _sane(attributes: object) -> bool:
 def _tensor(entry: dict[str, Any]) -> Tensor:
     tensor = Tensor(**entry | {"shape": tuple(entry["shape"])})
     _require_texts(tensor.name, tensor.role, tensor.direction)
-    sizes = [(tensor.k, 0), (tensor.s, 0), *((n, 1) for n in tensor.shape)]
+    sizes = [(n, 0) for n in (tensor.k, tensor.s, tensor.samples, tensor.stream)]
+    sizes += [(n, 1) for n in tensor.shape]
     if not all(type(n) is int and least <= n < 2**31 for n, least in sizes):
-        raise ValueError(f"{tensor.name}: shape, k or s")
-    gates = tensor.gates.values() if isinstance(tensor.gates, dict) else [tensor.gates]
+        raise ValueError(f"{tensor.name}: shape, k, s or samples")
+    gates = [g for d in (tensor.gates, tensor.norms, tensor.biases) for g in dict(d).values()]
     if not all(type(gate) in (int, float) and gate >= 0 for gate in gates):
         raise ValueError(f"{tensor.name}: gates")
     return tensor

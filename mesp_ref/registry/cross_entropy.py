@@ -46,6 +46,26 @@ def dlogits(logits: Array, labels: Array, mag_logits: Array | None = None) -> Ar
     return mag
 
 
+def by_lse(logits: Array, labels: Array) -> Array:
+    """|lse|·p/(4·count): softmax formed as exp(z − lse) with a rounded lse (Unsloth, FLA).
+
+    lse is off by |lse|·u, and so is the exponential; four roundings are counted, of which it is one.
+    """
+    counted = (labels != IGNORED)[:, None]
+    top = logits.max(axis=1, keepdims=True)
+    e = np.exp(logits - top)
+    total = e.sum(axis=1, keepdims=True)
+    lse = np.abs(np.log(total) + top)
+    found: Array = lse * e / total * counted / (4 * max(1, int(counted.sum())))
+    return found
+
+
+def gradient_magnitudes(dy: Array, args: Args) -> dict[str, Array]:
+    """As `magnitude`, for a backend that keeps each row's lse."""
+    more = np.abs(dy) * by_lse(args["logits"], args["labels"])
+    return {"logits": ROW.magnitudes(dy, args)["logits"] + more}
+
+
 def magnitude(dloss: Any, res: Any) -> Array:
     return abs(dloss) * dlogits(res.logits, res.labels)
 
@@ -108,6 +128,7 @@ ROW = OpSpec(
         roundings={"y": 3, "dlogits": 4},
         forward_length=lambda z: z.v + z.n * z.t,
         output_magnitude=output_magnitude,
+        gradient_magnitudes=gradient_magnitudes,
         torch=torch_twin,
         functional=functional_twin,
     ),

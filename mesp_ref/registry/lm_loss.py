@@ -42,6 +42,15 @@ def magnitude_params(dloss: Any, res: Any, w: Any) -> Array:
     return abs(dloss) * _head(res, _whole(w)).T @ absolute.rows(res.x)
 
 
+def gradient_magnitudes(dy: Array, args: Args) -> dict[str, Array]:
+    """As `magnitude`, for a backend that keeps each row's lse (see cross_entropy.by_lse)."""
+    x, w = args["x"].reshape(-1, args["x"].shape[-1]), args["w"]
+    more = np.abs(dy) * cross_entropy.by_lse(x @ w.T, args["labels"].reshape(-1))
+    found = ROW.magnitudes(dy, args)
+    dx = (more @ np.abs(w)).reshape(found["x"].shape)
+    return {"x": found["x"] + dx, "w": found["w"] + more.T @ np.abs(x)}
+
+
 def _whole(w: Any) -> Array:
     """A weight as one array."""
     return np.asarray(w[...])
@@ -98,6 +107,7 @@ ROW = OpSpec(
         roundings={"y": 4, "dx": 5, "dw": 5},
         forward_length=lambda z: z.c + z.v + z.n * z.t,
         output_magnitude=output_magnitude,
+        gradient_magnitudes=gradient_magnitudes,
         torch=torch_twin,
         functional=functional_twin,
     ),

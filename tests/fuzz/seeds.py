@@ -128,7 +128,8 @@ def _golden(folder: Path) -> list[bytes]:
     answers = [_tensors(folder, y=np.array(v, "f4")) for v in ([1.0, 1.0], [1.0, 2.0])]
     seeds = []
     for entry, answer in ((case, answers[0]), (case, answers[1]), (model, answers[1])):
-        manifest = {"format": FORMAT, "version": VERSION, "conventions": {"a": "b"}, "units": {},
+        manifest = {"format": FORMAT, "version": VERSION, "release": "1",
+                    "date": "2026-01-01", "conventions": {"a": "b"}, "units": {},
                     "cases": [entry], "wrong": [wrong]}  # fmt: skip
         seeds.append(SEPARATOR.join((json.dumps(manifest).encode(), vectors, answer, answers[1])))
     return seeds

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 from helpers import Answer
+from unseen_ops import Unseen, unseen
 
 from mesp_ref.golden import Suite, check
+from mesp_ref.golden.check import judge
+from mesp_ref.golden.explain import explain, explain_op
 from mesp_ref.ops import Array
 
 CASE = "block/usual"
@@ -78,3 +81,65 @@ def test_noise_is_named_as_such_and_nonsense_not_at_all(
     assert "lower precision" in text
     (text,) = likes(answer, **{a: rng.standard_normal(want[a].shape)})
     assert text.startswith(f"not a mistake we know: {a} differs, y and 26 more agree")
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_unseen_mistakes_of_ops(held_out: bool, suite: Suite) -> None:
+    """Mistakes written before the namer was: nearly all rejected, few named wrongly, most rightly."""
+    count = {"rejected": 0, "right": 0, "wrong": 0, "all": 0}
+    for mistake in unseen(list(suite.cases)):
+        if mistake.held_out != held_out:
+            continue
+        for name in mistake.cases[:1]:
+            said = sentence(suite, name, mistake)
+            count["all"] += 1
+            count["rejected"] += said is not None
+            if said is not None and not said.startswith("not a mistake we know"):
+                count["right" if mistake.pattern.search(said) else "wrong"] += 1
+    print(count)
+    assert count["rejected"] >= 0.98 * count["all"]
+    assert count["right"] >= 0.8 * count["rejected"]
+    assert count["wrong"] <= 0.03 * count["rejected"]
+
+
+def sentence(suite: Suite, name: str, mistake: Unseen) -> str | None:
+    """The first sentence about an answer in float32; None where it passes."""
+    case, vectors = suite.cases[name], suite.read(suite.cases[name])
+    given = {n: a.astype(float) if a.dtype.kind == "f" else a for n, a in vectors.inputs.items()}
+    with np.errstate(all="ignore"):
+        answer = mistake.answer(given, case.attributes)
+        got = {n: np.asarray(a, np.float32) for n, a in answer.items()}
+        wrong = [t for t in case.tensors if not judge(t, got[t.name], vectors, "float32").passed]
+        if not wrong:
+            return None
+        return (explain(suite, case, vectors, got, "float32", wrong) or ["not a mistake we know"])[
+            0
+        ]
+
+
+def test_one_number_is_never_named(answer: Answer, suite: Suite) -> None:
+    name = "ops/cross_entropy/usual"
+    want = suite.read(suite.cases[name]).want
+    (text,) = check(answer(name, y=want["y"] * 5), only=[name]).cases[0].like
+    assert text.startswith("not a mistake we know: of y one number differs")
+
+
+def test_any_arguments_of_an_op_are_explained() -> None:
+    """The tutor's way in: no suite, no files."""
+    rng = np.random.default_rng(5)
+    x, w, dy = (
+        rng.standard_normal((2, 5, 8)),
+        rng.standard_normal(8),
+        rng.standard_normal((2, 5, 8)),
+    )
+    r = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + 0.01)
+    right = dy * w * r - x * (dy * w * x).mean(-1, keepdims=True) * r**3
+
+    def said(dx: Array) -> list[str]:
+        given, allowed = {"x": x, "w": w, "dy": dy}, {"dx": np.full(x.shape, 1e-10)}
+        return explain_op("rmsnorm", given, {"eps": 0.01}, {"dx": dx}, {"dx": right}, allowed)
+
+    assert said(right) == []
+    assert said(dy * w * r) == ["like: RMSNorm backward without the term along x: dx = dy ⊙ w / n"]
+    assert said(0 * x) == ["dx is 0 everywhere: zeros, the gradient does not arrive"]
+    assert said(rng.standard_normal(x.shape))[0].startswith("not a mistake we know")

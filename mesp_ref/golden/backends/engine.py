@@ -17,8 +17,9 @@ from mesp_ref.files.models import load_model
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.files.quantized import Quantized
 from mesp_ref.golden.backends import NotCovered
+from mesp_ref.golden.positions import tables
 from mesp_ref.golden.suite import Case
-from mesp_ref.ops import Array, linear, linear_bwd
+from mesp_ref.ops import Array, linear, linear_bwd, rope, rope_bwd
 from mesp_ref.registry import OPS
 from mesp_ref.train.optim import SGD, AdamW
 
@@ -118,7 +119,7 @@ def compute(case: Case, inputs: Arrays, root: Path, dtype: str) -> Arrays:
         name: array.astype(dtype) if array.dtype.kind == "f" else array
         for name, array in inputs.items()
     }
-    if case.kind == "op":
+    if case.kind in ("op", "tile"):
         return compute_op(case, given)
     if case.kind == "block":
         return compute_block(case, given)
@@ -126,6 +127,13 @@ def compute(case: Case, inputs: Arrays, root: Path, dtype: str) -> Arrays:
         return compute_model(case, given, root, dtype)
     if case.kind == "traj":
         return compute_trajectory(case, given, root, dtype)
+    if case.kind == "positions":
+        at, d = case.attributes, given["x"].shape[-1]
+        cos, sin = (
+            t.astype(dtype) for t in tables(given["positions"], d, at["theta"], at["scaling"])
+        )
+        y, res = rope(given["x"], cos, sin)
+        return {"y": y, "dx": rope_bwd(given["dy"], res, cos, sin)}
     if case.kind == "quant":
         return compute_quantised(case, given, dtype)
     raise NotCovered

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from mesp_ref.files.models import load_model
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.golden.backends import NotCovered
+from mesp_ref.golden.positions import tables
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
 from mesp_ref.registry import OPS, attention, cross_entropy, rmsnorm, rope
@@ -214,11 +215,23 @@ def compute_quantised(case: Case, given: Tensors, dtype: torch.dtype) -> Tensors
     return {"w": w, "y": y, "dx": dx}
 
 
+def compute_positions(case: Case, given: Tensors, dtype: torch.dtype) -> Tensors:
+    """RoPE with angles from the positions."""
+    at, d = case.attributes, given["x"].shape[-1]
+    positions = given["positions"].numpy()
+    cos, sin = (
+        torch.from_numpy(t).to(dtype) for t in tables(positions, d, at["theta"], at["scaling"])
+    )
+    y = rope.torch_twin(torch, given["x"], cos, sin)
+    (dx,) = torch.autograd.grad(y, given["x"], given["dy"])
+    return {"y": y, "dx": dx}
+
+
 def compute(case: Case, inputs: dict[str, Array], root: Path, dtype: str) -> dict[str, Array]:
     """One case in `dtype`."""
     precision: torch.dtype = getattr(torch, dtype)
     given = {name: to_torch(array, precision) for name, array in inputs.items()}
-    if case.kind == "op":
+    if case.kind in ("op", "tile"):
         found = compute_op(case, given)
     elif case.kind == "block":
         found = compute_block(case, given)
@@ -226,6 +239,8 @@ def compute(case: Case, inputs: dict[str, Array], root: Path, dtype: str) -> dic
         found = compute_model(case, given, root, precision)
     elif case.kind == "traj":
         found = compute_trajectory(case, given, root, precision)
+    elif case.kind == "positions":
+        found = compute_positions(case, given, precision)
     elif case.kind == "quant":
         found = compute_quantised(case, given, precision)
     else:

@@ -8,6 +8,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.output import new_directory
 from mesp_ref.golden.builder.draw import generator
 from mesp_ref.golden.builder.models import BLOCKS, MODELS, Made, draw_model, make_block, make_model
+from mesp_ref.golden.builder.tiles import tile_cases
 from mesp_ref.golden.builder.trajectories import SETTINGS, make_trajectory
 from mesp_ref.golden.builder.write import write_case, write_manifest, write_tensors
 from mesp_ref.golden.builder.wrong import wrong_models, wrong_op
@@ -53,6 +54,7 @@ def build(
     Raises MespRefError without mpmath, and when `out` is not empty
     """
     try:
+        from mesp_ref.golden.builder.positions import position_cases
         from mesp_ref.golden.builder.quantised import quantised_cases
     except ModuleNotFoundError as error:
         raise MespRefError(
@@ -72,7 +74,7 @@ def build(
         ranks.alike({})
         for case, vectors in computed_ops(log, ranks):
             put(case, vectors, wrong_op(case, vectors))
-        for case, vectors in quantised_cases():
+        for case, vectors in (*quantised_cases(), *position_cases(), *tile_cases()):
             log(case.name)
             put(case, vectors)
         for made in model_cases(root):

@@ -45,6 +45,11 @@ class Shape(NamedTuple):
     tied: bool = True
     rank: int = 4
     alpha: float = 6.0
+    hidden: int = 16
+    head_dim: int = 6
+    vocabulary: int = 21
+    labels: int = 12  # token ids below this
+    unequal: bool = False  # most labels of the first sequence are ignored
 
 
 BLOCKS = (
@@ -52,20 +57,28 @@ BLOCKS = (
     Shape("every_head_its_own", "H = G = 3", heads=3, groups=3, n=1),
     Shape("one_kv_head", "G = 1, rank 1", heads=3, groups=1, n=1, rank=1, alpha=2.0),
     Shape("one_token", "T = 1", n=1, t=1),
+    Shape(
+        "head_dim_is_width_over_heads",
+        "head_dim = hidden/heads = 24/4, as engines that derive it",
+        hidden=24,
+    ),
 )
 MODELS = (
     Shape("tied", "two blocks, tied head, ignored labels, repeated tokens, a label 0",
           t=7, layers=2),
     Shape("untied", "two blocks, head of its own, one key/value head",
           n=1, layers=2, groups=1, tied=False),
+    Shape("unequal", "head_dim = hidden/heads, unequal label counts, labels across the vocabulary",
+          n=3, t=7, layers=2, hidden=24, vocabulary=37, labels=37, unequal=True),
 )  # fmt: skip
 
 
 def config_of(shape: Shape) -> Qwen2Config:
     """All axis lengths different; an eps and angles that matter."""
     return Qwen2Config(
-        vocab_size=21, hidden_size=16, intermediate_size=20, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.groups, head_dim=6,
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=20,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.groups, head_dim=shape.head_dim,
         rms_norm_eps=0.03125, rope_theta=100.0, max_position_embeddings=64,
         tie_word_embeddings=shape.tied,
     )  # fmt: skip
@@ -130,8 +143,10 @@ def make_block(shape: Shape) -> Made:
     """One block with LoRA everywhere: inputs x, dy and its weights; every intermediate."""
     rng = generator(f"block/{shape.name}")
     model, adapter = draw_model(shape, rng)
-    cos, sin = map(representable, rope_tables(0, shape.t, 6, 100.0, np.dtype(np.float64)))
-    x, dy = (representable(rng.standard_normal((shape.n, shape.t, 16))) for _ in range(2))
+    cos, sin = map(
+        representable, rope_tables(0, shape.t, shape.head_dim, 100.0, np.dtype(np.float64))
+    )
+    x, dy = (representable(rng.standard_normal((shape.n, shape.t, shape.hidden))) for _ in range(2))
     want = Arrays()
 
     def tap(name: str, value: Array) -> None:
@@ -186,10 +201,13 @@ def make_model(shape: Shape, root: Path) -> Made:
     """A whole model, also as Hugging Face and PEFT directories under `root`."""
     rng = generator(f"e2e/{shape.name}")
     model, adapter = draw_model(shape, rng)
-    ids = rng.integers(0, 12, (shape.n, shape.t))  # of 21: some repeat, some are never met
+    ids = rng.integers(0, shape.labels, (shape.n, shape.t))  # some repeat, some are never met
     ids[0, 2] = 0
     labels = ids.copy()
     labels[0, 1] = labels[-1, -1] = IGNORED
+    if shape.unequal:
+        labels[0, :-2], labels[1, 3] = IGNORED, shape.vocabulary - 1
+        ids[1, 3] = shape.vocabulary - 1
     want = trace(model, adapter, ids, labels)
     arrays = {name: model.weights[name][...] for name in model.weights}
     save_checkpoint(model.config, arrays, root / f"e2e/{shape.name}/model")
@@ -201,6 +219,6 @@ def make_model(shape: Shape, root: Path) -> Made:
         return step(plain, model, adapter, ids, labels)
 
     inputs = {"input_ids": stored(ids), "labels": stored(labels)}
-    cos, sin = rope_tables(0, shape.t, 6, 100.0, np.dtype(np.float64))
+    cos, sin = rope_tables(0, shape.t, shape.head_dim, 100.0, np.dtype(np.float64))
     setting = setting_of(model, adapter, cos, sin)
     return _made("e2e", shape, model, want, inputs, setting, run, rng)

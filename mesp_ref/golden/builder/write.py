@@ -12,7 +12,7 @@ import numpy as np
 from mesp_ref.files.manifest import NAME as MANIFEST
 from mesp_ref.files.output import write_aside
 from mesp_ref.files.writer import Writer
-from mesp_ref.golden.suite import FORMAT, VERSION, Case, Tensor, Vectors, Wrong
+from mesp_ref.golden.suite import DATE, FORMAT, RELEASE, VERSION, Case, Tensor, Vectors, Wrong
 from mesp_ref.golden.tolerance import UNITS
 from mesp_ref.ops import Array
 
@@ -51,8 +51,10 @@ def rounded_up(mag: Array) -> Array:
 
 def write_case(root: Path, case: Case, vectors: Vectors) -> None:
     """A case file."""
-    arrays = {f"in/{name}": array for name, array in vectors.inputs.items()}
+    arrays = {f"in/{n}": a for n, a in vectors.inputs.items() if n not in case.generated}
     arrays |= {f"want/{name}": np.asarray(a, np.float64) for name, a in vectors.want.items()}
+    arrays |= {f"whole/{name}": array for name, array in vectors.whole.items()}
+    arrays |= {f"rows/{name}": array for name, array in vectors.rows.items()}
     arrays |= {f"mag/{name}": rounded_up(np.asarray(m)) for name, m in vectors.mag.items()}
     write_tensors(root / case.file, arrays)
 
@@ -61,7 +63,13 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
     entry = asdict(tensor)
     for name in ("k", "s") if tensor.gates else ("gates",):
         del entry[name]
-    return entry
+    optional = ("samples", "stream", "norms", "biases")
+    return {name: value for name, value in entry.items() if value or name not in optional}
+
+
+def _case(case: Case) -> dict[str, Any]:
+    entry = asdict(case) | {"tensors": [_tensor(tensor) for tensor in case.tensors]}
+    return {name: value for name, value in entry.items() if value or name != "generated"}
 
 
 def write_manifest(root: Path, cases: list[Case], wrong: list[Wrong]) -> None:
@@ -69,9 +77,11 @@ def write_manifest(root: Path, cases: list[Case], wrong: list[Wrong]) -> None:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
+        "release": RELEASE,
+        "date": DATE,
         "conventions": CONVENTIONS,
         "units": {name: unit._asdict() for name, unit in UNITS.items()},
-        "cases": [asdict(c) | {"tensors": [_tensor(t) for t in c.tensors]} for c in cases],
+        "cases": [_case(c) for c in cases],
         "wrong": [asdict(w) for w in wrong],
     }
     with write_aside(root / "manifest.json") as aside:

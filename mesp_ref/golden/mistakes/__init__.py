@@ -16,6 +16,7 @@ from mesp_ref.golden.plain import Plain
 from mesp_ref.ops import IGNORED, Array
 
 Arrays = dict[str, Array]
+LARGE = 10_000  # a vocabulary over which only some mistakes are computed, each takes a second
 
 # By the name of their files under neg/.
 OF_BLOCKS: dict[str, type[Plain]] = {
@@ -78,8 +79,16 @@ def title(mistake: type[Plain]) -> str:
 
 def known(kind: str, attributes: dict[str, Any], inputs: Arrays) -> list[type[Plain]]:
     """Every mistake that a case of this kind may show, with the sizes of its inputs."""
-    if kind == "op":
+    if kind in ("op", "tile"):
         return _of_op(attributes["op"], inputs)
+    if kind == "positions":
+        turn = (
+            inputs["positions"],
+            inputs["x"].shape[-1],
+            attributes["theta"],
+            attributes["scaling"],
+        )
+        return [*rope.of_positions(*turn), *rope.KNOWN]
     if kind == "quant":
         return list(rest.QUANTISED)
     parts = [*rope.KNOWN, *attention.KNOWN, *norm.KNOWN, *mlp.KNOWN, *lora.KNOWN, *rest.BLOCK]
@@ -121,6 +130,8 @@ def _of_op(op: str, v: Arrays) -> list[type[Plain]]:
     if op in ("cross_entropy", "lm_loss"):
         n, t = (1, len(v["labels"])) if op == "cross_entropy" else v["labels"].shape
         size = v["logits"].shape[-1] if op == "cross_entropy" else len(v["w"])
+        if size > LARGE:
+            return [*loss.KNOWN, *online.of_vocabulary(size)]
         counts = loss.counts(n, t, int((v["labels"] != IGNORED).sum()))
         rows = lora.KNOWN if op == "lm_loss" else ()
         return [*losses, *counts, *loss.paddings(size), *online.of_vocabulary(size), *rows]

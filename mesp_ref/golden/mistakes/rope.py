@@ -1,11 +1,14 @@
 """Mistakes of rotary positions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from mesp_ref.golden.mistakes.variant import variant
 from mesp_ref.golden.plain import Plain, Setting
+from mesp_ref.golden.positions import tables as positions_tables
 from mesp_ref.ops import Array
 
 
@@ -152,6 +155,40 @@ def partial(cos: Array, sin: Array) -> tuple[Array, Array]:
     cos, sin, half = cos.copy(), sin.copy(), cos.shape[1] // 2
     cos[:, half:], sin[:, half:] = 1, 0
     return cos, sin
+
+
+def of_positions(
+    positions: Array, head_dim: int, theta_given: float, scaling: Mapping[str, Any]
+) -> list[type[Plain]]:
+    """Mistakes of a backend that computes the angles itself."""
+
+    def other(sentence: str, at: Array, theta: float, scaled: Mapping[str, Any]) -> type[Plain]:
+        return tables(sentence, lambda c, s: positions_tables(at, head_dim, theta, scaled))
+
+    n, found = np.arange(len(positions)), []
+    for text, at in (
+        ("RoPE counts positions from 0, whatever they are", n),
+        ("RoPE positions start one late (from 1 instead of 0)", positions + 1),
+        ("RoPE positions start one early", positions - 1),
+        ("RoPE positions go on over documents: counted from the first one", positions[0] + n),
+        ("RoPE positions of padding count", n),
+    ):
+        found.append(other(text, at, theta_given, scaling))
+    for value in (*THETAS, 1000.0):
+        if value != theta_given:
+            text = f"RoPE with theta = {value:,.0f} instead of {theta_given:,.0f}"
+            found.append(other(text, positions, value, scaling))
+    if scaling:
+        linear = {"rope_type": "linear", "factor": scaling["factor"]}
+        inverse = {**scaling, "factor": 1 / scaling["factor"]}
+        found.append(other("RoPE without its scaling", positions, theta_given, {}))
+        found.append(other("RoPE's scaling upside down: × factor", positions, theta_given, inverse))
+        if scaling["rope_type"] != "linear":
+            text = "RoPE's scaling applied to all frequencies alike (linear)"
+            found.append(other(text, positions, theta_given, linear))
+    text = "RoPE's angles of positions in float16 or bfloat16: rounded to 8 bits"
+    rounded = positions.astype(ml_dtypes.bfloat16).astype(np.float64)
+    return [*found, other(text, rounded, theta_given, scaling)]
 
 
 def halves(x: Array) -> tuple[Array, Array]:
