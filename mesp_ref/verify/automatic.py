@@ -13,9 +13,10 @@ from mesp_ref.verify.bugs import compiled, source
 from mesp_ref.verify.equivalents import reasons
 from mesp_ref.verify.planted import original, planted
 from mesp_ref.verify.reached import reached
+from mesp_ref.verify.samples import FAMILY_SIZES
 from mesp_ref.verify.steps import CASES, Case, Step, step
 from mesp_ref.verify.subject import Subject
-from mesp_ref.verify.suite import ORACLES, killed, model_cases, op_cases
+from mesp_ref.verify.suite import ORACLES, family_case, killed, model_cases, op_cases
 
 _SWAPS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
@@ -206,6 +207,8 @@ def prepare() -> None:
         model_cases(tiny)
     for name in CASES:
         step(name)
+    for name in FAMILY_SIZES:
+        family_case(name)
 
 
 def survives(mutant: Mutant, subjects: tuple[str, ...]) -> bool:
