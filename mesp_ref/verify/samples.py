@@ -25,7 +25,7 @@ def small_config(tied: bool = True, **changed: Any) -> Qwen2Config:
 FAMILY_SIZES: dict[str, dict[str, Any]] = {
     "llama": {
         "traits": FAMILIES["llama"], "attention_bias": True,
-        "rope_scaling": RopeScaling(3.0, 40, 1.5, 5.0),
+        "rope_theta": 30.0, "rope_scaling": RopeScaling(3.0, 40, 1.0, 5.0),  # one between the two
     },
     "smollm3": {"traits": FAMILIES["smollm3"], "layer_types": ("no_rope", "full_attention")},
     "qwen3": {"traits": FAMILIES["qwen3"]},
