@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     config, lora = facts["config"], facts["lora"]
     rows = {
+        "family": f"{config['model_type']}",
         "blocks": f"{config['num_hidden_layers']}",
         "hidden size": f"{config['hidden_size']}, intermediate {config['intermediate_size']}",
         "attention": f"{config['num_attention_heads']} query heads, "

@@ -7,29 +7,61 @@ from typing import Any
 
 import numpy as np
 
-from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.config import FAMILIES, Qwen2Config
 from mesp_ref.engine.init import random_arrays
 from mesp_ref.engine.model import Model
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.checkpoint import open_checkpoint, storage_dtype
-from mesp_ref.files.config import read_config
+from mesp_ref.files.config import pattern, read_config
 from mesp_ref.files.default import default_checkpoint
 from mesp_ref.files.end_tokens import end_tokens
 from mesp_ref.files.hub import model_directory
 from mesp_ref.files.output import await_folder
 from mesp_ref.files.random import write_random_checkpoint
+from mesp_ref.ops import RopeScaling
 
-# Published shapes by name, config.json of Qwen/Qwen2.5-*: all heads tied.
+_UNTIED: dict[str, Any] = {"tie_word_embeddings": False}
+_QWEN3: dict[str, Any] = {"traits": FAMILIES["qwen3"], "max_position_embeddings": 40960}
+_LLAMA: dict[str, Any] = {
+    "traits": FAMILIES["llama"], "rms_norm_eps": 1e-5, "rope_theta": 5e5,
+    "rope_scaling": RopeScaling(32.0, 8192, 1.0, 4.0), "max_position_embeddings": 131072,
+}  # fmt: skip
+
+
+def _gemma(*sizes: int, window: int, scaling: RopeScaling | None = None) -> Qwen2Config:
+    """A Gemma 3 of the published kind: heads of 256, every sixth layer without a window."""
+    return Qwen2Config(
+        *sizes, 256, traits=FAMILIES["gemma3_text"], attention_scale=256**-0.5,
+        layer_types=tuple(pattern(6, sizes[3])), sliding_window=window, rope_scaling=scaling,
+        max_position_embeddings=32768 if scaling is None else 131072,
+    )  # fmt: skip
+
+
+# Published shapes by name: config.json of Qwen/Qwen2.5-*, Qwen/Qwen3-*, meta-llama/Llama-3.2-* and
+# google/gemma-3-*, text alone.
 SHAPES = {
     "qwen2.5-0.5b": Qwen2Config(151936, 896, 4864, 24, 14, 2, 64),
     "qwen2.5-1.5b": Qwen2Config(151936, 1536, 8960, 28, 12, 2, 128),
     "qwen2.5-3b": Qwen2Config(151936, 2048, 11008, 36, 16, 2, 128),
+    "qwen2.5-7b": Qwen2Config(152064, 3584, 18944, 28, 28, 4, 128, **_UNTIED),
+    "qwen2.5-14b": Qwen2Config(152064, 5120, 13824, 48, 40, 8, 128, 1e-5, **_UNTIED),
+    "qwen2.5-32b": Qwen2Config(152064, 5120, 27648, 64, 40, 8, 128, 1e-5, **_UNTIED),
+    "qwen2.5-72b": Qwen2Config(152064, 8192, 29568, 80, 64, 8, 128, **_UNTIED),
+    "qwen3-0.6b": Qwen2Config(151936, 1024, 3072, 28, 16, 8, 128, **_QWEN3),
+    "qwen3-1.7b": Qwen2Config(151936, 2048, 6144, 28, 16, 8, 128, **_QWEN3),
+    "qwen3-4b": Qwen2Config(151936, 2560, 9728, 36, 32, 8, 128, **_QWEN3),
+    "qwen3-8b": Qwen2Config(151936, 4096, 12288, 36, 32, 8, 128, **_QWEN3, **_UNTIED),
+    "llama-3.2-1b": Qwen2Config(128256, 2048, 8192, 16, 32, 8, 64, **_LLAMA),
+    "llama-3.2-3b": Qwen2Config(128256, 3072, 8192, 28, 24, 8, 128, **_LLAMA),
+    "gemma-3-270m": _gemma(262144, 640, 2048, 18, 4, 1, window=512),
+    "gemma-3-1b": _gemma(262144, 1152, 6912, 26, 4, 1, window=512),
+    "gemma-3-4b": _gemma(262208, 2560, 10240, 34, 8, 4, window=1024, scaling=RopeScaling(8.0)),
 }
 
 
 def load_model(path: str | Path | None = None, dtype: Any = "float32") -> Model:
-    """Open a Hugging Face Qwen2 directory; its weights stay in the mapped files.
+    """Open a Hugging Face directory; its weights stay in the mapped files.
 
     org/name or org/name@revision, where no such path is here, is fetched from the Hugging Face hub.
     Without a path it is the small story model that comes with the package. It ends at the end tokens

@@ -13,9 +13,10 @@ from mesp_ref.verify.bugs import compiled, source
 from mesp_ref.verify.equivalents import reasons
 from mesp_ref.verify.planted import original, planted
 from mesp_ref.verify.reached import reached
+from mesp_ref.verify.samples import FAMILY_SIZES
 from mesp_ref.verify.steps import CASES, Case, Step, step
 from mesp_ref.verify.subject import Subject
-from mesp_ref.verify.suite import ORACLES, killed, model_cases, op_cases
+from mesp_ref.verify.suite import ORACLES, family_case, killed, model_cases, op_cases
 
 _SWAPS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
@@ -191,13 +192,17 @@ def equivalent(mutant: Mutant) -> str | None:
     return next((row.reason for row in reasons(mutant.path, mutant.change)), None)
 
 
+_EXACT = frozenset({*OPS, *FAMILY_SIZES, "model", "mezo"})  # what equations at 50 digits are for
+
+
 def judges(subjects: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Oracle and subject for those that call a function: the fastest first, the strongest last."""
     rows, steps = ([s for s in subjects if s in known] for known in (OPS, CASES))
     yield from (("adjoint", name) for name in (*rows, *steps))
     general = [*rows, *(["model"] if "model" in subjects else ["mezo"])]
     yield from (("properties", name) for name in general)
-    yield from (("precision", name) for name in general)
+    families = dict.fromkeys(s.split("/")[0] for s in steps)
+    yield from (("precision", name) for name in (*families, *general) if name in _EXACT)
 
 
 def prepare() -> None:
@@ -206,6 +211,8 @@ def prepare() -> None:
         model_cases(tiny)
     for name in CASES:
         step(name)
+    for name in FAMILY_SIZES:
+        family_case(name)
 
 
 def survives(mutant: Mutant, subjects: tuple[str, ...]) -> bool:

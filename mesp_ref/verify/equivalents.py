@@ -37,7 +37,7 @@ EQUIVALENTS = tuple(
         (r"lean\.mlp:mlp", r"kept if keep else None -> kept if False else None in: .*", _REBUILT),
         (r"lean\.mlp:mlp", r"kept if keep else None -> kept if True else None in: .*",
          "an empty list for None: nothing was kept"),
-        (r"lean\.halves_tiled:attention_half", r"kept or None -> kept and None in: .*", _REBUILT),
+        (r"lean\.halves_tiled:attention_half", r".* (and|if keep) .* -> .*", _REBUILT),
         # Tiles
         (r"lean\.attention:attention(_bwd)?",
          r"(query_tile\(.*|[qk]\.shape\[\d\]) -> .* in: tile = tile or .*", _WIDTH),
@@ -101,7 +101,7 @@ EQUIVALENTS = tuple(
          r"|self\._limit is not None|self\._limit\.restore.*) -> .*",
          "how many threads BLAS may use meanwhile and afterwards: the same sums"),
         # Numbers
-        (r"engine\.model:layers", r"stop - start -> stop (\+ start|- 0) in: cos, sin, first = .*",
+        (r"engine\.positions:_places", r"stop - start -> stop (\+ start|- 0) in: cos, sin, first = .*",
          "rows of several documents are whole: they begin at 0"),
         (r"engine\.half:copied", r".* -> .* if False else res in: .*",
          "the residuals of parts die sooner: only memory"),

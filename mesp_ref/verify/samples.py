@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.engine.adapter import Adapter
-from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.config import FAMILIES, Qwen2Config
 from mesp_ref.engine.init import init_lora
 from mesp_ref.engine.model import Model
-from mesp_ref.ops import IGNORED, Array
+from mesp_ref.ops import IGNORED, Array, RopeScaling
 
 
 def small_config(tied: bool = True, **changed: Any) -> Qwen2Config:
@@ -19,6 +19,22 @@ def small_config(tied: bool = True, **changed: Any) -> Qwen2Config:
         "rms_norm_eps": 1e-2, "rope_theta": 100.0,
     }  # fmt: skip
     return Qwen2Config(**sizes | {"tie_word_embeddings": tied} | changed)
+
+
+# What a small model of each family has beside small_config: traits, scaled angles, windows, all alive.
+FAMILY_SIZES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "traits": FAMILIES["llama"], "attention_bias": True,
+        "rope_theta": 30.0, "rope_scaling": RopeScaling(3.0, 40, 1.0, 5.0),  # one between the two
+    },
+    "smollm3": {"traits": FAMILIES["smollm3"], "layer_types": ("no_rope", "full_attention")},
+    "qwen3": {"traits": FAMILIES["qwen3"]},
+    "gemma3": {
+        "traits": FAMILIES["gemma3_text"], "attention_scale": 0.5, "sliding_window": 3,
+        "layer_types": ("sliding_attention", "full_attention"), "rope_local_base_freq": 30.0,
+        "rope_scaling": RopeScaling(2.0),
+    },
+}  # fmt: skip
 
 
 def sample_model(rng: np.random.Generator, config: Qwen2Config, dtype: Any = "float64") -> Model:

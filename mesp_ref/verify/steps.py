@@ -14,7 +14,13 @@ import numpy as np
 from mesp_ref.ops import IGNORED, Array
 from mesp_ref.registry import Args
 from mesp_ref.verify.result import Finding, misfit, scalar
-from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, small_config
+from mesp_ref.verify.samples import (
+    FAMILY_SIZES,
+    sample_adapter,
+    sample_batch,
+    sample_model,
+    small_config,
+)
 from mesp_ref.verify.subject import Arrays, Subject
 from mesp_ref.verify.whole_model import model_subject, run_step
 
@@ -81,6 +87,15 @@ CASES: dict[str, Case] = {
     ),
     "rows/mesp": _case("mesp", workers=2, **_ROWS),
     "rows/mesp_tiled": _case("mesp_tiled", "offload", 2, **_ROWS),
+    "llama/mesp": _case("mesp", workers=2, config=FAMILY_SIZES["llama"]),
+    "smollm3/mesp": _case("mesp", config=FAMILY_SIZES["smollm3"]),
+    "qwen3/mesp": _case("mesp", config=FAMILY_SIZES["qwen3"]),
+    "qwen3/two_workers": _case("mesp_tiled", "offload", 2, config=FAMILY_SIZES["qwen3"]),
+    "gemma3/store_all": _case("store_all", config=FAMILY_SIZES["gemma3"] | _UNTIED),
+    "gemma3/mesp": _case("mesp", config=FAMILY_SIZES["gemma3"]),
+    "gemma3/mesp_tiled": _case("mesp_tiled", config=FAMILY_SIZES["gemma3"]),
+    "gemma3/disk": _case("mesp_tiled", "disk", config=FAMILY_SIZES["gemma3"]),
+    "gemma3/two_workers": _case("mesp_tiled", "offload", 2, config=FAMILY_SIZES["gemma3"]),
 }
 
 

@@ -13,7 +13,13 @@ from mesp_ref.verify import oracles, steps
 from mesp_ref.verify.precision import precision, precision_directions
 from mesp_ref.verify.properties import check_properties
 from mesp_ref.verify.result import Finding
-from mesp_ref.verify.samples import sample_adapter, sample_batch, sample_model, small_config
+from mesp_ref.verify.samples import (
+    FAMILY_SIZES,
+    sample_adapter,
+    sample_batch,
+    sample_model,
+    small_config,
+)
 from mesp_ref.verify.steps import GATE as MODEL_GATE
 from mesp_ref.verify.steps import joint, measured, step
 from mesp_ref.verify.subject import Subject, op_subject
@@ -59,8 +65,21 @@ def model_cases(tiny: bool) -> tuple[Subject, ...]:
     return tuple(subjects)
 
 
+@cache
+def family_case(name: str) -> Subject:
+    """A tiny model of a family, for 50 digits; made once, before anything is planted."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 4, "intermediate_size": 3, "head_dim": 4}
+    rng, config = np.random.default_rng(6), small_config(**sizes | FAMILY_SIZES[name])
+    model, adapter = sample_model(rng, config), sample_adapter(rng, config)
+    return measured(
+        model_subject(model, adapter, *sample_batch(rng, config, (1, 6)), method="mesp")
+    )
+
+
 def _precision(name: str) -> list[Finding]:
     rng = np.random.default_rng(3)
+    if name in FAMILY_SIZES:
+        return precision_directions(family_case(name), rng, joint=True)
     if name == "model":
         return [f for s in model_cases(True)[:2] for f in precision_directions(s, rng, joint=True)]
     if name not in OPS:

@@ -40,7 +40,7 @@ FAMILIES = {
 }
 
 _LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 4321.0, "factor": 7.0, "low_freq_factor": 1.5,
+    "rope_type": "llama3", "rope_theta": 60.0, "factor": 7.0, "low_freq_factor": 1.5,
     "high_freq_factor": 5.0, "original_max_position_embeddings": 40,
 }  # fmt: skip
 _GEMMA = {

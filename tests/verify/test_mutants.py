@@ -9,13 +9,15 @@ from mesp_ref.verify.bugs import BUGS, Bug
 from mesp_ref.verify.equivalents import EQUIVALENTS, reasons
 from mesp_ref.verify.mutants import Fate, fate, loss_goes_down, summary, table
 from mesp_ref.verify.planted import planted
+from mesp_ref.verify.samples import FAMILY_SIZES
 from mesp_ref.verify.steps import CASES
 from mesp_ref.verify.suite import ORACLES, killed
 
 
 @pytest.mark.parametrize("oracle", ORACLES)
 def test_right_code_survives_every_oracle(oracle: str) -> None:
-    assert not [s for s in (*OPS, *CASES, "model", "mezo") if killed(oracle, s)]
+    subjects = (*OPS, *CASES, *FAMILY_SIZES, "model", "mezo")
+    assert not [s for s in subjects if killed(oracle, s)]
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)

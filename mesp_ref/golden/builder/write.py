@@ -25,6 +25,7 @@ CONVENTIONS = {
     "attention": "scores q·k/√D; causal, aligned at the bottom right; query head h reads "
     "key/value head h // (H/G)",
     "swiglu": "silu(gate) ⊙ up",
+    "geglu": "gelu(gate) ⊙ up, gelu(x) = x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))",
     "loss": "mean cross entropy over labels ≠ −100; in e2e labels are shifted inside: "
     "position t predicts label t + 1",
     "gradient": "of <cotangent, output>; in e2e of the loss. The gradient with respect to x is dx "
