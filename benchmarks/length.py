@@ -219,7 +219,8 @@ def _ratio_section(found: dict[str, list[float]]) -> str:
     tiled, streamed = (median(found[m]) for m in ("mesp_tiled", "mesp_streamed"))
     return (
         f"At 1,024 tokens and {DEPTH} blocks, in turns: `mesp_streamed` {streamed:.2f} s, `mesp_tiled` "
-        f"on disk {tiled:.2f} s of CPU, medians of {len(found['mesp_tiled'])}: **{streamed / tiled:.2f}**."
+        f"on disk {tiled:.2f} s of CPU, medians of {len(found['mesp_tiled'])}: "
+        f"**{streamed / tiled:.2f}**."
     )
 
 
