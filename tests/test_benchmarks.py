@@ -18,6 +18,7 @@ import cells
 import common
 import frameworks
 import frameworks_report
+import length
 import papers
 import pictures
 import prose
@@ -316,3 +317,47 @@ def test_a_training_step_imports_little() -> None:
     assert {"numpy", "mesp_ref"} <= imported
     heavy = {"scipy", "tokenizers", "matplotlib", "jinja2", "tqdm", "hypothesis"}
     assert not heavy & imported, sorted(heavy & imported)
+
+
+@pytest.fixture
+def tiny_lengths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """benchmarks/length.py on a tiny shape; returns where it writes."""
+    monkeypatch.setitem(length.SHAPES, length.SHAPE, CONFIG)
+    for name, value in (
+        ("OUT", tmp_path), ("FACTS", tmp_path / "length.json"), ("TIMES_AT", (8, 16, 24, 32)),
+        ("VOCABULARY", 64), ("PEAKS_AT", (8, 40)),
+    ):  # fmt: skip
+        monkeypatch.setattr(length, name, value)
+    return tmp_path
+
+
+def test_the_page_of_lengths(tiny_lengths: Path) -> None:
+    """Every part runs, and the page shows what each found."""
+    facts = {
+        "peaks": length.peaks((8, 40)), "time": length.times(1), "ratio": {
+            "mesp_tiled": [2.0], "mesp_streamed": [2.1]
+        },
+        "full": {"tokens": 40, "cpu": 90.0, "traced": 8_000_000, "own_before": 0, "own_peak": 2**24},
+    }  # fmt: skip
+    assert all(0 <= x["measured"] - x["predicted"] < 300_000 for x in facts["peaks"].values())
+    length.draw(tiny_lengths / "length-memory.png")
+    assert (tiny_lengths / "length-memory.png").stat().st_size > 10_000
+    text = length.report(facts)
+    for words in (
+        "on disk 2.00 s of CPU, medians of 1: **1.05**",
+        "1.5 minutes of CPU",
+        "16 MiB of its own",
+    ):
+        assert words in text
+    assert "{" not in text
+    for table in _tables(text):
+        assert len({len(line) for line in table}) == 1, table
+
+
+def test_the_fit_of_time_against_length() -> None:
+    """Seconds made from a, b and c give a, b and c, and a linear part that is b everywhere."""
+    a, b, c = 0.3, 2e-3, 5e-8
+    made = {str(t): [99.0, a + b * t + c * t * t] for t in (512, 1024, 2048, 4096, 8192)}
+    found, flat = length.fit(made)
+    np.testing.assert_allclose(found, (a, b, c), rtol=1e-6)
+    np.testing.assert_allclose(list(flat.values()), b, rtol=1e-6)

@@ -547,8 +547,9 @@ class Run:
 
         size = self.options.train.batch_size
         value, tokens, accuracy = evaluate(
-            self.model, self.adapter, self.heldout, size, progress, self.trainer.ranks
-        )
+            self.model, self.adapter, self.heldout, size, progress, self.trainer.ranks,
+            self.options.train.score_chunk(self.model),
+        )  # fmt: skip
         if not math.isfinite(value):
             what = f"step {step}: held-out loss: found {value}, expected a finite number; "
             if step == 0:

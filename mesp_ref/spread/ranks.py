@@ -149,16 +149,23 @@ class Follower:
         """This rank's batch of the next `size` batches of held-out rows."""
         assert self.run is not None
         self.ranks.link.at = f"evaluation, batch {first}"
-        size = self.run.options.train.batch_size
-        score_share(self.run.model, self.run.adapter, self.run.heldout, size, first, self.ranks)
+        run, train = self.run, self.run.options.train
+        given = run.model, run.adapter, run.heldout, train.batch_size, first, self.ranks
+        score_share(*given, train.score_chunk(run.model))
 
 
 def score_share(
-    model: Model, adapter: Adapter, rows: list[Row], size: int, first: int, ranks: SpreadRanks
+    model: Model,
+    adapter: Adapter,
+    rows: list[Row],
+    size: int,
+    first: int,
+    ranks: SpreadRanks,
+    chunk: int | None = None,
 ) -> None:
     """This rank's batch of those from number `first` on, for rank 0."""
     own = rows[(first + ranks.rank) * size :][:size]
-    ranks.main.gathered(score_batch(model, adapter, own) if own else None)
+    ranks.main.gathered(score_batch(model, adapter, own, chunk) if own else None)
 
 
 def reporting(ranks: SpreadRanks, report: Report) -> Report:

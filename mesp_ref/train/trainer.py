@@ -19,6 +19,7 @@ from mesp_ref.api import (
     check_perturbations,
     loss_and_grads,
     place_of,
+    rows_at_once,
 )
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.init import arrays_in_memory
@@ -137,6 +138,10 @@ class TrainConfig:
         if self.lr is not None:
             return self.lr
         return DEFAULT_LR["mezo" if self.method == "mezo" else self.optimizer]
+
+    def score_chunk(self, model: Model) -> int | None:
+        """Rows at once of an evaluation, which takes no more memory than a step."""
+        return self.chunk or rows_at_once(model) if self.method == "mesp_streamed" else None
 
     @property
     def per_block(self) -> bool:
@@ -410,18 +415,22 @@ def evaluate(
     batch_size: int = 1,
     progress: Callable[[int], object] = lambda rows_done: None,
     ranks: Ranks = ALONE,
+    chunk: int | None = None,
 ) -> Evaluation:
     """Mean loss and accuracy over all counted tokens of some rows. Forward only.
 
     `progress` is called with the number of rows done and may raise to stop. Several `ranks` take a
-    batch each, and what they find is added in the order of the batches.
+    batch each, and what they find is added in the order of the batches. With `chunk` a longer batch is
+    walked in chunks of so many rows, as mesp_streamed does.
     Raises MespRefError when no token counts.
     """
     total, tokens, right, done, number = 0.0, 0, 0, 0, 0
     coming = iter(rows)
     while taken := list(islice(coming, batch_size * ranks.size)):
         batches = [taken[i : i + batch_size] for i in range(0, len(taken), batch_size)]
-        found = ranks.scores(number, batches, lambda batch: score_batch(model, adapter, batch))
+        found = ranks.scores(
+            number, batches, lambda batch: score_batch(model, adapter, batch, chunk)
+        )
         for batch, (value, first) in zip(batches, found, strict=True):
             counted = sum(row.counted for row in batch)
             total, right = total + counted * value, right + first
@@ -433,10 +442,12 @@ def evaluate(
     return Evaluation(total / tokens, tokens, right / tokens)
 
 
-def score_batch(model: Model, adapter: Adapter | None, batch: Sequence[Row]) -> tuple[float, int]:
+def score_batch(
+    model: Model, adapter: Adapter | None, batch: Sequence[Row], chunk: int | None = None
+) -> tuple[float, int]:
     """Mean loss of one batch and how many of its tokens the model holds for the likeliest."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        value, first = score(model, adapter, *as_batch(batch))
+        value, first = score(model, adapter, *as_batch(batch), chunk=chunk)
     return value, first
 
 

@@ -82,6 +82,7 @@ CASES: dict[str, Case] = {
     "mesp_streamed/keys": _case(
         "mesp_streamed", "disk", chunk=3, shape=(1, 8), targets=("q_proj", "up_proj")
     ),
+    "mesp_streamed/one_label": _case("mesp_streamed", chunk=1, shape=(1, 2)),
     "mesp_streamed/two_workers": _case(
         "mesp_streamed", "disk", 2, chunk=5, shape=(2, 9), config={"num_key_value_heads": 2}
     ),

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from mesp_ref.files.affine import Affine
 from mesp_ref.files.random import write_random_checkpoint
 from mesp_ref.files.writer import Writer
 from mesp_ref.lean import activations as checkpoints
-from mesp_ref.memory import PEAKS, resident
+from mesp_ref.lean.chunks import file_size
+from mesp_ref.memory import PEAKS, Schedule, Shapes, resident
+from mesp_ref.memory.schedule import megabytes, need
 
 SMALL = Qwen2Config(601, 64, 192, 2, 4, 2, 16)
 
@@ -182,6 +185,13 @@ WRONG = [
      "store_all and --checkpoints disk, expected"),
     (["qwen2.5-3b", "--memory-limit", ""], "expected a size such as 64MB"),
     (["qwen2.5-3b", "--memory-limit", "1MB", "--measure"], "--memory-limit: found beside --measure"),
+    (["qwen2.5-3b", "--longest", "1MB", "--plot", "x.png"], "--longest: found beside --measure or"),
+    (["qwen2.5-3b", "--longest", "1MB", "--memory-limit", "1MB"], "--longest: found beside --memory"),
+    (["qwen2.5-3b", "--longest", "far"], "--longest: found 'far', expected a size such as 64MB"),
+    (["qwen2.5-3b", "--longest", "1MB", "--method", "mezo"], "--longest: found beside --method mezo"),
+    (["qwen2.5-3b", "--method", "mesp_streamed", "--chunk", "0"], "--chunk: found 0, expected at least"),
+    (["qwen2.5-3b", "--chunk", "2000000"], "--chunk: found 2000000, expected at most 1,048,576"),
+    (["qwen2.5-3b", "--method", "mesp_streamed", "--checkpoints", "offload"], "only mesp_tiled"),
 ]  # fmt: skip
 
 
@@ -195,6 +205,71 @@ def test_mistakes_are_one_line(
     assert said.err.count("\n") == 1
     assert message in said.err
     assert not small.exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_streamed_is_in_a_file_unless_told(capsys: pytest.CaptureFixture) -> None:
+    command = ["memory", "qwen2.5-0.5b", "--method", "mesp_streamed", "--seq-len", "600", "--json"]
+    found = []
+    for more in ([], ["--checkpoints", "disk"], ["--checkpoints", "ram"], ["--chunk", "100"]):
+        assert main([*command, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out)["methods"]["mesp_streamed"])
+    default, disk, ram, small = found
+    assert default == disk
+    assert default["file_bytes"] == file_size(SMALL, 600, 4)
+    assert (
+        small["predicted_peak_bytes"]
+        < default["predicted_peak_bytes"]
+        < ram["predicted_peak_bytes"]
+    )
+    assert "file_bytes" not in ram
+
+
+@pytest.mark.usefixtures("small")
+def test_the_dial_over_length(capsys: pytest.CaptureFixture) -> None:
+    """Where whole rows no longer fit: chunks, with the size of the file and about how long it takes."""
+    command = ["memory", "qwen2.5-0.5b", "--memory-limit", "3MB", "--seq-len", "2500"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    size = file_size(SMALL, 2500, 4)
+    wanted = (
+        rf"mesp_streamed, checkpoints on disk: needs \S+ MB of 3.00 MB, and {megabytes(size)} of a "
+    )
+    assert re.match(wanted + r"temporary file; about [\d.]+ (s|min|h) a step", said)
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["file_bytes"] == size
+
+
+@pytest.mark.usefixtures("small")
+def test_the_longest_sequence(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is named fits, and 256 tokens more do not: for want of memory, or of room on the disk."""
+    room, limit = 10_000_000, 3_000_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
+    methods = ["--method", "mesp_tiled", "--method", "mesp_streamed", "--checkpoints", "disk"]
+    command = ["memory", "qwen2.5-0.5b", "--longest", "3MB", *methods]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["limit_bytes"] == limit
+    assert found["schedules"][0]["method"] == "mesp_streamed"
+    for row in found["schedules"]:
+        schedule = Schedule(row["method"], row["checkpoints"])
+        for tokens, fits in ((row["tokens"], True), (row["tokens"] + 256, False)):
+            if tokens:
+                shapes = Shapes(SMALL, tokens=tokens)
+                size, file = need(schedule, shapes), schedule.cost(shapes).file
+                assert (size <= limit and file <= room) == fits
+        assert row["bound"] == ("disk" if row["method"] == "mesp_streamed" else "limit")
+    plain, checkpointed = (found["torch"][name] for name in sorted(found["torch"]))
+    assert plain["tokens"] == checkpointed["tokens"] == 0
+    assert 0 < plain["in_all_memory"] < checkpointed["in_all_memory"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "the disk is full there" in said
+    assert re.search(
+        r"a step of [\d,]+ tokens by mesp_streamed, .* takes about [\d.]+ (s|min|h) here", said
+    )
 
 
 def test_other_weights_than_the_checkpoints_are_not_run(

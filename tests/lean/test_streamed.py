@@ -26,6 +26,7 @@ from mesp_ref.files.quantize import quantize_checkpoint
 from mesp_ref.job.finetune import FinetuneOptions, finetune
 from mesp_ref.lean.activations import DiskCheckpoints, check_room
 from mesp_ref.lean.chunks import Rooms, chunks, file_size, stream
+from mesp_ref.lean.score import score
 from mesp_ref.registry import OPS, Sizes
 from mesp_ref.train.trainer import TrainConfig
 
@@ -367,3 +368,16 @@ def test_rooms_are_written_and_read_in_pieces() -> None:
 def test_impossible_chunks_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(mr.MespRefError, match=re.escape(message)):
         mr.loss_and_grads(*case("float32", (1, 5)), **{"method": "mesp_streamed"} | options)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_an_evaluation_in_chunks(documents: bool) -> None:
+    """The loss and the hits of one that holds all rows."""
+    model, adapter, ids, labels = case("float64", (3, 11))
+    positions = np.tile([*range(4), 0, *range(6)], (3, 1)) if documents else None
+    loss, right = score(model, adapter, ids, labels, positions)
+    for chunk in (2, 7, 25):
+        again, hits = score(model, adapter, ids, labels, positions, chunk=chunk)
+        assert again == pytest.approx(loss, rel=1e-13)
+        assert hits == right
+    assert score(model, adapter, ids, labels, positions, chunk=33) == (loss, right)

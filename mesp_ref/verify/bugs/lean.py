@@ -56,6 +56,34 @@ BUGS = [
         ("halves: attention from the MLP's input", "= stack.pop() if stack.halves else x", "= x"),
     ),
     *one(
+        "lean.streamed_attention:streamed_attention_bwd", "backward", "streamed_attention",
+        ("chunks: dq of the last piece of keys only",
+         "found if a >= before else np.add(dq[t.at], found, out=found)", "found"),
+    ),
+    *one(
+        "lean.streamed_attention:streamed_attention_bwd", "backward", "streamed_attention_in_chunks",
+        ("chunks: dk and dv of later chunks forgotten", "= dk[i, a:b], dv[i, a:b]", "= 0, 0"),
+    ),
+    *one(
+        "lean.streamed_attention:streamed_attention", "forward", "streamed_attention",
+        ("chunks: mix not rescaled", "mixed *= rescale", "pass"),
+        ("chunks: running sum not rescaled", "total *= rescale", "pass"),
+    ),
+    *one(
+        "lean.mesp_streamed:add", "method", "mesp_streamed/chunks",
+        ("chunks: gradients of the first only", "sums[name] += found[name]", "sums[name] = found[name]"),
+    ),
+    *one(
+        "lean.mesp_streamed:_head_and_loss", "method", "mesp_streamed/chunks",
+        ("chunks: mean of the chunks' means", "_counted(stream, at) / max(1, counted)",
+         "1 / len(stream.chunks)"),
+    ),
+    *one(
+        "lean.chunks:_layer", "method", "mesp_streamed/chunks",
+        ("chunks: angles from position 0 on", "layers(model, adapter, tokens.start, tokens.stop)",
+         "layers(model, adapter, 0, tokens.stop - tokens.start)"),
+    ),
+    *one(
         "lean.shards:total", "method", "mesp/two_workers",
         ("parts: the first summed twice", "for other in others", "for other in [+first, *others]"),
     ),

@@ -1,6 +1,7 @@
 """The exact methods are one function computed in several ways."""
 
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -13,7 +14,7 @@ from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.engine.half import copied
 from mesp_ref.engine.model import NORM, Model, embed, shift
 from mesp_ref.engine.positions import layers
-from mesp_ref.lean import activations
+from mesp_ref.lean import activations, chunks
 from mesp_ref.ops import IGNORED, NOTHING, Array
 from mesp_ref.train.rows import Cursor, Row
 from mesp_ref.train.trainer import TrainConfig, Trainer
@@ -63,7 +64,7 @@ def packed_rows_are_documents_apart(rng: np.random.Generator) -> Iterator[Findin
     """Loss and gradients of a row of several documents are the weighted mean of the documents'."""
     config = small_config()
     model, adapter = sample_model(rng, config), sample_adapter(rng, config)
-    lengths = (4, 1, 6)
+    lengths = (7, 1, 4)
     ids, _ = sample_batch(rng, config, (1, sum(lengths)))
     positions = np.concatenate([np.arange(n) for n in lengths])[None]
     ends = np.cumsum(lengths)
@@ -72,8 +73,12 @@ def packed_rows_are_documents_apart(rng: np.random.Generator) -> Iterator[Findin
     apart = [loss_and_grads(model, adapter, part, part) for part in parts]
     share = counts / counts.sum()
     loss = sum(w * value for w, (value, _) in zip(share, apart, strict=True))
-    for method in ("mesp", "mesp_tiled", "mesp_streamed"):
-        value, grads = loss_and_grads(model, adapter, ids, ids, method, position_ids=positions)
+    ways: dict[str, dict[str, Any]] = {
+        "mesp": {}, "mesp_tiled": {}, "mesp_streamed": {"chunk": 5},  # positions 5 6 0 0 1
+    }  # fmt: skip
+    for method, options in ways.items():
+        given = model, adapter, ids, ids, method
+        value, grads = loss_and_grads(*given, position_ids=positions, **options)
         yield agree("model", f"loss by {method}", value, loss, 16 * abs(loss))
         for name, grad in grads.items():
             terms = [w * found[name] for w, (_, found) in zip(share, apart, strict=True)]
@@ -149,6 +154,29 @@ def checkpoints_come_back(rng: np.random.Generator) -> Iterator[Finding]:
                     yield exactly("model", f"array from {kind}", stack.pop(), array)
                 stack.push(arrays[0])
             yield exactly("model", f"{kind} holds nothing", len(stack._stack), 0)
+
+
+@holds("model")
+def rooms_come_back(rng: np.random.Generator) -> Iterator[Finding]:
+    """Arrays in chunks, from memory or a file of several maps; what is cleared is zero, and no more."""
+    shape = 2, 9
+    arrays = {name: rng.standard_normal((*shape, 40)) for name in "xkv"}
+    for kind in ("ram", "disk"):
+        small = mock.patch.multiple(activations, _ROOM=4096, _MOST=1000)
+        with (
+            small,
+            mock.patch.object(chunks, "_CLEARED", 4),
+            activations.open_checkpoints(kind) as stack,
+        ):
+            rooms = chunks.Rooms(stack, shape)
+            for at in chunks.chunks(shape, 4):
+                for name, array in arrays.items():
+                    rooms.write(name, at, array[at])
+            rooms.clear("k", slice(1, 2), arrays["k"][1:, :4])
+            expected = arrays | {"k": arrays["k"] * np.array([1, 0])[:, None, None]}
+            for name, array in expected.items():
+                found = rooms.read(name, (slice(None), slice(None)))
+                yield exactly("model", f"{name} from {kind}", found, array)
 
 
 @holds("model")
