@@ -1,6 +1,7 @@
 """Calling what a student wrote: its signature, its exceptions, the arrays of any framework."""
 
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,6 +16,24 @@ from mesp_ref.ops import Array
 
 Function = Callable[..., Any]
 Call = Callable[[Given], Any]
+
+
+# What an exception of NumPy or Python most often comes from in a backward.
+_ADVICE = (
+    (
+        r"could not be broadcast",
+        "Two shapes do not fit: is keepdims=True missing, or an axis in another place?",
+    ),
+    (
+        r"matmul|not aligned|core dimension",
+        "Two matrices do not fit: is one of them to be transposed?",
+    ),
+    (r"-100 is out of bounds", "A label of −100 is no index: such rows do not count."),
+    (
+        r"NoneType",
+        "What is None is not there in this case: a bias that a layer has not, or what was dropped.",
+    ),
+)
 
 
 class Told(Exception):
@@ -183,9 +202,10 @@ def _exception(error: Exception, function: Any, case: Case) -> str:
         line = frames[-1].line
         where = f" in line {frames[-1].lineno}" + (f", `{line.strip()}`" if line else "")
     message = " ".join(str(error).split())
+    advice = next((f" {text}" for pattern, text in _ADVICE if re.search(pattern, message)), "")
     return (
         f"It stopped with {type(error).__name__}{where}: {message or shown(error)} "
-        f"(case “{case.name}”: {case.note})."
+        f"(case “{case.name}”: {case.note}).{advice}"
     )
 
 
