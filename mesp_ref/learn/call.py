@@ -1,6 +1,7 @@
 """Calling what a student wrote: its signature, its exceptions, the arrays of any framework."""
 
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,15 +18,36 @@ Function = Callable[..., Any]
 Call = Callable[[Given], Any]
 
 
+# What an exception of NumPy or Python most often comes from in a backward.
+_ADVICE = (
+    (
+        r"could not be broadcast",
+        "Two shapes do not fit: is keepdims=True missing, or an axis in another place?",
+    ),
+    (
+        r"matmul|not aligned|core dimension",
+        "Two matrices do not fit: is one of them to be transposed?",
+    ),
+    (r"-100 is out of bounds", "A label of −100 is no index: such rows do not count."),
+    (
+        r"NoneType",
+        "What is None is not there in this case: a bias that a layer has not, or what was dropped.",
+    ),
+)
+
+
 class Told(Exception):
     """Why there is nothing to compare, as a sentence."""
+
+
+Way = Callable[[Given], tuple[list[Any], dict[str, Any]]]
 
 
 def bound(exercise: Exercise, function: Any) -> Call:
     """The function as one of the exercise's arguments by name.
 
     A parameter is filled by its name, also by that of a field of `res`; where a function has names
-    of its own it gets the arguments in the order of the exercise.
+    of its own it gets the arguments in the order of the exercise, `res` whole or field by field.
     Raises    Told for what cannot be called so
     """
     if not callable(function):
@@ -34,17 +56,27 @@ def bound(exercise: Exercise, function: Any) -> Call:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a builtin without one
-        return lambda args: function(*_ordered(exercise, args, False)[0])
+        return lambda args: function(*args.values())
     args = exercise.pool(exercise.cases[0])
-    for way in (_by_name(exercise, signature, args), *_in_order(exercise, signature, args)):
-        if way is not None:
-            found_way = way
-            return lambda args: function(*found_way(args)[0], **found_way(args)[1])
-    expected = _plain(inspect.signature(exercise.function))
-    raise Told(f"It takes {_plain(signature)}, expected {expected}.")
+    by_name = _by_name(exercise, signature, args)
+    ways = [by_name] if by_name else list(_in_order(exercise, signature, args))
+    if not ways:
+        expected = _plain(inspect.signature(exercise.function))
+        raise Told(f"It takes {_plain(signature)}, expected {expected}.")
+    return lambda args: _called(function, ways, args)
 
 
-Way = Callable[[Given], tuple[list[Any], dict[str, Any]]]
+def _called(function: Function, ways: list[Way], args: Given) -> Any:
+    """The function, called in the first way that it can be; the first exception where there is none."""
+    first: Exception | None = None
+    for way in ways:
+        positional, options = way(args)
+        try:
+            return function(*positional, **options)
+        except (TypeError, AttributeError) as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _by_name(exercise: Exercise, signature: inspect.Signature, args: Given) -> Way | None:
@@ -62,20 +94,28 @@ def _by_name(exercise: Exercise, signature: inspect.Signature, args: Given) -> W
 
 
 def _in_order(exercise: Exercise, signature: inspect.Signature, args: Given) -> Iterator[Way]:
-    """The order of the exercise, options by name or, where there are none, behind the others."""
-    for flat in (False, True):
-        positional, options = _ordered(exercise, args, flat)
+    """The order of the exercise, options by name or behind the others, `res` whole or its fields."""
+    fields = list(getattr(args.get("res"), "_fields", ()))
+    whole = [p.name for p in exercise.parameters if p.kind is not p.KEYWORD_ONLY]
+    options = [p.name for p in exercise.parameters if p.name not in whole]
+    apart = [n for name in whole for n in (fields if name == "res" and fields else [name])]
+    for order, rest in (
+        (whole, options),
+        (whole + options, []),
+        (apart, options),
+        (apart + options, []),
+    ):
+        way = _way(order, rest)
+        positional, named = way(args)
         try:
-            signature.bind(*positional, **options)
+            signature.bind(*positional, **named)
         except TypeError:
             continue
-        yield lambda args, flat=flat: _ordered(exercise, args, flat)  # type: ignore[misc]
+        yield way
 
 
-def _ordered(exercise: Exercise, args: Given, flat: bool) -> tuple[list[Any], dict[str, Any]]:
-    names = [p.name for p in exercise.parameters if flat or p.kind is not p.KEYWORD_ONLY]
-    options = [p.name for p in exercise.parameters if p.name not in names]
-    return [args[name] for name in names], {name: args[name] for name in options}
+def _way(order: list[str], rest: list[str]) -> Way:
+    return lambda args: ([args[name] for name in order], {name: args[name] for name in rest})
 
 
 def _plain(signature: inspect.Signature) -> str:
@@ -183,9 +223,10 @@ def _exception(error: Exception, function: Any, case: Case) -> str:
         line = frames[-1].line
         where = f" in line {frames[-1].lineno}" + (f", `{line.strip()}`" if line else "")
     message = " ".join(str(error).split())
+    advice = next((f" {text}" for pattern, text in _ADVICE if re.search(pattern, message)), "")
     return (
         f"It stopped with {type(error).__name__}{where}: {message or shown(error)} "
-        f"(case “{case.name}”: {case.note})."
+        f"(case “{case.name}”: {case.note}).{advice}"
     )
 
 

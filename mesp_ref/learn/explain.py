@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from mesp_ref.learn.compare import Seen, same
-from mesp_ref.learn.elsewhere import golden_names
+from mesp_ref.learn.elsewhere import golden_names, seeded_names
 from mesp_ref.learn.exercise import Case, Exercise, Outputs
 
 EXACT, ROUGH = 1e-8, 1e-3  # relative distance of a prediction; ROUGH for what came in float32
@@ -74,7 +74,8 @@ def explain(
         one = [(key,) for key in exercise.mistakes if p.fits((key,), p.names)]
         elsewhere = [] if broken else golden_names(exercise, every, near)
         if found := _said(exercise, one):
-            return [found + _also(elsewhere)]
+            seeded = [] if broken else seeded_names(exercise, every, near)
+            return [found + _also(elsewhere, seeded)]
         if not one:
             if found := _said(exercise, _pairs(exercise, p)):
                 return [found]
@@ -85,9 +86,11 @@ def explain(
     return []
 
 
-def _also(names: Sequence[str]) -> str:
-    """What golden check calls it."""
-    return f" (In golden check: {names[0]}.)" if len(names) == 1 else ""
+def _also(golden: Sequence[str], seeded: Sequence[str]) -> str:
+    """What golden check and the kill table call it."""
+    places = [("In golden check", golden), ("In the kill table", seeded)]
+    known = [f"{place}: {' or '.join(names)}." for place, names in places if 0 < len(names) <= 2]
+    return f" ({' '.join(known)})" if known else ""
 
 
 def _said(exercise: Exercise, fit: Sequence[Keys]) -> str:

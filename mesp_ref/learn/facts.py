@@ -232,9 +232,12 @@ def _places(exercise: Exercise, every: Sequence[Seen], name: str) -> str:
     wrong = [s.error(name) > 1e-6 for s in every]
     for text, masks in _masks(exercise, every, name):
         inside = [bool((w & ~m).sum() == 0) for w, m in zip(wrong, masks, strict=True)]
+        if text.startswith("except "):  # all the rest must be wrong
+            inside += [w[m].mean() > 0.9 for w, m in zip(wrong, masks, strict=True) if m.any()]
         proper = any(m.any() and not m.all() and w.any() for w, m in zip(wrong, masks, strict=True))
         if all(inside) and proper:
-            return f"{name} is wrong only {text}."
+            only = text.replace("except ", "")
+            return f"{name} is {'wrong' if only == text else 'right'} only {only}."
     return ""
 
 

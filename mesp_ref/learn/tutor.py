@@ -84,14 +84,15 @@ def _judged(exercise: Exercise, function: Any) -> Judged:
 def _stopped(exercise: Exercise, ran: list[Seen], stopped: dict[str, str]) -> Judged:
     """The code raised in some cases: that, and what can be seen in the others."""
     sentences = [next(iter(stopped.values()))]
-    if not ran or _shapes(ran):
-        return False, sentences + _shapes(ran), []
+    if not ran:
+        return False, sentences, []
     wrong = wrong_names(ran, SINGLE)
     where = ", ".join(f"“{s.case.name}”" for s in ran)
     if not wrong:
         return False, [*sentences, f"Where it runs ({where}) the results are right."], []
     named = explain(exercise, ran, wrong, [c for c in exercise.cases if c.name in stopped])
-    return False, [*sentences, *_values(exercise, ran, wrong), *_like(named)], named
+    seen_there = _shapes(ran) or _values(exercise, ran, wrong)
+    return False, [*sentences, *seen_there, *_like(named)], named
 
 
 def _like(named: Sequence[str]) -> list[str]:

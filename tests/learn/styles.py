@@ -17,6 +17,23 @@ def backward(dout, cache, weight, eps):
     return dx
 """,
     ),
+    "rmsnorm_bwd with names of its own": (
+        "rmsnorm_bwd",
+        """
+def backward(grad, inputs, gamma, epsilon):
+    r = 1 / np.sqrt((inputs * inputs).mean(-1, keepdims=True) + epsilon)
+    g = grad * gamma
+    return r * (g - inputs * r * r * (g * inputs).mean(-1, keepdims=True))
+""",
+    ),
+    "swiglu_bwd with names of its own": (
+        "swiglu_bwd",
+        """
+def backward(grad, a, b, s):
+    sig = 1 / (1 + np.exp(-a))
+    return [grad * b * sig * (1 + a * (1 - sig)), grad * a * sig]
+""",
+    ),
     "rmsnorm_bwd in float32": (
         "rmsnorm_bwd",
         """

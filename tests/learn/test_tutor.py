@@ -211,6 +211,7 @@ def test_seeded_bugs_are_named(name: str) -> None:
     result = learn.check(path.partition(":")[2], function)
     assert not result.passed
     assert SEEDED[name] in " ".join(result.named)
+    assert name in " ".join(result.named).partition("In the kill table: ")[2]
 
 
 def told(function: Any, name: str = "rmsnorm_bwd", **more: Any) -> str:

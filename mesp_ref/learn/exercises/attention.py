@@ -146,7 +146,7 @@ def _sum_heads(x: Array, groups: int, m: Wrong) -> Any:
         summed_as_tiles=x.reshape(n, t, share, groups, d).sum(axis=2),
         first_heads=x[:, :, :groups], last_heads=x[:, :, -groups:],
         all_heads=x.sum(axis=2, keepdims=True) + 0 * x[:, :, :groups],
-        group_mean_of_all=grouped.sum(axis=3) / heads, root_share=grouped.sum(axis=3) / share**0.5,
+        group_mean_of_all=grouped.sum(axis=3) / heads, root_share=grouped.sum(axis=3) / share**0.5, max_of_group=grouped.max(axis=3),
     )  # fmt: skip
 
 
@@ -160,6 +160,7 @@ _GROUP = {
     "last_heads": "{} of the last G query heads: sum over those that share a key/value head.",
     "all_heads": "{} summed over all query heads: only those of a group share a key/value head.",
     "group_mean_of_all": "{} divided by the number of query heads H: it is a sum.",
+    "max_of_group": "{} the largest of the query heads of a group: they must be summed.",
     "root_share": "{} divided by √(H/G): it is a sum.",
 }
 
@@ -175,7 +176,7 @@ def _shared(g: Given, m: Wrong) -> Outputs:
         return np.tile(x, (1, 1, share, 1))
 
     k, v = m.pick(
-        (repeated(g.k), repeated(g.v)), tiled_heads=(tiled(g.k), tiled(g.v)),
+        (repeated(g.k), repeated(g.v)), tiled_heads=(tiled(g.k), tiled(g.v)), tiled_k=(tiled(g.k), repeated(g.v)), tiled_v=(repeated(g.k), tiled(g.v)),
         first_kv=(g.k[:, :, :1] + 0 * g.q[:, :1], g.v[:, :, :1] + 0 * g.q[:, :1]),
     )  # fmt: skip
     dq, dk, dv = _gradients(g, k, v, m)
@@ -202,6 +203,8 @@ class _Renamed:
 
 _SHARED = {
     "tiled_heads": "k and v are tiled over the query heads (h mod G) in the backward; head h belongs to group h // (H/G).",
+    "tiled_k": "k is tiled over the query heads (h mod G) in the backward; head h belongs to group h // (H/G).",
+    "tiled_v": "v is tiled over the query heads (h mod G) in the backward; head h belongs to group h // (H/G).",
     "tiled_throughout": "key/value heads are tiled (head h reads h mod G) throughout the backward; head h belongs to group h // (H/G).",
     "first_kv": "all query heads read the first key/value head.",
     **{key: text.format("dk and dv are") for key, text in _GROUP.items()},

@@ -145,7 +145,7 @@ def _mlp(p: _Pass, dy: Array, res: Any) -> Array:
     sig, sig_up = 1 / (1 + np.exp(-gate)), 1 / (1 + np.exp(-up))
     z = m.pick(
         gate * sig * up, z_without_silu=gate * up, z_of_sigma=sig * up, z_without_up=gate * sig,
-        z_exchanged=up * sig_up * gate, z_without_gate=up,
+        z_exchanged=up * sig_up * gate, z_without_gate=up, z_sign=gate * (1 - sig) * up,
     )  # fmt: skip
     dz = p.back("down_proj", dy, z)
     found = p.op(swiglu._swiglu, "swiglu", gate=gate, up=up, dz=dz)
@@ -156,19 +156,26 @@ def _mlp(p: _Pass, dy: Array, res: Any) -> Array:
     of_gate, of_up = p.back("gate_proj", dgate, n), p.back("up_proj", dup, n)
     dn = m.pick(of_gate + of_up, no_up=of_gate, no_gate=of_up, up_twice_in_dn=of_gate + 2 * of_up,
                 mean_of_gate_up=(of_gate + of_up) / 2)  # fmt: skip
-    inner = m.pick(p.norm(_MLP_NORM, dn, x), mlp_norm_skipped=dn)
+    inner = m.pick(
+        p.norm(_MLP_NORM, dn, x),
+        mlp_norm_skipped=dn,
+        mlp_norm_of_n=lambda: p.norm(_MLP_NORM, dn, n),
+    )
     da: Array = m.pick(dy + inner, no_mlp_residual=inner, mlp_residual_twice=2 * dy + inner,
-                       mlp_alone=dy, mlp_inner_subtracted=dy - inner)  # fmt: skip
+                       mlp_alone=dy, mlp_inner_subtracted=dy - inner,
+                       mlp_residual_through_norm=lambda: p.norm(_MLP_NORM, dn + dy, x))  # fmt: skip
     return da
 
 
 def _heads(p: _Pass, n: Array, x: Array) -> tuple[Array, Array, Array]:
     """q, k and v as the backward of attention sees them."""
     m, d = p.m, p.layer.config.head_dim
-    n = m.pick(n, rebuilt_from_x=x)
+    inputs = m.pick((n, n, n), rebuilt_from_x=(x, x, x), rebuilt_q_from_x=(x, n, n), rebuilt_k_from_x=(n, x, n),
+                    rebuilt_v_from_x=(n, n, x))  # fmt: skip
     q, k, v = (
-        p.forward(f"self_attn.{c}_proj", n).reshape(*n.shape[:2], -1, d) for c in "qkv"
-    )  # fmt: skip
+        p.forward(f"self_attn.{c}_proj", n).reshape(*n.shape[:2], -1, d)
+        for c, n in zip("qkv", inputs, strict=True)
+    )
     rq, rk = p.turned(q), p.turned(k)
     found: tuple[Array, Array, Array] = m.pick(
         (rq, rk, v), rebuilt_without_rope=(q, k, v), rebuilt_q_unturned=(q, rk, v),
@@ -203,10 +210,15 @@ def _attention(p: _Pass, da: Array, dy: Array, res: Any) -> Array:
         of[0] + of[1] + of[2], no_q=of[1] + of[2], no_k=of[0] + of[2], no_v=of[0] + of[1], only_q=of[0],
         only_v=of[2], only_k=of[1], mean_of_qkv=(of[0] + of[1] + of[2]) / 3,
     )  # fmt: skip
-    inner = m.pick(p.norm("input_layernorm", dn, x), attention_norm_skipped=dn)
+    inner = m.pick(
+        p.norm("input_layernorm", dn, x),
+        attention_norm_skipped=dn,
+        attention_norm_of_n=lambda: p.norm("input_layernorm", dn, n),
+    )
     dx: Array = m.pick(
         da + inner, no_attention_residual=inner, attention_residual_twice=2 * da + inner,
         dy_for_da=dy + inner, dy_added=da + dy + inner, attention_alone=da, attention_inner_subtracted=da - inner,
+        attention_residual_through_norm=lambda: p.norm("input_layernorm", dn + da, x),
     )  # fmt: skip
     return dx
 
@@ -238,6 +250,10 @@ _WIRING = {
     "mean_of_gate_up": "the gradients through gate_proj and up_proj are averaged: they are added.",
     "mlp_norm_skipped": "the backward of the norm before the MLP is skipped.",
     "attention_norm_skipped": "the backward of the norm before the attention is skipped.",
+    "mlp_norm_of_n": "the backward of the norm before the MLP is given its output n where its input x belongs.",
+    "attention_norm_of_n": "the backward of the norm before the attention is given its output n where its input x belongs.",
+    "mlp_residual_through_norm": "the residual path around the MLP goes through the norm: dy is added behind it, not before it.",
+    "attention_residual_through_norm": "the residual path around the attention goes through the norm: da is added behind it, not before it.",
     "no_mlp_residual": "the residual path around the MLP is missing: da = dy + what comes through the MLP.",
     "mlp_residual_twice": "the residual path around the MLP is added twice.",
     "mlp_alone": "the MLP's own gradient is missing: only the residual path reaches the attention.",
@@ -267,11 +283,15 @@ _REBUILDING = {
     "z_of_sigma": "z, the input of down_proj, is rebuilt with σ where silu = gate·σ belongs.",
     "z_without_up": "z, the input of down_proj, is rebuilt without up: z = silu(gate) ⊙ up.",
     "z_without_gate": "z, the input of down_proj, is rebuilt without silu(gate): z = silu(gate) ⊙ up.",
+    "z_sign": "z, the input of down_proj, is rebuilt with σ(−gate): silu(gate) = gate/(1 + exp(−gate)).",
     "z_exchanged": "z, the input of down_proj, is rebuilt with gate and up exchanged: z = silu(gate) ⊙ up.",
     "rebuilt_without_lora": "q, k and v are rebuilt without their LoRA branch (the adapter).",
     "rebuilt_without_scale": "q, k and v are rebuilt without the scale alpha/R of their LoRA branch.",
     "rebuilt_without_bias": "q, k and v are rebuilt without their biases.",
     "rebuilt_from_x": "q, k and v are rebuilt from x, which is not normalised: from n.",
+    "rebuilt_q_from_x": "q is rebuilt from x, which is not normalised: from n.",
+    "rebuilt_k_from_x": "k is rebuilt from x, which is not normalised: from n.",
+    "rebuilt_v_from_x": "v is rebuilt from x, which is not normalised: from n.",
     "rebuilt_without_rope": "q and k are rebuilt without RoPE.",
     "rebuilt_q_unturned": "q is rebuilt without RoPE.",
     "rebuilt_k_unturned": "k is rebuilt without RoPE.",
@@ -280,12 +300,9 @@ _REBUILDING = {
     "rebuilt_twice": "q and k are rebuilt with RoPE applied twice.",
     "published": "q and k are rebuilt without RoPE and without biases, and dq and dk are not rotated back.",
 }
-_ELSEWHERE = {
-    "results_exchanged",
-    "not_summed",
-    "dk_not_summed",
-    "dv_not_summed",
-}  # told by wiring or shape
+_ELSEWHERE = {  # told by the wiring, or by a shape
+    "results_exchanged", "not_summed", "dk_not_summed", "dv_not_summed", "n_flat", "dot_flat", "flat_sum",
+}  # fmt: skip
 _INSIDE = {
     f"{op}.{key}": f"in the backward of {name}, {text}"
     for op, name, mistakes in (

@@ -51,7 +51,7 @@ def scattered(ids: Array, dy: Array, w: Array, m: Wrong) -> Any:
         first_token=(ids[:, :1], dy[:, :1]), last_token=(ids[:, -1:], dy[:, -1:]),
         without_first=(ids[:, 1:], dy[:, 1:]), without_last=(ids[:, :-1], dy[:, :-1]),
         shifted_ids=(np.roll(ids, -1, axis=1), dy), late_ids=(np.roll(ids, 1, axis=1), dy),
-        next_id=((ids + 1) % v, dy), id_before=((ids - 1) % v, dy),
+        next_id=((ids + 1) % v, dy), reversed_dy=(ids, dy[:, ::-1]), other_sequence=(ids, np.roll(dy, 1, axis=0)), id_before=((ids - 1) % v, dy),
     )  # fmt: skip
     flat_ids, flat = ids.reshape(-1), dy.reshape(-1, dy.shape[-1])
     dw, overwritten, once = np.zeros((3, *w.shape))
@@ -79,6 +79,8 @@ _OF_LOOKUP = {
     "without_last": "the last position of each sequence is left out.",
     "shifted_ids": "the ids are shifted by one position: row ids[t] gets dy[t].",
     "late_ids": "the ids are one position late (shifted): row ids[t] gets dy[t].",
+    "reversed_dy": "dy is taken in reverse order of the positions: row ids[t] gets dy[t].",
+    "other_sequence": "dy is taken of another sequence of the batch than the ids.",
     "next_id": "every gradient goes to the next row (id + 1): off by one.",
     "id_before": "every gradient goes to the row before (id − 1): off by one.",
     "overwritten": "repeated tokens overwrite each other: only the last occurrence counts, they must accumulate (np.add.at).",

@@ -1,5 +1,7 @@
 """Exercises: a linear layer, and one with LoRA."""
 
+import numpy as np
+
 from mesp_ref.learn.exercise import LARGE, ONE_TOKEN, SMALL, UNEVEN, Given, Outputs, Wrong, of_op
 from mesp_ref.learn.exercises.common import only
 from mesp_ref.ops import Array, rows
@@ -78,7 +80,9 @@ def _params(g: Given, m: Wrong) -> Outputs:
     dw = m.pick(
         dw, dw_mean=dw / m_rows, dw_mean_n=dw / len(g.dy), dw_mean_t=dw / g.dy.shape[1],
         dw_transposed=lambda: x.T @ dy, dw_plus_w=dw + g.w, dw_negated=-dw,
-        dw_of_sums=lambda: dy.sum(axis=0)[:, None] * x.sum(axis=0), dw_ones=lambda: dy.sum(axis=0)[:, None] + 0 * dw,
+        dw_of_sums=lambda: dy.sum(axis=0)[:, None] * x.sum(axis=0),
+        dw_of_means=lambda: dy.mean(axis=0)[:, None] * x.mean(axis=0), dw_sum_mean=lambda: dy.sum(axis=0)[:, None] * x.mean(axis=0),
+        dw_batch=lambda: np.einsum("nto,nti->noi", g.dy, g.x), dw_plus_size=lambda: abs(dw), dw_ones=lambda: dy.sum(axis=0)[:, None] + 0 * dw,
     )  # fmt: skip
     if g.b is None:
         return {"dw": dw, "db": None}
@@ -119,6 +123,10 @@ LINEAR_PARAMS = of_op(
         "dw_plus_w": "the weight itself is added to dw.",
         "dw_negated": "dw has the wrong sign.",
         "dw_of_sums": "dy and x are summed over the rows before they are multiplied: multiply row by row, then sum.",
+        "dw_of_means": "dy and x are averaged over the rows before they are multiplied: multiply row by row, then sum.",
+        "dw_sum_mean": "dy is summed and x averaged over the rows before they are multiplied: multiply row by row, then sum.",
+        "dw_batch": "dw is not summed over the batch: one gradient for all sequences.",
+        "dw_plus_size": "dw lost its signs: |dw|.",
         "dw_ones": "dw lacks the factor x.",
         "db_mean": "db is averaged over the rows; it is their sum.",
         "db_mean_n": "db is divided by the batch size N; it is the sum over all rows.",

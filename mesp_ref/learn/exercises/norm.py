@@ -27,7 +27,8 @@ def _n(g: Given, m: Wrong) -> Array:
         square.mean(axis=-1, keepdims=True),
         sum_in_n=square.sum(axis=-1, keepdims=True), n_over_tokens=square.mean(axis=-2, keepdims=True),
         n_over_all=square.mean(), absolute=np.abs(g.x).mean(axis=-1, keepdims=True) ** 2,
-        variance=g.x.var(axis=-1, keepdims=True),
+        variance=g.x.var(axis=-1, keepdims=True), n_flat=lambda: square.mean(axis=-1),
+        n_over_batch=square.mean(axis=0, keepdims=True),
     )  # fmt: skip
     n: Array = m.pick(
         np.sqrt(mean + g.eps), eps_outside=np.sqrt(mean) + g.eps, no_eps=np.sqrt(mean),
@@ -40,6 +41,8 @@ _OF_N = {
     "sum_in_n": "n holds the sum of the squares where their mean belongs.",
     "n_over_tokens": "n is taken over the wrong axis, the tokens: each row has an n of its own.",
     "n_over_all": "n is one number for the whole array: each row has an n of its own.",
+    "n_flat": "keepdims=True is missing in n: its axis of length 1 is lost, so it meets the wrong axis of x.",
+    "n_over_batch": "n is taken over the wrong axis, the batch: each row has an n of its own.",
     "absolute": "n is the mean of |x| where the root of the mean square belongs.",
     "variance": "n is the standard deviation: RMSNorm does not subtract the mean.",
     "eps_outside": "eps is outside the root: n = √(mean x²) + eps where √(mean x² + eps) belongs.",
@@ -50,12 +53,16 @@ _OF_N = {
 
 def _norm(g: Given, m: Wrong) -> Outputs:
     x, dy, w, n = g.x, g.dy, g.w, _n(g, m)
-    u = m.pick(dy * w, no_weight=dy, weight_twice=dy * w * w, weight_divides=dy / w)
+    if "layer_norm" in m:
+        return _layer_norm(g)
+    u = m.pick(dy * w, no_weight=dy, weight_twice=dy * w * w, weight_divides=dy / w,
+               u_centred=dy * w - (dy * w).mean(axis=-1, keepdims=True), one_plus_w=dy * (1 + w))  # fmt: skip
     product = m.pick(u * x, dot_without_w=dy * x, dot_without_x=u, dot_of_x=x * x)
     dot = m.pick(
         product.mean(axis=-1, keepdims=True), dot_sum=product.sum(axis=-1, keepdims=True),
         dot_over_tokens=product.mean(axis=-2, keepdims=True), dot_over_all=product.mean(),
-        dot_elementwise=product,
+        dot_elementwise=product, dot_flat=lambda: product.mean(axis=-1),
+        dot_over_c2=product.mean(axis=-1, keepdims=True) / x.shape[-1], dot_over_batch=product.mean(axis=0, keepdims=True),
     )  # fmt: skip
     power = m.pick(n**3, power_1=n, power_2=n**2, power_4=n**4, power_0=1)
     first = m.pick(u / n, first_undivided=u, first_times_n=u * n, no_first=0 * u, first_n2=u / n**2)
@@ -64,9 +71,16 @@ def _norm(g: Given, m: Wrong) -> Outputs:
     )
     second = along * dot / power
     dx = m.pick(
-        first - second, cross_missing=first, cross_added=first + second, cross_undivided=u - second * n,
+        first - second, cross_missing=first, cross_added=first + second, cross_undivided=u - second * n, weighted_again=(first - second) * w,
     )  # fmt: skip
     return {"dx": m.pick(dx, passed_on=dy)}
+
+
+def _layer_norm(g: Given) -> Outputs:
+    """Centred x in every place, and nothing taken from the gradient."""
+    x = g.x - g.x.mean(axis=-1, keepdims=True)
+    n, u = np.sqrt((x * x).mean(axis=-1, keepdims=True) + g.eps), g.dy * g.w
+    return {"dx": u / n - x * (u * x).mean(axis=-1, keepdims=True) / n**3}
 
 
 NORM = of_op(
@@ -85,6 +99,12 @@ NORM = of_op(
         "no_weight": "the weight w is missing: u = dy where dy ⊙ w belongs.",
         "weight_twice": "the weight w is applied twice: u = dy ⊙ w ⊙ w.",
         "weight_divides": "dy is divided by w where it must be multiplied.",
+        "u_centred": "the mean of u is subtracted, as in LayerNorm: RMSNorm does not subtract a mean.",
+        "one_plus_w": "the weight is 1 + w: this norm multiplies by w.",
+        "layer_norm": "the mean of x is subtracted, as in LayerNorm: RMSNorm does not subtract it.",
+        "dot_flat": "keepdims=True is missing in the cross term's mean: it meets the wrong axis of x.",
+        "dot_over_c2": "the cross term is divided by C twice: the mean has it already.",
+        "dot_over_batch": "the cross term's mean runs over the wrong axis, the batch instead of the channels.",
         "dot_without_w": "the cross term is formed with dy where u = dy ⊙ w belongs.",
         "dot_without_x": "the cross term's mean lacks x: it is mean(u) where mean(u ⊙ x) belongs.",
         "dot_of_x": "the cross term holds mean(x²) where mean(u ⊙ x) belongs.",
@@ -107,6 +127,7 @@ NORM = of_op(
         "cross_halved": "the cross term is only half of what it must be.",
         "cross_missing": "the cross term is missing: every dx is too large along x.",
         "cross_added": "the cross term has the wrong sign: it is added where it must be subtracted.",
+        "weighted_again": "the weight w is applied to the whole once more: it is in u already.",
         "cross_undivided": "one factor 1/n is missing in both terms: the whole must be divided by n.",
         "passed_on": "dy is handed on unchanged: RMSNorm is skipped in the backward.",
     },

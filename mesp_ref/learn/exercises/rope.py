@@ -31,7 +31,7 @@ def _pairs(x: Array, m: Wrong) -> tuple[Array, Array]:
     half = x.shape[-1] // 2
     found: tuple[Array, Array] = m.pick(
         (x[..., :half], x[..., half:]), neighbours=(x[..., ::2], x[..., 1::2]),
-        halves_swapped=(x[..., half:], x[..., :half]),
+        halves_swapped=(x[..., half:], x[..., :half]), neighbours_read=(x[..., ::2], x[..., 1::2]),
     )  # fmt: skip
     return found
 
@@ -61,7 +61,9 @@ def _rope(g: Given, m: Wrong) -> Outputs:
 
 
 def _joined(dx1: Array, dx2: Array, m: Wrong) -> Any:
-    first, second = m.pick((dx1, dx2), results_exchanged=(dx2, dx1))
+    first, second = m.pick(
+        (dx1, dx2), results_exchanged=(dx2, dx1), first_twice=(dx1, dx1), second_twice=(dx2, dx2)
+    )
     if "neighbours" in m.keys:
         return np.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)
     joined = np.concatenate([first, second], axis=-1)
@@ -89,6 +91,9 @@ ROPE = of_op(
     ),
     mistakes={
         "neighbours": "it pairs neighbours (2i, 2i+1), interleaved; this model pairs the two halves (i, i + D/2).",
+        "neighbours_read": "it reads neighbours (2i, 2i+1), interleaved, but writes halves; this model pairs the two halves (i, i + D/2).",
+        "first_twice": "the first half of the result stands in the second half, too.",
+        "second_twice": "the second half of the result stands in the first half, too.",
         "halves_swapped": "the two halves of the head are exchanged when they are read: x₁ is the first half.",
         "swapped_tables": "cos and sin are exchanged.",
         "first_position": "every token is turned by the angles of the first position.",

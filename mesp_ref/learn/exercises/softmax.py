@@ -29,9 +29,11 @@ def softmax_bwd(dp: Array, p: Array, m: Wrong) -> Array:
     """ds from dp and p; also the middle of the attention exercises."""
     product = m.pick(dp * p, sum_of_dp=dp, sum_of_p=p, sum_of_p2=dp * p * p)
     dot = m.pick(
-        product.sum(axis=-1, keepdims=True), no_row_sum=0, over_queries=product.sum(axis=-2, keepdims=True),
+        product.sum(axis=-1, keepdims=True), no_row_sum=0, flat_sum=lambda: product.sum(axis=-1),
+        over_batch=product.sum(axis=0, keepdims=True), plain_dp_sum=p * 0 + dp.sum(axis=-1, keepdims=True) * p,
+ over_queries=product.sum(axis=-2, keepdims=True),
         over_all=product.sum(), row_mean=product.mean(axis=-1, keepdims=True),
-        over_heads=product.sum(axis=1, keepdims=True), row_max=product.max(axis=-1, keepdims=True),
+        over_heads=product.sum(axis=1, keepdims=True), row_max=product.max(axis=-1, keepdims=True), row_last=product[..., -1:], row_first=product[..., :1],
         over_matrix=product.sum(axis=(-2, -1), keepdims=True),
         half_sum=product.sum(axis=-1, keepdims=True) / 2, double_sum=2 * product.sum(axis=-1, keepdims=True),
     )  # fmt: skip
@@ -44,11 +46,12 @@ def softmax_bwd(dp: Array, p: Array, m: Wrong) -> Array:
         signs_exchanged=dot - dp,
     )
     factor = m.pick(
-        p, no_p=1, p_twice=p * p, root_p=np.sqrt(p), one_minus_p=1 - p, p_times_1_minus_p=p * (1 - p),
+        p, no_p=1, p_twice=p * p, root_p=np.sqrt(p), visible_for_p=(p > 0) * 1.0, softmax_of_p=np.exp(p) / np.exp(p).sum(axis=-1, keepdims=True),
+ one_minus_p=1 - p, p_times_1_minus_p=p * (1 - p),
     )  # fmt: skip
     ds: Array = m.pick(
         factor * bracket, as_sigmoid=dp * p * (1 - p), p_on_sum_only=dp - p * dot, passed_on=dp,
-        p_on_dp_only=dp * p - dot, detached=0 * dp,
+        p_on_dp_only=dp * p - dot, of_log=dp - p * dp.sum(axis=-1, keepdims=True), detached=0 * dp,
     )  # fmt: skip
     return ds
 
@@ -64,6 +67,8 @@ OF_SOFTMAX = {
     "over_matrix": "the row sum runs over queries and keys, two axes: each query has a sum of its own.",
     "row_mean": "the row sum is a mean: Σ over the keys, not divided by their number.",
     "row_max": "the maximum of dp·p stands where its sum over the keys belongs.",
+    "row_last": "only the last key of the row is in the sum: Σ dp·p runs over all keys.",
+    "row_first": "only the first key of the row is in the sum: Σ dp·p runs over all keys.",
     "half_sum": "the row sum is only half of what it must be.",
     "double_sum": "the row sum is counted twice.",
     "sum_added": "the row sum has the wrong sign: it is added where it must be subtracted.",
@@ -74,11 +79,17 @@ OF_SOFTMAX = {
     "no_p": "the factor p in front is missing: ds = p ⊙ (dp − Σ dp·p).",
     "p_twice": "the factor p is applied twice (p²).",
     "root_p": "√p stands where p belongs.",
+    "visible_for_p": "the causal mask stands in front where p belongs: ds = p ⊙ (dp − Σ dp·p).",
+    "softmax_of_p": "softmax is applied once more to p, which is the softmax already.",
+    "flat_sum": "keepdims=True is missing in the row sum: it meets the wrong axis of dp.",
+    "over_batch": "the row sum runs over the wrong axis, the batch instead of the keys.",
+    "plain_dp_sum": "the row sum is Σ dp times p where Σ dp·p belongs.",
     "one_minus_p": "1 − p stands in front where p belongs.",
     "p_times_1_minus_p": "p·(1 − p) stands in front where p belongs.",
     "as_sigmoid": "it is the backward of a sigmoid, dp ⊙ p·(1 − p): dp·p is not summed over the row, so only the diagonal of the Jacobian, single entries, is there.",
     "p_on_sum_only": "the factor p multiplies the row sum only, not dp: ds = p ⊙ (dp − Σ dp·p).",
     "p_on_dp_only": "the factor p multiplies dp only, not the row sum: ds = p ⊙ (dp − Σ dp·p).",
+    "of_log": "it is the backward of log softmax, dp − p·Σ dp: here p itself goes on, ds = p ⊙ (dp − Σ dp·p).",
     "passed_on": "dp is handed on unchanged: softmax is skipped in the backward.",
     "detached": "p is treated as a constant (detached): ds is 0.",
 }

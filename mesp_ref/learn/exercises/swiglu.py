@@ -25,6 +25,9 @@ def _swiglu(g: Given, m: Wrong) -> Outputs:
     e = np.exp(-np.abs(gate))
     sig = np.where(gate >= 0, 1, e) / (1 + e)
     rest = np.where(gate >= 0, e, 1) / (1 + e)  # 1 − σ
+    sig, rest = m.pick(
+        (sig, rest), sigma_negated=(rest, sig), step_for_sigma=((gate > 0) * 1.0, (gate <= 0) * 1.0)
+    )
     silu = gate * sig
     term = m.pick(
         gate * sig * rest, no_second=0 * sig, no_rest=gate * sig * sig, no_gate=sig * rest,
@@ -34,10 +37,10 @@ def _swiglu(g: Given, m: Wrong) -> Outputs:
     )  # fmt: skip
     slope = m.pick(
         sig + term, second_subtracted=sig - term, no_first=term, of_sigmoid=sig * rest, of_relu=(gate > 0) * 1.0,
-        silu_for_slope=silu, one_plus=1 + term, of_tanh=1 - np.tanh(gate) ** 2, gate_for_slope=gate, no_slope=1.0 + 0 * gate,
+        silu_for_slope=silu, one_plus=1 + term, tanh_rule=1 - sig**2, of_tanh=1 - np.tanh(gate) ** 2, gate_for_slope=gate, no_slope=1.0 + 0 * gate,
         silu_first=silu + term, gelu_slope=_gelu_slope(gate),
     )  # fmt: skip
-    dgate = m.pick(dz * up * slope, no_up=dz * slope, up_twice=dz * up * up * slope, up_slope_sum=dz * (up + slope),
+    dgate = m.pick(dz * up * slope, no_up=dz * slope, up_twice=dz * up * up * slope, up_slope_sum=dz * (up + slope), of_dup=dz * silu * slope, gate_for_up=dz * gate * slope,
                    no_dz_gate=up * slope)  # fmt: skip
     dup = m.pick(
         dz * silu, up_sigma=dz * sig, up_gate=dz * gate, up_slope=dz * slope, up_times_up=dz * silu * up,
@@ -74,6 +77,8 @@ SWIGLU = of_op(
     mistakes={
         "inputs_exchanged": "gate and up are exchanged: silu is applied to gate.",
         "dz_squared": "dz is squared.",
+        "sigma_negated": "the sign in the sigmoid is wrong: σ(gate) = 1/(1 + exp(−gate)), not 1/(1 + exp(gate)).",
+        "step_for_sigma": "a step stands where the sigmoid belongs: that is ReLU.",
         "no_second": "the second term of silu's derivative is missing: silu' = σ + gate·σ·(1 − σ), not σ.",
         "no_rest": "σ stands where 1 − σ belongs in the second term: silu' = σ + gate·σ·(1 − σ).",
         "no_gate": "the second term lacks the factor gate: silu' = σ + gate·σ·(1 − σ).",
@@ -89,6 +94,7 @@ SWIGLU = of_op(
         "of_sigmoid": "silu's derivative is taken as that of the sigmoid, σ·(1 − σ): silu is gate·σ.",
         "of_relu": "silu's derivative is taken as that of ReLU, a step.",
         "of_tanh": "silu's derivative is taken as that of tanh.",
+        "tanh_rule": "silu's derivative is taken by the rule of tanh, 1 − σ²: silu' = σ + gate·σ·(1 − σ).",
         "gelu_slope": "silu's derivative is taken as that of GELU.",
         "silu_for_slope": "silu itself stands where its derivative belongs in dgate.",
         "gate_for_slope": "gate stands where silu's derivative belongs in dgate.",
@@ -98,6 +104,8 @@ SWIGLU = of_op(
         "no_up": "the factor up is missing in dgate.",
         "up_twice": "the factor up is applied twice in dgate.",
         "up_slope_sum": "up is added where it must be multiplied in dgate.",
+        "of_dup": "dgate is formed from dup, dz ⊙ silu, where dz ⊙ up belongs.",
+        "gate_for_up": "gate stands where up belongs in dgate.",
         "no_dz_gate": "dz is missing in dgate.",
         "up_sigma": "σ (the sigmoid) stands where silu = gate·σ belongs in dup.",
         "up_gate": "gate stands where silu(gate) belongs in dup.",

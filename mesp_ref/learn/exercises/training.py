@@ -114,10 +114,10 @@ def _step(g: Given, m: Wrong) -> Outputs:
     t = m.pick(g.t, t_late=g.t + 1, t_early=g.t - 1 or np.inf, t_times=1)
     m_hat = m.pick(
         mean / (1 - g.beta1**t), m_uncorrected=mean, neither_corrected=mean, m_of_beta2=mean / (1 - g.beta2**t),
-        g_for_m=grad, corrected_by_t=mean / (1 - g.beta1 * t), m_multiplied=mean * (1 - g.beta1**t),
+        g_for_m=grad, corrected_by_t=mean / (1 - g.beta1 * t), m_power_outside=mean / (1 - g.beta1) ** t, m_multiplied=mean * (1 - g.beta1**t),
     )  # fmt: skip
     v_hat = m.pick(square / (1 - g.beta2**t), v_uncorrected=square, v_of_beta1=square / (1 - g.beta1**t),
-                   v_corrected_by_t=square / (1 - g.beta2 * t), v_multiplied=square * (1 - g.beta2**t))  # fmt: skip
+                   v_corrected_by_t=square / (1 - g.beta2 * t), v_power_outside=square / (1 - g.beta2) ** t, v_multiplied=square * (1 - g.beta2**t))  # fmt: skip
     v_hat = square if "neither_corrected" in m.keys else v_hat
     root = m.pick(
         np.sqrt(v_hat) + g.eps, eps_inside=np.sqrt(v_hat + g.eps), no_eps=np.sqrt(v_hat), no_root=v_hat + g.eps,
@@ -126,9 +126,9 @@ def _step(g: Given, m: Wrong) -> Outputs:
     move = g.lr * m_hat / root
     decay = 0 * g.w if m.keys & {"decay_in_gradient", "decay_after_clipping"} else g.lr * coupled
     decay = m.pick(decay, no_decay=0 * g.w, decay_without_lr=coupled, decay_added=-g.lr * coupled, decay_twice=2 * g.lr * coupled,
-                   decay_of_sign=g.lr * g.weight_decay * np.sign(g.w), decay_after=g.lr * g.weight_decay * (g.w - move))  # fmt: skip
+                   decay_constant=g.lr * g.weight_decay + 0 * g.w, decay_of_sign=g.lr * g.weight_decay * np.sign(g.w), decay_after=g.lr * g.weight_decay * (g.w - move))  # fmt: skip
     w = m.pick(
-        g.w - decay - move, uphill=g.w - decay + move, no_lr=g.w - decay - m_hat / root, not_moved=g.w - decay,
+        g.w - decay - move, uphill=g.w - decay + move, eps_behind=g.w - decay - g.lr * m_hat / np.sqrt(v_hat) + g.eps, rate_over_root_t=g.w - decay - move / np.sqrt(g.t), rate_over_t=g.w - decay - move / g.t, no_lr=g.w - decay - m_hat / root, not_moved=g.w - decay,
         w_unchanged=g.w, move_alone=-move, plain_sgd=g.w - decay - g.lr * grad,
     )  # fmt: skip
     return m.pick(
@@ -201,6 +201,8 @@ TRAINING = Exercise(
         "v_of_beta1": "the bias correction of v is taken with β₁.",
         "corrected_by_t": "the bias correction of m is 1 − β₁·t where 1 − β₁ᵗ belongs.",
         "v_corrected_by_t": "the bias correction of v is 1 − β₂·t where 1 − β₂ᵗ belongs.",
+        "m_power_outside": "the bias correction of m is (1 − β₁)ᵗ where 1 − β₁ᵗ belongs.",
+        "v_power_outside": "the bias correction of v is (1 − β₂)ᵗ where 1 − β₂ᵗ belongs.",
         "m_multiplied": "m is multiplied by 1 − β₁ᵗ where it must be divided: the bias correction is upside down.",
         "v_multiplied": "v is multiplied by 1 − β₂ᵗ where it must be divided: the bias correction is upside down.",
         "g_for_m": "w is moved by the gradient itself where m̂, the momentum, belongs.",
@@ -214,9 +216,13 @@ TRAINING = Exercise(
         "decay_without_lr": "the weight decay lacks the factor lr.",
         "decay_added": "the weight decay has the wrong sign: it makes the weights larger.",
         "decay_twice": "the weight decay is applied twice.",
+        "decay_constant": "the weight decay lacks the factor w: each weight shrinks by its own size.",
         "decay_of_sign": "the weight decay takes the sign of w where w belongs.",
         "decay_after": "the weight decay is taken of the weights after the step: of those before it.",
         "uphill": "the step goes uphill: the sign is wrong, w − lr·m̂/(√v̂ + eps).",
+        "eps_behind": "eps is added to the step, not to √v̂: brackets are missing in m̂/(√v̂ + eps).",
+        "rate_over_root_t": "the step is divided by √t: the learning rate is lr as it is given.",
+        "rate_over_t": "the step is divided by t: the learning rate is lr as it is given.",
         "no_lr": "the step lacks the factor lr.",
         "not_moved": "w only decays: the step along m̂ is missing.",
         "w_unchanged": "w is not updated.",
