@@ -24,6 +24,7 @@ import pictures
 import prose
 import scaling
 import waterfall
+import where
 
 CONFIG = Qwen2Config(137, 24, 1100, 3, 6, 2, 4)
 
@@ -361,3 +362,17 @@ def test_the_fit_of_time_against_length() -> None:
     found, flat = length.fit(made)
     np.testing.assert_allclose(found, (a, b, c), rtol=1e-6)
     np.testing.assert_allclose(list(flat.values()), b, rtol=1e-6)
+
+
+def test_where_the_time_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every op is there with its products, which are those that are counted elsewhere."""
+    monkeypatch.setattr(common, "_LEAST", 1e-4)
+    text = where.report(CONFIG, 20, 1, ("mesp", "mesp_streamed"))
+    assert "`streamed_attention_bwd`" in text
+    assert "| all |" in text
+    for table in _tables(text):
+        assert len({len(line) for line in table}) == 1, table
+    for method, place in where.WAYS.items():
+        work = where.flops(CONFIG, method, 20)
+        expected = common.gemms(CONFIG, method, 20, where.RANK, checkpoints=place)
+        assert sum(work.values()) == common.total_flops(expected)

@@ -57,6 +57,7 @@ class Moment:
     added: int = 0  # bytes above `live`: results and scratch
     traced: int = 0  # tracemalloc's own count of `live`
     between: int = 0  # most that lived, by tracemalloc, between the op before and this one
+    flops: int = 0  # of its products, where ghosts tell
 
     @property
     def most(self) -> int:
@@ -136,7 +137,10 @@ class Ledger:
         for argument, value in frame.f_locals.items():
             self.note(f"{name}({argument})", value)
         live = [entry for ref, entry in self._alive.values() if ref() is not None]
-        self.moments.append(Moment(name, live, 0, current - self._own, peak - self._own))
+        done = self.meter.flops if self.meter else 0
+        self.moments.append(
+            Moment(name, live, 0, current - self._own, peak - self._own, flops=-done)
+        )
         self._own += self._trace.get_traced_memory()[0] - current
         self._trace.reset_peak()
 
@@ -144,6 +148,7 @@ class Ledger:
         current, peak = self._trace.get_traced_memory()
         moment = self.moments[-1]
         moment.added = peak - self._own - moment.traced
+        moment.flops += self.meter.flops if self.meter else 0
         self.note(moment.op, value)
         self._own += self._trace.get_traced_memory()[0] - current
         self._trace.reset_peak()
