@@ -160,6 +160,10 @@ def provide(word, model, request):
         gguf_file(word, request.getfixturevalue("tokenizer"))
     elif word in ("outputs", "my_outputs"):
         Path(word).symlink_to(request.getfixturevalue("outputs"))
+    elif word in ("my_file.py", "folder/"):
+        Path("folder").mkdir(exist_ok=True)
+        for file in ("my_file.py", "folder/ada.py"):
+            Path(file).write_text("from mesp_ref.ops import rmsnorm_bwd\n", encoding="utf-8")
     elif word == "batch.json":
         Path(word).write_text(json.dumps({"input_ids": [[5, 6, 7, 8]], "labels": [[5, 6, 7, 8]]}))
     elif word == "s.json":  # with the gradients that belong to it, and the loss of the example
@@ -204,7 +208,7 @@ def test_every_example_runs_as_written(line, reader, capsys, request):
 def test_the_examples_are_those_of_every_command():
     examples = documented_examples()
     commands = {line.split()[1] for line in examples}
-    assert commands == {*COMMANDS, "memory", "push", "quantize"}
+    assert commands == {*COMMANDS, "memory", "push", "quantize", "learn"}
     for two in ("golden check", "golden run", "golden build", "golden export", "golden sketch",
                 "golden compare", "convert gguf", "convert adapter"):  # fmt: skip
         assert any(line.startswith(f"mesp-ref {two} ") for line in examples), two

@@ -900,3 +900,561 @@ HELD_OUT = [
         ),
     ),
 ]
+
+# Written after the first two, in two rounds; the score of each was taken before the tutor learnt from it.
+LATER = [
+    *rows("rmsnorm_bwd", ("keepdims", ".sum(-1, keepdims=True) / C + eps", ".sum(-1) / C + eps")),
+    *rows(
+        "rmsnorm_bwd", ("keepdims", "dot = (u * x).sum(-1, keepdims=True)", "dot = (u * x).sum(-1)")
+    ),
+    *rows(
+        "rmsnorm_bwd",
+        (
+            "axis|tokens",
+            "dot = (u * x).sum(-1, keepdims=True) / C",
+            "dot = (u * x).sum(1, keepdims=True) / x.shape[1]",
+        ),
+    ),
+    *rows("rmsnorm_bwd", ("C|mean|rows", "/ C + eps", "/ len(x) + eps")),
+    *rows(
+        "rmsnorm_bwd",
+        (
+            "eps",
+            "n = np.sqrt((x ** 2).sum(-1, keepdims=True) / C + eps)",
+            "n = np.sqrt((x ** 2).sum(-1, keepdims=True) / C + 1e-6)",
+        ),
+    ),
+    *rows(
+        "rmsnorm_bwd",
+        (
+            "eps",
+            "n = np.sqrt((x ** 2).sum(-1, keepdims=True) / C + eps)",
+            "n = np.sqrt((x ** 2).sum(-1, keepdims=True) / C + eps ** 2)",
+        ),
+    ),
+    *rows(
+        "rmsnorm_bwd",
+        ("weight|w", "return u / n - x * dot / n ** 3", "return (u / n - x * dot / n ** 3) * w"),
+    ),
+    *rows(
+        "rmsnorm_bwd",
+        (
+            "first|cross|C",
+            "(u * x).sum(-1, keepdims=True) / C",
+            "(u * x).sum(-1, keepdims=True) / C ** 2",
+        ),
+    ),
+    *rows(
+        "rmsnorm_bwd",
+        ("C|factor|n", "return u / n - x * dot / n ** 3", "return u - x * dot / n ** 2"),
+    ),
+    *rows(
+        "rmsnorm_bwd",
+        (
+            "mean|LayerNorm|subtract",
+            "u = dy * w",
+            "u = dy * w\n    u = u - u.mean(-1, keepdims=True)",
+        ),
+    ),
+    *rows(
+        "rmsnorm_bwd", ("LayerNorm|mean", "x = res.x", "x = res.x - res.x.mean(-1, keepdims=True)")
+    ),
+    *rows("rmsnorm_bwd_params", ("eps|axis|keepdims", "axis=-1, keepdims=True", "axis=-1")),
+    *rows("rmsnorm_bwd_params", ("absolute|w", "dw = dy * y", "dw = abs(dy * y)")),
+    *rows("linear_bwd", ("transpos", 'np.einsum("...o,oi->...i", dy, w)', "dy @ w.T")),
+    *rows("linear_bwd", ("transpos|weight|W", 'np.einsum("...o,oi->...i", dy, w)', "(w.T @ dy)")),
+    *rows(
+        "linear_bwd_params",
+        ("outer|row|sum", "dw = dy.T @ x", "dw = np.outer(dy.sum(0), x.mean(0))"),
+    ),
+    *rows("linear_bwd_params", ("axis|sum", "dy.sum(axis=0)", "dy.sum(axis=-1)")),
+    *rows(
+        "linear_bwd_params",
+        (
+            "batch|leading|axes",
+            "    dy = dy.reshape(-1, dy.shape[-1])\n    x = res.x.reshape(-1, res.x.shape[-1])\n    dw = dy.T @ x",
+            "    x = res.x\n    dw = np.einsum('nto,nti->noi', dy, x)",
+        ),
+    ),
+    *rows("lora_linear_bwd", ("s|scale", "dh = s * (dy @ B)", "dh = s * (dy @ B) / A.shape[0]")),
+    *rows("lora_linear_bwd", ("scale|s", "dB = s * np", "dB = np.sqrt(s) * np")),
+    *rows("lora_linear_bwd", ("A|h", "h = x @ A.T", "h = x @ A.T * s")),
+    *rows("lora_linear_bwd", ("exactly B", "return dx, dA, dB", "return dx + 0 * dx, dA, dB + B")),
+    *rows(
+        "rope_bwd",
+        (
+            "transpos|position|axis|stopped",
+            "c = cos[..., None, :]",
+            "c = cos",
+            "s = sin[..., None, :]",
+            "s = sin",
+        ),
+    ),
+    *rows(
+        "rope_bwd",
+        (
+            "neighbour|interleav|pairs",
+            "dy[..., :half]",
+            "dy[..., 0::2]",
+            "dy[..., half:]",
+            "dy[..., 1::2]",
+        ),
+    ),
+    *rows(
+        "rope_bwd",
+        ("half", "np.concatenate([dx1, dx2], axis=-1)", "np.concatenate([dx1, dx1], axis=-1)"),
+    ),
+    *rows("causal_softmax_bwd", ("keepdims", "sum(axis=-1, keepdims=True)", "sum(axis=-1)")),
+    *rows("causal_softmax_bwd", ("mask|0", "return ds", "return ds + (p == 0) * 1.0")),
+    *rows(
+        "causal_softmax_bwd",
+        ("p|softmax", "p = res.p", "p = np.exp(res.p) / np.exp(res.p).sum(-1, keepdims=True)"),
+    ),
+    *rows("causal_softmax_bwd", ("log|p", "p * (dp - dot)", "dp - p * dp.sum(-1, keepdims=True)")),
+    *rows(
+        "attention_one_head_bwd",
+        ("√D|scale", "scale = 1 / np.sqrt(q.shape[-1])", "scale = 1 / np.sqrt(k.shape[1])"),
+    ),
+    *rows(
+        "attention_one_head_bwd",
+        (
+            "dp|scale",
+            'dp = np.einsum("nid,njd->nij", do, v)',
+            'dp = np.einsum("nid,njd->nij", do, v) * scale',
+        ),
+    ),
+    *rows(
+        "attention_one_head_bwd",
+        (
+            "mask|triangle",
+            "ds = p * (dp - (dp * p).sum(-1, keepdims=True))",
+            "ds = np.tril(dp - (dp * p).sum(-1, keepdims=True))",
+        ),
+    ),
+    *rows(
+        "attention_bwd",
+        (
+            "group|head|shape|sum",
+            "dk = dk.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dk = dk.reshape(n, tk, g, share, d).sum(axis=2)",
+        ),
+    ),
+    *rows(
+        "attention_bwd",
+        (
+            "tile",
+            "np.repeat(k, share, axis=2), np.repeat(v, share, axis=2)",
+            "np.tile(k, (1, 1, share, 1)), np.repeat(v, share, axis=2)",
+        ),
+    ),
+    *rows(
+        "attention_bwd",
+        (
+            "dq.*(mean|averag|H/G|share|group)|H/G|share",
+            "* scale\n    dk = np.einsum",
+            "* scale / share\n    dk = np.einsum",
+        ),
+    ),
+    *rows("swiglu_bwd", ("relu|ReLU", "sig = 1 / (1 + np.exp(-gate))", "sig = (gate > 0) * 1.0")),
+    *rows("swiglu_bwd", ("sign|σ|exp", "1 / (1 + np.exp(-gate))", "1 / (1 + np.exp(gate))")),
+    *rows(
+        "swiglu_bwd",
+        (
+            "overflow|NaN|nan|finite",
+            "1 / (1 + np.exp(-gate))",
+            "np.exp(gate * 30) / (1 + np.exp(gate * 30))",
+        ),
+    ),
+    *rows("swiglu_bwd", ("dup|dgate|up", "dgate = dz * up * slope", "dgate = dup * slope")),
+    *rows("swiglu_bwd", ("gate|up", "dgate = dz * up * slope", "dgate = dz * gate * slope")),
+    *rows(
+        "cross_entropy_bwd",
+        (
+            "index|−100|ignored",
+            "rows = np.arange(len(labels))[counted]\n    p[rows, labels[counted]] -= 1",
+            "p[np.arange(len(labels)), labels] -= 1",
+        ),
+    ),
+    *rows(
+        "cross_entropy_bwd",
+        (
+            "ignored|−100|0",
+            "labels[counted]] -= 1",
+            "labels[counted]] -= 1\n    p[np.arange(len(labels))[~counted], 0] -= 1",
+            "    p[~counted] = 0\n",
+            "",
+        ),
+    ),
+    *rows(
+        "cross_entropy_bwd",
+        (
+            "log|softmax",
+            "return dloss * p / count",
+            "return dloss * np.log(np.abs(p) + 1e-9) / count",
+        ),
+    ),
+    *rows("cross_entropy_bwd", ("max|1", "count = max(1, counted.sum())", "count = counted.sum()")),
+    *rows(
+        "cross_entropy_bwd",
+        ("rows|count", "count = max(1, counted.sum())", "count = len(labels) - 1"),
+    ),
+    *rows(
+        "embedding_bwd_params",
+        ("w|table|rows", "np.add.at(dw, res.ids, dy)", "np.add.at(dw, res.ids, dy * w[res.ids])"),
+    ),
+    *rows(
+        "embedding_bwd_params",
+        (
+            "repeat|unique|once",
+            "np.add.at(dw, res.ids, dy)",
+            "u, i = np.unique(res.ids, return_index=True); dw[u] = dy.reshape(-1, dy.shape[-1])[i]",
+        ),
+    ),
+    *rows(
+        "tied_embedding_bwd",
+        (
+            "overwrit|replaced",
+            "return dw + head",
+            "used = np.unique(ids)\n    head[used] = dw[used]\n    return head",
+        ),
+    ),
+    *rows(
+        "block_bwd",
+        ("residual|da|norm", "da = dy + ops.rmsnorm_bwd(dn2", "da = ops.rmsnorm_bwd(dn2 + dy"),
+    ),
+    *rows(
+        "block_bwd",
+        (
+            "dv|rotat",
+            "dq = ops.rope_bwd(dq, ops.RopeRes(), layer.cos, layer.sin)",
+            "dq = ops.rope_bwd(dq, ops.RopeRes(), layer.cos, layer.sin)\n    dv = ops.rope_bwd(dv, ops.RopeRes(), layer.cos, layer.sin)",
+        ),
+    ),
+    *rows(
+        "block_bwd",
+        ("up|gate", 'back("mlp.up_proj", dup, mlp.n)', 'back("mlp.up_proj", dgate, mlp.n)'),
+    ),
+    *rows("block_bwd", ("norm|x|normalis", "ops.RmsNormRes(mlp.x)", "ops.RmsNormRes(mlp.n)")),
+    *rows(
+        "block_bwd", ("lacks|gradient", "return dx, grads", "grads.popitem()\n    return dx, grads")
+    ),
+    *rows(
+        "block_bwd",
+        (
+            "x|o_proj|input",
+            'back("self_attn.o_proj", da, f.o)',
+            'back("self_attn.o_proj", dy, f.o)',
+        ),
+    ),
+    *rows(
+        "mesp_block_bwd",
+        ("silu|z", "z = gate / (1 + np.exp(-gate)) * up", "z = gate / (1 + np.exp(gate)) * up"),
+    ),
+    *rows(
+        "mesp_block_bwd",
+        (
+            "RoPE|position|rotat",
+            "q = ops.rope(q, layer.cos, layer.sin)[0]",
+            "q = ops.rope(q, layer.cos, -layer.sin)[0]",
+            "k = ops.rope(k, layer.cos, layer.sin)[0]",
+            "k = ops.rope(k, layer.cos, -layer.sin)[0]",
+        ),
+    ),
+    *rows(
+        "mezo",
+        (
+            "seed|same|replay",
+            "            rng = np.random.default_rng(seed)\n            return",
+            "            rng = np.random.default_rng()\n            return",
+        ),
+    ),
+    *rows(
+        "mezo",
+        (
+            "place|restor|back",
+            "        g = (loss(perturbed(eps))",
+            "        for n, w in weights.items(): w += 1e-3\n        g = (loss(perturbed(eps))",
+        ),
+    ),
+    *rows("mezo", ("eps", "(2 * eps)", "(2 * eps) * eps")),
+    *rows(
+        "training_step",
+        ("in place|m|v", "m = beta1 * m + (1 - beta1) * g", "m *= beta1\n    m += (1 - beta1) * g"),
+    ),
+    *rows(
+        "training_step",
+        (
+            "order|moment|clip|square",
+            "v = beta2 * v + (1 - beta2) * g ** 2",
+            "v = beta2 * v + (1 - beta2) * gradient(w) ** 2",
+        ),
+    ),
+    *rows("training_step", ("lr|bias", "lr * mhat", "lr * mhat / np.sqrt(t)")),
+    *rows(
+        "training_step",
+        (
+            "max|AMSGrad|v",
+            "v = beta2 * v + (1 - beta2) * g ** 2",
+            "v = np.maximum(v, beta2 * v + (1 - beta2) * g ** 2)",
+        ),
+    ),
+    *rows("linear_bwd", ("row|token|first|roll|order", "dy, w)", "np.roll(dy, 1, axis=1), w)")),
+    *rows(
+        "linear_bwd",
+        (
+            "dy|W|weight",
+            'np.einsum("...o,oi->...i", dy, w)',
+            "dy.sum(-1, keepdims=True) * w.sum(0)",
+        ),
+    ),
+    *rows("linear_bwd_params", ("softmax|db|max|largest", "dy.sum(axis=0)", "dy.max(axis=0)")),
+    *rows("linear_bwd_params", ("b|bias", "return dw, db", "return dw, (0 if db is None else db)")),
+    *rows("lora_linear_bwd", ("rank|R", "dh = s * (dy @ B)", "dh = s * (dy @ B) / B.shape[1]")),
+    *rows(
+        "lora_linear_bwd",
+        (
+            "dB.*h|x|A",
+            'dB = s * np.einsum("nto,ntr->or", dy, h)',
+            'dB = s * np.einsum("nto,nti->oi", dy, x) @ A.T * 0 + s * np.einsum("nto,ntr->or", dy, dh)',
+        ),
+    ),
+    *rows(
+        "lora_linear_bwd",
+        ("batch|sequence|first|last", '"ntr,nti->ri", dh, x', '"tr,ti->ri", dh[0], x[0]'),
+    ),
+    *rows("lora_linear_bwd", ("frozen|W|dx", "dx = dy @ w + dh @ A", "dx = s * (dy @ w) + dh @ A")),
+    *rows(
+        "lora_linear_bwd",
+        (
+            "s|scale",
+            "h = x @ A.T\n    dh = s * (dy @ B)",
+            "h = x @ A.T\n    dh = (dy @ B)",
+            "dB = s * np",
+            "dB = np",
+        ),
+    ),
+    *rows(
+        "rmsnorm_bwd",
+        (
+            "half|2|twice",
+            "return u / n - x * dot / n ** 3",
+            "return u / n - 0.5 * x * dot / n ** 3",
+        ),
+    ),
+    *rows(
+        "rmsnorm_bwd",
+        ("twice|2", "return u / n - x * dot / n ** 3", "return u / n - 2 * x * dot / n ** 3"),
+    ),
+    *rows("rmsnorm_bwd", ("cross|x|n", "- x * dot / n ** 3", "- x / n * dot / n ** 3")),
+    *rows(
+        "rmsnorm_bwd",
+        ("n|sign", "return u / n - x * dot / n ** 3", "return x * dot / n ** 3 - u / n"),
+    ),
+    *rows("rope_bwd", ("forward|half|sign", "dx2 = d2 * c - d1 * s", "dx2 = d1 * s - d2 * c")),
+    *rows("rope_bwd", ("cos|sin", "dx1 = d1 * c + d2 * s", "dx1 = d1 * s + d2 * c")),
+    *rows(
+        "rope_bwd",
+        ("head|axis|transp|position", "c = cos[..., None, :]", "c = np.cos(cos)[..., None, :]"),
+    ),
+    *rows("causal_softmax_bwd", ("p", "p * (dp - dot)", "p - dp * dot")),
+    *rows(
+        "causal_softmax_bwd",
+        (
+            "dot|row sum|sum",
+            "dot = (dp * p).sum(axis=-1, keepdims=True)",
+            "dot = (dp * p).sum(axis=(-1, -2), keepdims=True)",
+        ),
+    ),
+    *rows(
+        "causal_softmax_bwd",
+        ("last|row sum", "dot = (dp * p).sum(axis=-1, keepdims=True)", "dot = (dp * p)[..., -1:]"),
+    ),
+    *rows(
+        "attention_one_head_bwd",
+        (
+            "dv|dq|dp|softmax",
+            'dv = np.einsum("nij,nid->njd", p, do)',
+            'dv = np.einsum("nij,nid->njd", np.log(p + 1e-9), do)',
+        ),
+    ),
+    *rows(
+        "attention_one_head_bwd",
+        (
+            "k|dk",
+            'dk = np.einsum("nij,nid->njd", ds, q) * scale',
+            'dk = np.einsum("nij,nid->njd", p, q) * scale',
+        ),
+    ),
+    *rows("attention_one_head_bwd", ("row sum", "dp * p", "dp")),
+    *rows("attention_one_head_bwd", ("scale|√D|twice", "ds = p *", "ds = scale * p *")),
+    *rows("attention_one_head_bwd", ("dq|dk", "return dq[:, :, None]", "return -dq[:, :, None]")),
+    *rows(
+        "attention_bwd",
+        (
+            "head|group|share|first",
+            "kr, vr = np.repeat(k, share, axis=2), np.repeat(v, share, axis=2)",
+            "kr, vr = np.repeat(k[:, :, :1], q.shape[2], axis=2), np.repeat(v[:, :, :1], q.shape[2], axis=2)",
+        ),
+    ),
+    *rows(
+        "attention_bwd",
+        (
+            "last",
+            "dv = dv.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dv = dv.reshape(n, tk, g, share, d)[:, :, :, -1]",
+        ),
+    ),
+    *rows(
+        "attention_bwd",
+        (
+            "number of query heads",
+            "dk = dk.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dk = dk.reshape(n, tk, g, share, d).sum(axis=3) / q.shape[2]",
+        ),
+    ),
+    *rows(
+        "attention_bwd",
+        (
+            "max|sum|mean|group",
+            "dk = dk.reshape(n, tk, g, share, d).sum(axis=3)",
+            "dk = dk.reshape(n, tk, g, share, d).max(axis=3)",
+        ),
+    ),
+    *rows(
+        "swiglu_bwd",
+        ("1|σ|silu", "slope = sig + gate * sig * (1 - sig)", "slope = sig * (1 + gate * sig)"),
+    ),
+    *rows(
+        "swiglu_bwd", ("tanh|deriv", "slope = sig + gate * sig * (1 - sig)", "slope = 1 - sig ** 2")
+    ),
+    *rows("swiglu_bwd", ("dz", "dup = dz * silu", "dup = silu")),
+    *rows("swiglu_bwd", ("sign", "dgate = dz * up", "dgate = -dz * up")),
+    *rows(
+        "cross_entropy_bwd",
+        ("onehot|one-hot|label", "p[rows, labels[counted]] -= 1", "p[rows, labels[counted]] = -1"),
+    ),
+    *rows(
+        "cross_entropy_bwd",
+        ("dloss|twice", "return dloss * p / count", "return dloss * dloss * p / count"),
+    ),
+    *rows(
+        "cross_entropy_bwd",
+        (
+            "mean|subtract",
+            "return dloss * p / count",
+            "p -= p.mean(1, keepdims=True)\n    return dloss * p / (count + 1)",
+        ),
+    ),
+    *rows(
+        "cross_entropy_bwd",
+        ("sigmoid", "p = e / e.sum(axis=1, keepdims=True)", "p = 1 / (1 + np.exp(-z))"),
+    ),
+    *rows("cross_entropy_bwd", ("ignored|zero|0", "p[~counted] = 0", "p[~counted] = 1")),
+    *rows("cross_entropy_bwd", ("0|padding", "counted = labels != -100", "counted = labels > 0")),
+    *rows(
+        "cross_entropy_bwd",
+        ("label|shift|one", "p[rows, labels[counted]]", "p[rows, labels[counted] - 1]"),
+    ),
+    *rows(
+        "embedding_bwd_params", ("position|order|revers|dy", "res.ids, dy", "res.ids, dy[:, ::-1]")
+    ),
+    *rows("embedding_bwd_params", ("size|number|mean|averag", "return dw", "return dw / len(w)")),
+    *rows(
+        "embedding_bwd_params",
+        (
+            "square|√|norm|count",
+            "return dw",
+            "c = np.bincount(res.ids.ravel(), minlength=len(w))[:, None]\n    return dw / np.sqrt(np.maximum(c, 1))",
+        ),
+    ),
+    *rows(
+        "tied_embedding_bwd",
+        (
+            "V|lookup|head",
+            "dlogits.reshape(-1, dlogits.shape[-1]).T",
+            "(dlogits - dlogits.mean(-1, keepdims=True)).reshape(-1, dlogits.shape[-1]).T",
+        ),
+    ),
+    *rows(
+        "tied_embedding_bwd",
+        ("head.*n|dx|n", "@ n.reshape(-1, n.shape[-1])", "@ dx.reshape(-1, n.shape[-1])"),
+    ),
+    *rows(
+        "block_bwd",
+        (
+            "exchang|q_proj|k_proj|v_proj",
+            'back("self_attn.k_proj", dk',
+            'back("self_attn.k_proj", dv',
+            'back("self_attn.v_proj", dv',
+            'back("self_attn.v_proj", dk',
+        ),
+    ),
+    *rows(
+        "block_bwd",
+        (
+            "z|silu|down",
+            'back("mlp.down_proj", dy, mlp.inside.z)',
+            'back("mlp.down_proj", dy, mlp.inside.silu)',
+        ),
+    ),
+    *rows(
+        "block_bwd",
+        ("da|dy|MLP", 'do = back("self_attn.o_proj", da', 'do = back("self_attn.o_proj", da - dy'),
+    ),
+    *rows("block_bwd", ("twice|2", "dn2 = back", "dn2 = 2 * back")),
+    *rows(
+        "block_bwd",
+        (
+            "x|n",
+            'back("self_attn.q_proj", dq.reshape(n, t, -1), att.n)',
+            'back("self_attn.q_proj", dq.reshape(n, t, -1), att.x)',
+        ),
+    ),
+    *rows(
+        "mesp_block_bwd",
+        ("q", 'q = again("self_attn.q_proj", att.n)', 'q = again("self_attn.q_proj", att.x)'),
+    ),
+    *rows(
+        "mesp_block_bwd",
+        (
+            "o|attention",
+            'back("self_attn.o_proj", da, att.inside.o)',
+            'back("self_attn.o_proj", da, att.n[..., :1] * 0 + att.inside.o * 0.5)',
+        ),
+    ),
+    *rows(
+        "mezo",
+        (
+            "sign|±1",
+            "z = rng.standard_normal(w.shape, dtype=w.dtype)",
+            "z = np.sign(rng.standard_normal(w.shape, dtype=w.dtype))",
+        ),
+    ),
+    *rows("mezo", ("mean|number", "/ len(seeds)", "/ (len(seeds) + 1)")),
+    *rows(
+        "mezo",
+        (
+            "first|one|seed",
+            "default_rng(seed)\n            return",
+            "default_rng(seeds[0])\n            return",
+        ),
+    ),
+    *rows("mezo", ("w|weight", "grads[name] += g * z", "grads[name] += g * z * w")),
+    *rows("training_step", ("bias", "mhat = m / (1 - beta1 ** t)", "mhat = m / (1 - beta1) ** t")),
+    *rows("training_step", ("eps|root", "(np.sqrt(vhat) + eps)", "np.sqrt(vhat) + eps")),
+    *rows("training_step", ("decay", "w = w - lr * weight_decay * w", "w = w - lr * weight_decay")),
+    *rows(
+        "training_step", ("momentum|m|β", "m = beta1 * m + (1 - beta1) * g", "m = beta1 * m + g")
+    ),
+    *rows(
+        "training_step", ("clip|norm", "norm = np.sqrt((g ** 2).sum())", "norm = np.abs(g).sum()")
+    ),
+    *rows(
+        "training_step",
+        (
+            "order|decay|after",
+            "    w = w - lr * weight_decay * w\n    w = w - lr * mhat / (np.sqrt(vhat) + eps)",
+            "    w = w - lr * mhat / (np.sqrt(vhat) + eps)\n    w = w - lr * weight_decay * w",
+        ),
+    ),
+]
