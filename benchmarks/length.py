@@ -2,6 +2,7 @@
 
     python benchmarks/length.py peaks          its measured peaks, at depth 2: some minutes
     python benchmarks/length.py time           CPU seconds from 512 to 8,192 tokens, at depth 2
+    python benchmarks/length.py attention      what attention alone runs at
     python benchmarks/length.py ratio          beside mesp_tiled at 1,024 tokens, in turns
     python benchmarks/length.py full           one step of all 24 blocks at 8,192 tokens: 15 minutes
     python benchmarks/length.py report         writes docs/benchmarks/length.md from what was measured
@@ -36,7 +37,7 @@ from matplotlib.figure import Figure
 
 import mesp_ref as mr
 from mesp_ref.files.models import random_checkpoint
-from mesp_ref.memory import PeakResident, Shapes, cost, peak, torch_peak
+from mesp_ref.memory import PeakResident, Shapes, cost, measure_speed, peak, torch_peak
 
 SHAPE, RANK, DEPTH = "qwen2.5-0.5b", 8, 2
 VOCABULARY = 16_384  # of the timed steps: the head takes a share of their time as in a deep model
@@ -115,6 +116,11 @@ def ratio(rounds: int) -> dict[str, list[float]]:
         {m: lambda m=m: run(m) for m in methods}, rounds, clock=time.process_time  # type: ignore[misc]
     )  # fmt: skip
     return timed.seconds
+
+
+def attention() -> float:
+    """FLOP/s of attention, forward and backward, its exponentials included."""
+    return measure_speed(SHAPES[SHAPE], time.process_time).attention
 
 
 def full(tokens: int) -> dict[str, Any]:
@@ -215,6 +221,21 @@ def _time_section(found: dict[str, list[float]]) -> str:
     )
 
 
+def _attention_section(facts: dict[str, Any]) -> str:
+    """The quadratic part beside what attention alone would take."""
+    config = _config(num_hidden_layers=DEPTH, vocab_size=VOCABULARY)
+    half, whole = (
+        cost("mesp_streamed", Shapes(config, 1, t, RANK, disk=True)).flops for t in (4096, 8192)
+    )
+    work = 2 * (whole - 2 * half) / 8192**2  # of a·T + c·T²
+    own, (_, _, c) = work / facts["attention"], fit(facts["time"])[0]
+    return (
+        f"Attention alone, whose products grow by {work:,.0f}·T² and run at "
+        f"{facts['attention'] / 1e9:.0f} GFLOP/s with their exponentials, would take {1e9 * own:.1f} ns·T²: c is off by "
+        f"{c / own - 1:+.0%}."
+    )
+
+
 def _ratio_section(found: dict[str, list[float]]) -> str:
     tiled, streamed = (median(found[m]) for m in ("mesp_tiled", "mesp_streamed"))
     return (
@@ -250,6 +271,8 @@ def report(facts: dict[str, Any]) -> str:
     for name, section in SECTIONS.items():
         if name in facts:
             parts.append(section(facts[name]))
+        if name == "time" and {"time", "attention"} <= facts.keys():
+            parts.append(_attention_section(facts))
     return "\n\n".join(parts)
 
 
@@ -260,7 +283,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=(*SECTIONS, "report"))
+    parser.add_argument("part", choices=(*SECTIONS, "attention", "report"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="+", default=PEAKS_AT)
     args = parser.parse_args()
@@ -272,6 +295,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "peaks": lambda: peaks(tuple(args.tokens)), "time": lambda: times(args.rounds),
         "ratio": lambda: ratio(args.rounds), "full": lambda: full(args.tokens[-1]),
+        "attention": attention,
     }  # fmt: skip
     found = parts[args.part]()
     facts = json.loads(FACTS.read_text()) if FACTS.exists() else {}
