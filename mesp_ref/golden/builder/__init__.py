@@ -1,4 +1,4 @@
-"""The builder of the suite. Needs mpmath for the op cases; about two minutes."""
+"""The builder of the suite. Needs python-flint for the op cases and mpmath; about a minute."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +32,7 @@ def model_cases(root: Path) -> Iterator[Made]:
 def build(out: str | Path, log: Callable[[str], object], overwrite: bool = False) -> int:
     """Write a suite into the directory `out`, whole or not at all; returns how many cases.
 
-    Raises MespRefError without mpmath, and when `out` is not empty
+    Raises MespRefError without python-flint or mpmath, and when `out` is not empty
     """
     try:
         from mesp_ref.golden.builder.ops import op_cases

@@ -75,7 +75,8 @@ MODELS = (
 def config_of(shape: Shape) -> Qwen2Config:
     """All axis lengths different; an eps and angles that matter."""
     return Qwen2Config(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=20, num_hidden_layers=shape.layers,
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=20,
+        num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.groups, head_dim=shape.head_dim,
         rms_norm_eps=0.03125, rope_theta=100.0, max_position_embeddings=64,
         tie_word_embeddings=shape.tied,
