@@ -14,7 +14,7 @@ from mesp_ref.cli import golden_sketch
 from mesp_ref.cli.options import Parser, add_command, add_json, add_ranks, on_ranks, print_json, say
 from mesp_ref.files.names import shared_name
 from mesp_ref.files.output import check_file, new_directory, write_aside
-from mesp_ref.golden.check import ROLES, check
+from mesp_ref.golden.check import ROLES, check, select
 from mesp_ref.golden.suite import DTYPES, SHIPPED, Suite
 from mesp_ref.train.ranks import Ranks
 
@@ -46,11 +46,20 @@ examples:
   mesp-ref golden run torch --out torch_outputs --only 'ops/*' --dtype bfloat16
 """
 _BUILD = """\
-Build the suite anew from the equations, in arbitrary precision (a minute or two; needs mpmath).
+Build the suite anew from the equations (a minute or two; needs mpmath and python-flint).
 
 examples:
   mesp-ref golden build suite
   mpiexec -n 2 mesp-ref golden build suite --overwrite --mpi
+"""
+_CERTIFY = """\
+Prove every expected value of the op cases: ball arithmetic encloses the equation and its derivatives at
+400 bits, and each stored number must be the correctly rounded one. Needs python-flint. Exit code 1 where
+one is refuted.
+
+examples:
+  mesp-ref golden certify
+  mesp-ref golden certify --only 'ops/attention/*'
 """
 _EXPORT = """\
 Copy the shipped suite, every file held against its SHA-256 first.
@@ -69,6 +78,8 @@ def add(commands: Any) -> None:
     built.add_argument("out", metavar="OUT", help="new directory")
     built.add_argument("--overwrite", action="store_true", help="replace what is there")
     add_ranks(built, "the cases")
+    proven = add_command(actions, "certify", run_certify, "prove the expected values", _CERTIFY)
+    _add_selection(proven)
     golden_sketch.add(actions)
     copied = add_command(actions, "export", run_export, "copy the shipped suite", _EXPORT)
     copied.add_argument("out", metavar="OUT", help="new directory")
@@ -177,6 +188,25 @@ def run_build(args: argparse.Namespace) -> int:
         return 0
 
     return on_ranks(args, command)
+
+
+def run_certify(args: argparse.Namespace) -> int:
+    from mesp_ref.golden.certify import certify
+
+    suite, refuted, proven, undecided = Suite(args.suite), 0, 0, 0
+    for case, _ in select(suite, args.only or ["ops"], ROLES):
+        if case.kind != "op":
+            continue
+        found = certify(suite, case)
+        proven, refuted = proven + found.proven, refuted + len(found.refuted)
+        undecided += len(found.undecided)
+        for text, places in (("refuted", found.refuted), ("not decided", found.undecided)):
+            if places:
+                say(f"{found.case}: {text}: {', '.join(places)}")
+    say(
+        f"{proven} values proven to be correctly rounded, {undecided} not decided, {refuted} refuted"
+    )
+    return 1 if refuted else 0
 
 
 def run_export(args: argparse.Namespace) -> int:

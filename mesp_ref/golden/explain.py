@@ -213,16 +213,21 @@ class _Differs(Exception):
 def _probe(kind: type[Plain], answer: Answer) -> type[Plain]:
     """A Plain that gives up at the first tensor that the backend has otherwise."""
 
+    def compare(name: str, value: Array) -> None:
+        if name in answer.got and left(answer, name, value) == np.inf:
+            raise _Differs
+
     def keep(self: Plain, name: str, value: Array) -> Array:
-        if answer.kind == "traj" and ".step_" not in name:
-            return kind.keep(self, name, value)
-        full = name if answer.kind in ("block", "traj") else model_name(name, self.number)
-        for seen in (full, name):
-            if seen in answer.got and left(answer, seen, value) == np.inf:
-                raise _Differs
+        if answer.kind != "traj":
+            compare(name, value)
+            compare(model_name(name, self.number), value)
         return kind.keep(self, name, value)
 
-    return type("Probe", (kind,), {"keep": keep})
+    def stepped(self: Plain, name: str, value: Array) -> Array:
+        compare(name, value)
+        return value
+
+    return type("Probe", (kind,), {"keep": keep, "stepped": stepped})
 
 
 def _total(answer: Answer, guess: Arrays) -> float:

@@ -44,6 +44,10 @@ class Plain:
     def __init__(self, setting: Setting):
         self.set, self.trace = setting, Arrays()
 
+    def stepped(self, name: str, value: Array) -> Array:
+        """A matrix after a step of an optimiser."""
+        return value
+
     # -- operations ---------------------------------------------------------------------------
 
     def keep(self, name: str, value: Array) -> Array:
@@ -88,7 +92,8 @@ class Plain:
         return self.set.scale
 
     def lora(self, x: Array, w: Array, b: Array | None, A: Array, B: Array) -> Array:
-        return self.linear(x, w, b) + self.scale() * (x @ A.T @ B.T)
+        h = self.keep(f"{self.at}.h", x @ A.T)
+        return self.linear(x, w, b) + self.scale() * (h @ B.T)
 
     def lora_bwd(self, dy: Array, x: Array, w: Array, A: Array, B: Array) -> tuple[Array, ...]:
         """dx, dA, dB."""
@@ -128,7 +133,7 @@ class Plain:
 
     def attention(self, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         """p and o."""
-        p = self.softmax(q, self.share(k))
+        p = self.keep("self_attn.attention.p", self.softmax(q, self.share(k)))
         return p, self.mix(p, self.share(v))
 
     def softmax_bwd(self, dp: Array, p: Array) -> Array:
@@ -159,7 +164,7 @@ class Plain:
 
     def swiglu(self, gate: Array, up: Array) -> tuple[Array, Array]:
         """silu and z."""
-        silu = self.silu(gate)
+        silu = self.keep("mlp.swiglu.silu", self.silu(gate))
         return silu, silu * up
 
     def cross_entropy(self, logits: Array, targets: Array) -> tuple[Array, Array]:
@@ -256,7 +261,6 @@ class Plain:
     def project(self, w: Weights, part: str, x: Array) -> Array:
         self.at = part
         A, B, b = w[f"{part}.lora_A.weight"], w[f"{part}.lora_B.weight"], w.get(f"{part}.bias")
-        self.keep(f"{part}.h", x @ A.T)
         return self.keep(part, self.lora(x, w[f"{part}.weight"], b, A, B))
 
     def project_bwd(self, w: Weights, part: str, dy: Array, x: Array) -> Array:
@@ -306,7 +310,6 @@ class Plain:
         res = {"x": x, "n1": self.norm_at(w, "input_layernorm", x)}
         res["q"], res["k"], res["v"] = self.qkv(w, res["n1"])
         res["p"], o = self.attention(res["q"], res["k"], res["v"])
-        self.keep("self_attn.attention.p", res["p"])
         res["o"] = flat_heads(self.keep("self_attn.attention", o))
         mixed = self.project(w, "self_attn.o_proj", res["o"])
         res["a"] = self.keep(
@@ -315,9 +318,7 @@ class Plain:
         res["n2"] = self.norm_at(w, "post_attention_layernorm", res["a"])
         res["gate"] = self.project(w, "mlp.gate_proj", res["n2"])
         res["up"] = self.project(w, "mlp.up_proj", res["n2"])
-        silu, z = self.swiglu(res["gate"], res["up"])
-        self.keep("mlp.swiglu.silu", silu)
-        res["z"] = self.keep("mlp.swiglu", z)
+        res["z"] = self.keep("mlp.swiglu", self.swiglu(res["gate"], res["up"])[1])
         down = self.project(w, "mlp.down_proj", res["z"])
         return self.keep("y", self.join("residual around the MLP", res["a"], down)), res
 

@@ -213,7 +213,7 @@ def trajectory(
             found, rule = trace(w), getattr(plain, at["optimizer"])
             losses.append(float(found["loss"]))
             w = {n: rule(a, found[f"{n}.grad"], states[n], t, at) for n, a in w.items()}
-        shown |= {f"{n}.step_{t}": plain.keep(f"{n}.step_{t}", a) for n, a in w.items()}
+        shown |= {f"{n}.step_{t}": plain.stepped(f"{n}.step_{t}", a) for n, a in w.items()}
     return {"loss": np.array(losses)} | shown
 
 

@@ -89,6 +89,7 @@ class Case:
     attributes: dict[str, Any]
     tensors: tuple[Tensor, ...]
     generated: dict[str, dict[str, Any]] = field(default_factory=dict)  # inputs, see generate
+    undecided: tuple[str, ...] = ()  # entries that are 0 within 400 bits, not proven to be 0
 
 
 @dataclass(frozen=True)
@@ -236,9 +237,11 @@ def read_tensors(file: Path) -> dict[str, Array]:
 
 def _case(entry: dict[str, Any]) -> Case:
     case = Case(
-        **entry | {"dtypes": _dtypes(entry), "tensors": tuple(map(_tensor, entry["tensors"]))}
+        **entry
+        | {"dtypes": _dtypes(entry), "tensors": tuple(map(_tensor, entry["tensors"]))}
+        | {"undecided": tuple(entry.get("undecided", ()))}
     )
-    _require_texts(case.name, case.kind, case.file, case.note, case.source)
+    _require_texts(case.name, case.kind, case.file, case.note, case.source, *case.undecided)
     if not isinstance(case.generated, dict) or not all(map(_is_made, case.generated.values())):
         raise ValueError(f"{case.name}: generated")
     if not _sane(case.attributes) or not case.tensors:

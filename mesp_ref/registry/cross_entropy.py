@@ -11,7 +11,7 @@ from mesp_ref.registry.absolute import carried
 from mesp_ref.registry.cases import ONE_TOKEN, OpCase
 from mesp_ref.registry.draw import labels as draw_labels
 from mesp_ref.registry.draw import normal
-from mesp_ref.registry.exact import exp, log, total
+from mesp_ref.registry.exact import array, exp, log, total
 from mesp_ref.registry.row import Golden, OpSpec
 from mesp_ref.registry.sizes import Args, Sizes
 from mesp_ref.registry.twins import Namespace, torch_wide, wide
@@ -30,7 +30,7 @@ def equation(logits: Array, labels: Array) -> Array:
         return -log(exp(logits[row, labels[row]]) / total(exp(z) for z in logits[row]))
 
     losses = [negative_log_likelihood(row) for row in counted]
-    return np.array(total(losses) / max(1, len(counted)), object)
+    return array((), lambda: total(losses) / max(1, len(counted)))
 
 
 def dlogits(logits: Array, labels: Array, mag_logits: Array | None = None) -> Array:

@@ -59,8 +59,8 @@ class OpSpec:
 
     sample(rng, sizes, dtype)   arguments of one case, ordinary in magnitude, B ≠ 0, a label ignored
     reduction_length(sizes)     the longest sum in the backward: k of the rounding bounds
-    equation                    the forward once more, on numbers of any precision: arrays of mpmath
-                                numbers, nothing from `ops`, no gradient, no trick (see exact.py)
+    equation                    the forward once more, on numbers of any precision or balls: nothing
+                                from `ops`, no gradient, no trick, functions from exact.py only
     magnitude, magnitude_params the backwards once more on absolute values (see absolute.py)
     optional                    arguments that may be None
     droppable                   residual fields that may be None: the backward rebuilds them

@@ -1,4 +1,4 @@
-"""The builder of the suite. Needs mpmath for the op cases; about two minutes."""
+"""The builder of the suite. Needs python-flint for the op cases and mpmath; about a minute."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -51,7 +51,7 @@ def build(
     """Write a suite into the directory `out`, whole or not at all; returns how many cases.
 
     Several `ranks` share the op cases; each writes a whole suite, into a directory of its own.
-    Raises MespRefError without mpmath, and when `out` is not empty
+    Raises MespRefError without python-flint or mpmath, and when `out` is not empty
     """
     try:
         from mesp_ref.golden.builder.positions import position_cases

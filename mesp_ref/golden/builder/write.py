@@ -70,7 +70,11 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
 
 def _case(case: Case) -> dict[str, Any]:
     entry = asdict(case) | {"tensors": [_tensor(tensor) for tensor in case.tensors]}
-    return {name: value for name, value in entry.items() if value or name != "generated"}
+    return {
+        name: value
+        for name, value in entry.items()
+        if value or name not in ("generated", "undecided")
+    }
 
 
 def write_manifest(root: Path, cases: list[Case], wrong: list[Wrong]) -> None:
