@@ -231,8 +231,8 @@ def _attention_section(facts: dict[str, Any]) -> str:
     own, (_, _, c) = work / facts["attention"], fit(facts["time"])[0]
     return (
         f"Attention alone, whose products grow by {work:,.0f}·T² and run at "
-        f"{facts['attention'] / 1e9:.0f} GFLOP/s with their exponentials, would take {1e9 * own:.1f} "
-        f"ns·T²: c is off by {c / own - 1:+.0%}."
+        f"{facts['attention'] / 1e9:.0f} GFLOP/s with their exponentials, "
+        f"would take {1e9 * own:.1f} ns·T²: c is off by {c / own - 1:+.0%}."
     )
 
 
