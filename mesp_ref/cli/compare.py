@@ -113,13 +113,13 @@ def run(args: argparse.Namespace) -> int:
 def _table(found: dict[str, Event]) -> list[str]:
     """A line per method."""
     lines = [
-        f"{'method':<13} {'gradient of batch 1':<20} {'cosine':>7} {'largest diff':>12} "
+        f"{'method':<11} {'gradient of batch 1':<20} {'cosine':>7} {'largest diff':>12} "
         f"{'peak MiB':>9} {'s/step':>7}  loss, first -> last step"
     ]
     for name, facts in found.items():
         cosine, worst = facts["cosine"], facts["relative_difference"]
         lines.append(
-            f"{name:<13} {describe_gradient(name, facts):<20} "
+            f"{name:<11} {describe_gradient(name, facts):<20} "
             f"{'-' if cosine is None else f'{cosine:.4f}':>7} "
             f"{'-' if worst is None else f'{worst:.1e}':>12} "
             f"{facts['peak_bytes'] / 2**20:>9.1f} {facts['seconds_per_step']:>7.3f}  "
