@@ -309,7 +309,7 @@ def run(args: argparse.Namespace) -> int:
     say(_title(args, args.model), "MB are 10⁶ bytes")
     for method, found in facts.items():
         peak_at = f"predicted {megabytes(found['predicted_peak_bytes'])} in {found['op']}"
-        say("", f"{method:<11} {peak_at}{_measured(found)}")
+        say("", f"{method:<13} {peak_at}{_measured(found)}")
         if found.get("anonymous_bytes", {}).get("peak"):  # only Linux tells
             say(_process(found))
         if "file_bytes" in found:
