@@ -122,7 +122,9 @@ def _add_check(actions: Any) -> None:
 def _add_run(actions: Any) -> None:
     parser = add_command(actions, "run", run_backend, "run a backend over the suite", _RUN)
     parser.add_argument(
-        "backend", metavar="BACKEND", help="engine (mesp_ref itself), torch, jax or mlx"
+        "backend",
+        metavar="BACKEND",
+        help="engine (mesp_ref itself), torch, jax, mlx, autograd or liger",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="new directory")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")

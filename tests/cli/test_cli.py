@@ -158,6 +158,8 @@ def provide(word, model, request):
         save_mlx_adapter(adapter, word)
     elif word.endswith(".gguf"):
         gguf_file(word, request.getfixturevalue("tokenizer"))
+    elif word == "golden.toml":
+        Path(word).write_text("backend = 'mine'\n", encoding="utf-8")
     elif word in ("outputs", "my_outputs"):
         Path(word).symlink_to(request.getfixturevalue("outputs"))
     elif word in ("my_file.py", "folder/"):
@@ -232,6 +234,7 @@ def test_the_command_lines_of_the_readme_run_in_their_order(
     Path("data").mkdir()
     shutil.copyfile("notes.txt", "data/notes.txt")
     loopback.add("mila/notes", tmp_path / "data", "datasets")
+    Path("golden.toml").write_text("backend = 'mine'\n", encoding="utf-8")
     pages = README, *(README.parent / "docs" / f"{name}.md" for name in ("fine-tuning", "backends"))
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

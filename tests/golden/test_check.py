@@ -176,7 +176,10 @@ def test_the_suite_is_exported_whole(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["nothing"], "backend: found 'nothing', expected one of engine, torch, jax, mlx"),
+        (
+            ["nothing"],
+            "backend: found 'nothing', expected one of engine, torch, jax, mlx, autograd",
+        ),
         (["engine", "--dtype", "bfloat16"], "covered by none of the cases asked for"),
         (["engine", "--only", "ops/nothing"], "matches nothing"),
     ],

@@ -13,7 +13,7 @@ from mesp_ref.golden.backends import run
 PARTS = ("ops", "quant", "block", "e2e")
 # What docs/golden-backends.md reports, with its cause.
 DEVIATIONS = {
-    ("mlx", "float32"): {"ops/swiglu/saturated"},
+    ("autograd", "float32"): {"ops/swiglu/saturated"},
     ("mlx", "float16"): {"ops/swiglu/large"},
 }
 
@@ -37,3 +37,9 @@ def test_mlx(dtype: str, tmp_path: Path) -> None:
 def test_jax(dtype: str, tmp_path: Path) -> None:
     pytest.importorskip("jax")
     assert_agrees("jax", dtype, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_autograd(dtype: str, tmp_path: Path) -> None:
+    pytest.importorskip("autograd")
+    assert_agrees("autograd", dtype, tmp_path / "out")

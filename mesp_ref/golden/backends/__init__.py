@@ -2,6 +2,7 @@
 
     engine   mesp_ref itself, in NumPy        torch    functional ops and autograd
     jax      jax.numpy and jax.vjp            mlx      mlx.core and mx.vjp
+    autograd HIPS autograd's NumPy            liger    Liger's Triton kernels, interpreted on a CPU
 
 A backend is a module with `compute(case, inputs, root, dtype) -> {tensor name: array}`; `root` is
 the suite's directory, for the checkpoints of e2e. It may know fewer kinds of cases than there are
@@ -18,7 +19,7 @@ from mesp_ref.golden.builder.write import write_tensors
 from mesp_ref.golden.check import ROLES, select
 from mesp_ref.golden.suite import Suite
 
-BACKENDS = ("engine", "torch", "jax", "mlx")
+BACKENDS = ("engine", "torch", "jax", "mlx", "autograd", "liger")
 
 
 class NotCovered(Exception):

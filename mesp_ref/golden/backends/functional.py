@@ -63,6 +63,8 @@ class Client:
     def quantised(self, case: Case, given: Values) -> Values:
         """Unpack, decode in the type of the scales, and use as a linear layer."""
         at = case.attributes
+        if at["scale_dtype"] not in self.fw.dtypes:
+            raise NotCovered
         stored = self.fw.dtypes[at["scale_dtype"]]
         shifts = self.xp.array(np.arange(0, 32, at["bits"], dtype=np.uint32))
         codes = (given["packed"][..., None] >> shifts) & (2 ** at["bits"] - 1)
