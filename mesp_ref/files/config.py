@@ -189,7 +189,7 @@ def _layer_types(known: Mapping[str, Any], source: str) -> tuple[str, ...]:
         every = known.get("sliding_window_pattern", known.get("_sliding_window_pattern", 6))
         types, field = known.get("layer_types", pattern(every, count)), "layer_types"
     else:
-        types, field = known.get("layer_types", [FULL] * count), "layer_types"
+        return ()  # the tables of fields let nothing through but FULL
     if len(types) != count:
         raise MespRefError(
             f"{source}: {field}: found {len(types)} of them, expected one for each of the "

@@ -22,6 +22,8 @@ class Arithmetic(NamedTuple):
     exp: Callable[[Any], Any]
     log: Callable[[Any], Any]
     sqrt: Callable[[Any], Any]
+    tanh: Callable[[Any], Any]
+    pi: Callable[[], Any]
 
 
 _USED: ContextVar[Arithmetic | None] = ContextVar("arithmetic of equations", default=None)
@@ -92,6 +94,8 @@ def sqrt(x: Any) -> Any:
 
 def tanh(x: Any) -> Any:
     """The hyperbolic tangent of a number."""
+    if used := _USED.get():
+        return used.tanh(x)
     import mpmath
 
     return mpmath.tanh(x)
@@ -99,6 +103,8 @@ def tanh(x: Any) -> Any:
 
 def pi() -> Any:
     """π, to the digits in force."""
+    if used := _USED.get():
+        return used.pi()
     import mpmath
 
     return mpmath.mp.pi

@@ -21,7 +21,8 @@ def equation(gate: Array, up: Array) -> Array:
     """z = gate/2·(1 + tanh(√(2/π)·(gate + 0.044715·gate³)))·up"""
 
     def entry(*at: int) -> Any:
-        g, cube = gate[at], 44715 * gate[at] ** 3 / 1_000_000
+        g = gate[at]
+        cube = 44715 * g * g * g / 1_000_000
         return g / 2 * (1 + tanh(sqrt(2 / pi()) * (g + cube))) * up[at]
 
     return array(gate.shape, entry)

@@ -79,6 +79,8 @@ ARITHMETIC = Arithmetic(
     exp=lambda x: Number(_series(x).exp()),
     log=lambda x: Number(_series(x).log()),
     sqrt=lambda x: Number(_series(x).sqrt()),
+    tanh=lambda x: 1 - 2 / (Number((2 * _series(x)).exp()) + 1),
+    pi=lambda: _of(_flint().arb.pi()),
 )
 
 

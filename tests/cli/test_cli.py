@@ -601,7 +601,7 @@ MISTAKES = {
     "no action": ("golden chek", None, "did you mean check?"),
     "not a number": (GOOD + "--steps many", None, "--steps: invalid int value: 'many'"),
     "no model": (FINETUNE + "missing", None, "missing: not found, expected"),
-    "model type": (FINETUNE + "{model}", {"model_type": "llama"}, "model_type: found 'llama'"),
+    "model type": (FINETUNE + "{model}", {"model_type": "gemma2"}, "model_type: found 'gemma2'"),
     "sliding window": (FINETUNE + "{model}", {"use_sliding_window": True}, "use_sliding_window"),
     "activation": (FINETUNE + "{model}", {"hidden_act": "gelu"}, "hidden_act: found 'gelu'"),
     "rope scaling": (
