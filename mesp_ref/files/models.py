@@ -28,12 +28,15 @@ _LLAMA: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _gemma(*sizes: int, window: int, scaling: RopeScaling | None = None) -> Qwen2Config:
+def _gemma(
+    vocabulary: int, hidden: int, inner: int, layers: int, heads: int, groups: int, *, window: int,
+    scaling: RopeScaling | None = None,
+) -> Qwen2Config:  # fmt: skip
     """A Gemma 3 of the published kind: heads of 256, every sixth layer without a window."""
     return Qwen2Config(
-        *sizes, 256, traits=FAMILIES["gemma3_text"], attention_scale=256**-0.5,
-        layer_types=tuple(pattern(6, sizes[3])), sliding_window=window, rope_scaling=scaling,
-        max_position_embeddings=32768 if scaling is None else 131072,
+        vocabulary, hidden, inner, layers, heads, groups, 256, traits=FAMILIES["gemma3_text"],
+        attention_scale=256**-0.5, layer_types=tuple(pattern(6, layers)), sliding_window=window,
+        rope_scaling=scaling, max_position_embeddings=32768 if scaling is None else 131072,
     )  # fmt: skip
 
 

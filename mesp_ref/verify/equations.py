@@ -54,7 +54,8 @@ def _block(x: Array, part: Callable[[str], Any], of: _Layer) -> Array:
         if letter != "v" and traits.head_norms:
             y = norm(f"self_attn.{letter}_norm", y)
         heads.append(y if letter == "v" else rope.equation(y, *of.turn))
-    o = attention.equation(*heads, first=of.first, scale=of.scale)
+    q, k, v = heads
+    o = attention.equation(q, k, v, of.first, of.scale)
     a = x + norm(after, project("self_attn.o_proj", o.reshape(*o.shape[:2], -1)))
     n = norm(before_mlp, a)
     gate = geglu if traits.gelu else swiglu
