@@ -30,7 +30,7 @@ examples:
 """
 
 _GGUF_HELP = """\
-Write a Qwen2 checkpoint directory from a GGUF file of llama or qwen2 architecture: F32, F16, BF16,
+Write a checkpoint directory from a GGUF file (llama, qwen2, qwen3, smollm3, gemma3): F32, F16, BF16,
 Q4_0 to Q8_0 and K-quants, in one file or split (name the first part). transformers and mlx-lm load
 it too. Needs the gguf package: pip install 'mesp-ref[convert]'.
 
@@ -41,7 +41,7 @@ examples:
 """
 
 _MODEL_HELP = """\
-Write a Qwen2 checkpoint directory as a GGUF file for llama.cpp, and an Ollama Modelfile beside it
+Write a checkpoint directory as a GGUF file for llama.cpp, and an Ollama Modelfile beside it
 (OUT.Modelfile). Without --type the matrices keep every stored weight. Needs the gguf package:
 pip install 'mesp-ref[convert]'.
 

@@ -30,13 +30,14 @@ _LLAMA: dict[str, Any] = {
 
 
 def _gemma(
-    sizes: tuple[int, int, int, int, int, int], window: int, scaling: RopeScaling | None = None
-) -> Qwen2Config:
+    vocabulary: int, hidden: int, inner: int, layers: int, heads: int, groups: int, *, window: int,
+    scaling: RopeScaling | None = None,
+) -> Qwen2Config:  # fmt: skip
     """A Gemma 3 of the published kind: heads of 256, every sixth layer without a window."""
     return Qwen2Config(
-        *sizes, 256, traits=FAMILIES["gemma3_text"], attention_scale=256**-0.5,
-        layer_types=tuple(pattern(6, sizes[3])), sliding_window=window, rope_scaling=scaling,
-        max_position_embeddings=32768 if scaling is None else 131072,
+        vocabulary, hidden, inner, layers, heads, groups, 256, traits=FAMILIES["gemma3_text"],
+        attention_scale=256**-0.5, layer_types=tuple(pattern(6, layers)), sliding_window=window,
+        rope_scaling=scaling, max_position_embeddings=32768 if scaling is None else 131072,
     )  # fmt: skip
 
 
@@ -56,9 +57,9 @@ SHAPES = {
     "qwen3-8b": Qwen2Config(151936, 4096, 12288, 36, 32, 8, 128, **_QWEN3, **_UNTIED),
     "llama-3.2-1b": Qwen2Config(128256, 2048, 8192, 16, 32, 8, 64, **_LLAMA),
     "llama-3.2-3b": Qwen2Config(128256, 3072, 8192, 28, 24, 8, 128, **_LLAMA),
-    "gemma-3-270m": _gemma((262144, 640, 2048, 18, 4, 1), window=512),
-    "gemma-3-1b": _gemma((262144, 1152, 6912, 26, 4, 1), window=512),
-    "gemma-3-4b": _gemma((262208, 2560, 10240, 34, 8, 4), window=1024, scaling=RopeScaling(8.0)),
+    "gemma-3-270m": _gemma(262144, 640, 2048, 18, 4, 1, window=512),
+    "gemma-3-1b": _gemma(262144, 1152, 6912, 26, 4, 1, window=512),
+    "gemma-3-4b": _gemma(262208, 2560, 10240, 34, 8, 4, window=1024, scaling=RopeScaling(8.0)),
 }
 
 

@@ -55,8 +55,9 @@ class GhostTable:
     """A frozen weight without numbers: indexing books what decoding that part of its file takes."""
 
     def __init__(
-        self, meter: Meter, shape: tuple[int, ...], dtype: np.dtype, store: Store, gain: bool
-    ):
+        self, meter: Meter, shape: tuple[int, ...], dtype: np.dtype, store: Store,
+        gain: bool = False,
+    ):  # fmt: skip
         self.meter, self.shape, self.dtype, self._store = meter, shape, dtype, store
         self._gain = (
             gain and store.dtype is not None
