@@ -41,7 +41,6 @@ ELSEWHERE = {
     "mesp-ref learn": "tests/learn/test_student_files.py and test_page.py",
     "mesp-ref merge": "tests/files/test_merge.py, tests/parity/test_gguf.py",
     "mesp-ref convert": "tests/files/test_convert.py, test_to_gguf.py and tests/parity/test_gguf.py",
-    "mesp-ref info": "tests/cli/test_cli.py",
     "mesp-ref memory": "test_memory_commands; --measure and --plot in tests/cli/test_memory_command.py",
 }
 
