@@ -32,7 +32,7 @@ def file_size(config: Qwen2Config, rows: int, itemsize: int) -> int:
     and lse; one gradient of the rows, and of k and v."""
     c, d = config.hidden_size, config.head_dim
     q, kv = config.num_attention_heads * d, 2 * config.num_key_value_heads * d
-    inputs = 2 + sum(after is not None for _, after in config.traits.norms)
+    inputs = 2 + sum(bool(after) for _, after in config.traits.norms)
     block = inputs * c + q + kv + config.num_attention_heads
     return rows * itemsize * (config.num_hidden_layers * block + c + kv)
 
