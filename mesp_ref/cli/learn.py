@@ -85,9 +85,8 @@ def _list(args: argparse.Namespace) -> int:
     say(f"{right} of {len(EXERCISES)} exercises are right ({args.progress})")
     for name, exercise in EXERCISES.items():
         entry = done.get(name, {"tries": 0, "passed_at": 0})
-        state = (
-            "right" if entry["passed_at"] else f"{entry['tries']} tries" if entry["tries"] else "-"
-        )
+        tries = "1 try" if entry["tries"] == 1 else f"{entry['tries']} tries"
+        state = "right" if entry["passed_at"] else tries if entry["tries"] else "-"
         say(f"  {name:24s}{state:10s}{exercise.title}")
     say("next: mesp-ref learn EXERCISE, then mesp-ref learn EXERCISE my_file.py")
     return 0
@@ -113,7 +112,7 @@ def _check(args: argparse.Namespace) -> int:
     if function is None:
         raise MespRefError(f"{args.file}: found no function {exercise.name}, expected one")
     result = check(exercise.name, function, args.hint)
-    say(*str(result).splitlines())
+    say(*str(result).replace("hint=1", "--hint 1").splitlines())
     progress.note(exercise.name, result.passed, args.progress)
     return 0 if result.passed else 1
 
