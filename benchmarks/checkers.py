@@ -257,7 +257,7 @@ class Worker:
         """What it says to a case."""
         self.pipe.send((path, place, wrong))
         try:
-            if self.pipe.poll(10 * self.limit + 20):
+            if self.pipe.poll(4 * self.limit + 4):
                 answer: Answer = self.pipe.recv()
                 return answer
         except EOFError:

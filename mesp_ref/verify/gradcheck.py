@@ -102,7 +102,7 @@ def gradcheck(
     conventions: Mapping[str, Convention] | None = None,
     surrogate: Callable[..., Any] | None = None,
     ranks: bool = True,
-    dtypes: Sequence[str] = (),
+    dtypes: Sequence[str] = ("float16",),
 ) -> GradcheckResult:
     """Is `backward` the vector-Jacobian product of `forward` at `args`?
 
@@ -118,9 +118,10 @@ def gradcheck(
     conventions     by argument, what is meant instead of the derivative (see conventions.py)
     ranks           False: the pair is meant for arrays of as many axes as these
     surrogate       the function whose gradient is meant: a straight-through estimator's
-    dtypes          what a float64 pair is held to besides: "float32" in gives float32 out (without
-                    it that is a verdict of its own, result.float32); in "float16" and "bfloat16"
-                    tame inputs give no grossly wrong gradient
+    dtypes          what a float64 pair is held to besides: in "float16" (the default) and "bfloat16"
+                    tame inputs give no grossly wrong gradient where the forward is well there;
+                    "float32" in gives float32 out (without it that is a verdict of its own,
+                    result.float32). () asks for none
 
     Truth is complex step where the forward allows it, confirmed by Richardson's differences along
     a random direction of every argument; otherwise those differences, whose own error is part of

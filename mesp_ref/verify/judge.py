@@ -40,13 +40,17 @@ class Hull(NamedTuple):
     high: float
     whole: bool
 
-    def ruling(self, got: float, blur: float) -> Ruling | None:
-        """ "ok" inside, "unsure" as far outside as pieces unseen may lie, else None."""
+    def ruling(self, got: float, blur: float, seen: bool) -> Ruling | None:
+        """ "ok" inside, "unsure" as far outside as pieces unseen may lie, else None.
+
+        seen   a full direction, every entry of which was judged alone: unseen pieces are no matter
+        """
         if self.low - blur <= got <= self.high + blur:
             return Ruling("ok", got, "a kink of several pieces, or a tie as in a median")
         more = 0.0 if self.whole else (self.high - self.low) / 2
         if self.low - more <= got <= self.high + more:
-            return Ruling("unsure", self.low if got < self.low else self.high, _FEW_SEEN)
+            verdict = "ok" if seen else "unsure"
+            return Ruling(verdict, self.low if got < self.low else self.high, _FEW_SEEN)
         return None
 
     def beyond(self, got: float) -> Ruling:
@@ -415,6 +419,7 @@ class LeafJudge:
             shorter = self.judge.truth.one_sided({self.leaf: v}, _SHORTER)
             sides = min(sides, shorter, key=lambda pair: max(s.error for s in pair))
         ahead, behind = (Slope(factor * s.value, abs(factor) * s.error) for s in sides)
+        seen = whole and len(self.at) == int(self.fit.sum())
         slack = self.relative * self.mag * entries + 1e-6 * self.size * entries
         known = [s for s in (ahead, behind) if math.isfinite(s.value)]
         if any(math.isinf(s.value) for s in (ahead, behind)):
@@ -426,7 +431,7 @@ class LeafJudge:
                 if low - blur <= got <= high + blur:
                     return Ruling("ok", truth.value, "a kink")
                 hull = self._hull(v, [low, high])
-                return hull.ruling(got, blur) or hull.beyond(got)
+                return hull.ruling(got, blur, seen) or hull.beyond(got)
         for finer in (1.0, _SHORTER):
             real = self._real(v, finer)
             if (
@@ -434,7 +439,7 @@ class LeafJudge:
                 and abs(got - real.value) <= real.error + self.relative * self.mag * entries
             ):
                 return Ruling("ok", real.value, "differences see what the truth did not")
-        ruling = self._hull(v, []).ruling(got, slack)
+        ruling = self._hull(v, []).ruling(got, slack, seen)
         if ruling is not None:
             return ruling
         if not whole and self._many_pieces(v):
@@ -463,8 +468,7 @@ class LeafJudge:
         if not sides and (min(len(near), len(closer)) < 4 or np.ptp(closer) < 0.3 * np.ptp(near)):
             return Hull(math.inf, -math.inf, True)
         found = np.sort([*near, *closer])
-        root = float(np.sqrt((v * v).sum())) or 1.0
-        same = 1e-4 * max(self.size * root, float(np.abs([*found, *sides]).max(initial=0)))
+        same = 1e-3 * float(np.ptp([*found, *sides])) if len(found) else 0.0
         first = np.concatenate([[True], np.diff(found) > same]) if len(found) else np.zeros(0, bool)
         counts = np.diff([*np.flatnonzero(first), len(found)])
         if len(counts) < 2 and not sides:
