@@ -11,7 +11,7 @@ import numpy as np
 from mesp_ref.errors import MespRefError
 from mesp_ref.verify import behaviour, elsewhere, narrower
 from mesp_ref.verify.conventions import Convention
-from mesp_ref.verify.judge import Judge
+from mesp_ref.verify.judge import TOGETHER, Judge
 from mesp_ref.verify.pair import Arrays, Pair, inner, is_float, make_pair
 from mesp_ref.verify.result import Finding
 from mesp_ref.verify.tree import leaves
@@ -28,7 +28,7 @@ _ADVICE = (
 _STREAM = 24  # of random numbers, apart from everyone else's
 SMALL = 4096  # entries in all, up to which other shapes are tried
 _RANKS = "Meant for as many axes as these only? Then say so: ranks=False."
-_TALLER = "an axis in front, which the forward takes and the backward silently gets wrong"
+_TALLER = "with an axis in front, which the forward takes and the backward silently gets wrong"
 ENTRIES = 300  # of each argument that are looked at one by one, fewer where calls are dear
 
 
@@ -73,12 +73,30 @@ class GradcheckResult:
     def failures(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if not finding.passed)
 
+    def _consequences(self) -> list[Finding]:
+        """Failures at other points and shapes of a gradient that is wrong at args already."""
+        wrong = {f.argument for f in self.failures if f.oracle == self.method and f.judged}
+        wrong -= {TOGETHER}
+        elsewhere = f"{self.method}, "
+        return [
+            f for f in self.failures
+            if (f.argument in wrong and f.oracle.startswith(elsewhere))
+            or (wrong and f.argument == TOGETHER)
+        ]  # fmt: skip
+
+    def _told(self) -> list[Finding]:
+        """The failures that say something new."""
+        others = self._consequences()
+        return [f for f in self.failures if not any(f is other for other in others)]
+
     def __str__(self) -> str:
         verdict = self.verdict if self.passed else self.verdict.upper()
         lines = [f"gradcheck {verdict}: truth by {self.method}, {self.why}"]
         values = [f for f in self.findings if f.oracle == self.method]
         others = dict.fromkeys(f.oracle for f in self.findings if f.oracle != self.method)
-        lines += [f"  {finding}" for finding in (values if self.passed else self.failures)]
+        lines += [f"  {finding}" for finding in (values if self.passed else self._told())]
+        again = dict.fromkeys(f.oracle.partition(", ")[2] for f in self._consequences())
+        lines += [f"  also: {'; '.join(filter(None, again))}"] if any(again) else []
         lines += [f"  ok   {', '.join(others)}"] if self.passed else []
         few = {n: seen for n, seen in self.looked.items() if seen[0] < seen[1]}
         lines += [f"  {n}: {a} of {b} entries one by one, all along random directions"
@@ -295,13 +313,13 @@ class _Check:
             except Exception:  # outside the domain
                 continue
             if finite:
-                return list(self._judged(replace(there, made=made), model, "second point"))
+                return list(self._judged(replace(there, made=made), model, "at a second point"))
         return []
 
     def _other_shapes(self) -> Iterator[Finding]:
         small = sum(p.size for p in self.pair.point if isinstance(p, np.ndarray)) <= SMALL
         for what, found in (
-            ("one row fewer", elsewhere.shorter(self.pair) if small else None),
+            ("with one row fewer", elsewhere.shorter(self.pair) if small else None),
             (_TALLER, elsewhere.taller(self.pair) if small and self.ranks else None),
         ):
             if found is not None and elsewhere.usable(found, self._cotangents(found)) is not None:

@@ -16,6 +16,7 @@ from mesp_ref.verify.truth import Truth, random_direction
 
 CAP = 1e-3  # of a gradient's own size: a gate wider than that proves nothing
 _SHORTER = 2.0**-13  # of steps, where kinks lie close by
+TOGETHER = "all arguments together"
 _FEW_SEEN = " Many pieces meet here, of which few can be seen."
 LEAST_SEEN = 8  # points with ties broken, fewer tell nothing of what was not seen
 SUSPECTS = 24  # entries beyond the gate that are looked at again
@@ -112,7 +113,7 @@ class Judge:
         meaning = (
             "Expected is the derivative with all arguments moved alike, which keeps their ties."
         )
-        yield Finding(truth.name, "your op", "all", abs(got - slope.value), gate, meaning, (), got,
+        yield Finding(truth.name, "your op", TOGETHER, abs(got - slope.value), gate, meaning, (), got,
                       slope.value, failed=True)  # fmt: skip
 
     def _by_symmetry(self, leaf: int, found: Finding) -> Finding:
