@@ -322,6 +322,17 @@ def test_float16_is_asked_by_default_where_the_forward_takes_it() -> None:
     assert gradcheck(only_double, counted, (x,)).passed
 
 
+def test_float16_may_break_ties_in_another_order() -> None:
+    def backward(dy: Any, x: Any) -> Any:
+        kept = x if x.itemsize > 2 else x[::-1]  # the last of equals first
+        order = np.argsort(kept, kind="stable")
+        order = order if x.itemsize > 2 else len(x) - 1 - order
+        return dy[np.argsort(order)]
+
+    x = A([0.5, 0.5 + 2.0**-20, 2.0, -1.0, 2.0])  # two of which float16 makes one number
+    assert gradcheck(np.sort, backward, (x,)).passed
+
+
 def test_large_arrays_take_a_moment(capsys: pytest.CaptureFixture[str]) -> None:
     """Counted in calls, which no busy machine changes."""
     calls = []
