@@ -11,7 +11,7 @@ import numpy as np
 from mesp_ref.errors import MespRefError
 from mesp_ref.verify import behaviour, elsewhere, narrower
 from mesp_ref.verify.conventions import Convention
-from mesp_ref.verify.judge import TOGETHER, Judge
+from mesp_ref.verify.judge import Judge
 from mesp_ref.verify.pair import Arrays, Pair, inner, is_float, make_pair
 from mesp_ref.verify.result import Finding
 from mesp_ref.verify.tree import leaves
@@ -73,30 +73,12 @@ class GradcheckResult:
     def failures(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if not finding.passed)
 
-    def _consequences(self) -> list[Finding]:
-        """Failures at other points and shapes of a gradient that is wrong at args already."""
-        wrong = {f.argument for f in self.failures if f.oracle == self.method and f.judged}
-        wrong -= {TOGETHER}
-        elsewhere = f"{self.method}, "
-        return [
-            f for f in self.failures
-            if (f.argument in wrong and f.oracle.startswith(elsewhere))
-            or (wrong and f.argument == TOGETHER)
-        ]  # fmt: skip
-
-    def _told(self) -> list[Finding]:
-        """The failures that say something new."""
-        others = self._consequences()
-        return [f for f in self.failures if not any(f is other for other in others)]
-
     def __str__(self) -> str:
         verdict = self.verdict if self.passed else self.verdict.upper()
         lines = [f"gradcheck {verdict}: truth by {self.method}, {self.why}"]
         values = [f for f in self.findings if f.oracle == self.method]
         others = dict.fromkeys(f.oracle for f in self.findings if f.oracle != self.method)
-        lines += [f"  {finding}" for finding in (values if self.passed else self._told())]
-        again = dict.fromkeys(f.oracle.partition(", ")[2] for f in self._consequences())
-        lines += [f"  also: {'; '.join(filter(None, again))}"] if any(again) else []
+        lines += [f"  {finding}" for finding in (values if self.passed else self.failures)]
         lines += [f"  ok   {', '.join(others)}"] if self.passed else []
         few = {n: seen for n, seen in self.looked.items() if seen[0] < seen[1]}
         lines += [f"  {n}: {a} of {b} entries one by one, all along random directions"
@@ -148,7 +130,8 @@ def gradcheck(
 
     Also checked: the forward pure and repeatable; shape, dtype and finiteness of every gradient;
     inputs and dy unchanged; repeatable; linear in dy; each output alone; other memory layouts of
-    inputs and dy; a second point and a second shape, and the first again; narrower types.
+    inputs and dy; and where the values are right a second point and a second shape, and the first
+    again; narrower types.
 
     Inside a Hypothesis test an example at which the forward is not finite, or whose verdict would
     be "inconclusive", is discarded as by assume().
@@ -285,6 +268,8 @@ class _Check:
             floors[leaf] = max((f.gate for f in values if f.argument == name), default=0.0)
         checks = behaviour.Behaviour(self.pair, dys, grads, floors)
         findings = list(checks.check(self.rng))
+        if not all(f.passed for f in values):  # elsewhere it would be wrong again
+            return findings
         findings += self._second_point()
         findings += self._other_shapes()
         findings.append(elsewhere.same_again(self.pair, dys, grads))

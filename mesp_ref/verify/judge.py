@@ -16,7 +16,6 @@ from mesp_ref.verify.truth import Truth, random_direction
 
 CAP = 1e-3  # of a gradient's own size: a gate wider than that proves nothing
 _SHORTER = 2.0**-13  # of steps, where kinks lie close by
-TOGETHER = "all arguments together"
 _FEW_SEEN = " Many pieces meet here, of which few can be seen."
 LEAST_SEEN = 8  # points with ties broken, fewer tell nothing of what was not seen
 SUSPECTS = 24  # entries beyond the gate that are looked at again
@@ -82,10 +81,14 @@ class Judge:
 
     def findings(self) -> Iterator[Finding]:
         """One per leaf: the first defect, or how close it came."""
+        wrong = False
         for leaf in self.pair.places:
             found = LeafJudge(self, leaf).finding()
-            yield self._by_symmetry(leaf, found) if found.failed else found
-        yield from self._together()
+            found = self._by_symmetry(leaf, found) if found.failed else found
+            wrong = wrong or not found.passed
+            yield found
+        if not wrong:
+            yield from self._together()
 
     def _together(self) -> Iterator[Finding]:
         """Arguments that hold equal numbers, moved alike: ties between them stay, as in max(a, b).
@@ -113,8 +116,8 @@ class Judge:
         meaning = (
             "Expected is the derivative with all arguments moved alike, which keeps their ties."
         )
-        yield Finding(truth.name, "your op", TOGETHER, abs(got - slope.value), gate, meaning, (), got,
-                      slope.value, failed=True)  # fmt: skip
+        yield Finding(truth.name, "your op", "all arguments together", abs(got - slope.value), gate,
+                      meaning, (), got, slope.value, failed=True)  # fmt: skip
 
     def _by_symmetry(self, leaf: int, found: Finding) -> Finding:
         """A failure at a symmetric matrix that holds along symmetric directions may be meant so."""
