@@ -39,14 +39,18 @@ class Hull(NamedTuple):
     low: float
     high: float
     whole: bool
+    blind: bool = False  # too few points with a slope to tell anything
 
-    def ruling(self, got: float, blur: float, seen: bool) -> Ruling | None:
+    def ruling(self, got: float, blur: float, seen: bool, full: bool) -> Ruling | None:
         """ "ok" inside, "unsure" as far outside as pieces unseen may lie, else None.
 
-        seen   a full direction, every entry of which was judged alone: unseen pieces are no matter
+        full   a direction that moves all entries, of which a few points tell nothing
+        seen   and each of them was judged alone: unseen pieces are no matter
         """
         if self.low - blur <= got <= self.high + blur:
             return Ruling("ok", got, "a kink of several pieces, or a tie as in a median")
+        if self.blind and full:
+            return Ruling("ok" if seen and self.low < self.high else "unsure", got, _FEW_SEEN)
         more = 0.0 if self.whole else (self.high - self.low) / 2
         if self.low - more <= got <= self.high + more:
             verdict = "ok" if seen else "unsure"
@@ -435,7 +439,7 @@ class LeafJudge:
                 if low - blur <= got <= high + blur:
                     return Ruling("ok", truth.value, "a kink")
                 hull = self._hull(v, [low, high])
-                return hull.ruling(got, blur, seen) or hull.beyond(got)
+                return hull.ruling(got, blur, seen, whole) or hull.beyond(got)
         for finer in (1.0, _SHORTER):
             real = self._real(v, finer)
             if (
@@ -443,7 +447,7 @@ class LeafJudge:
                 and abs(got - real.value) <= real.error + self.relative * self.mag * entries
             ):
                 return Ruling("ok", real.value, "differences see what the truth did not")
-        ruling = self._hull(v, []).ruling(got, slack, seen)
+        ruling = self._hull(v, []).ruling(got, slack, seen, whole)
         if ruling is not None:
             return ruling
         if not whole and self._many_pieces(v):
@@ -469,8 +473,9 @@ class LeafJudge:
         what was not seen is that of what was seen once: Good 1953).
         """
         near, closer = list(self._nearby(v, 1.0)), list(self._nearby(v, 2.0**-4))
-        if not sides and (min(len(near), len(closer)) < 4 or np.ptp(closer) < 0.3 * np.ptp(near)):
-            return Hull(math.inf, -math.inf, True)
+        few = min(len(near), len(closer)) < LEAST_SEEN // 2
+        if not sides and (few or np.ptp(closer) < 0.3 * np.ptp(near)):
+            return Hull(math.inf, -math.inf, True, few)
         found = np.sort([*near, *closer])
         same = 1e-3 * float(np.ptp([*found, *sides])) if len(found) else 0.0
         first = np.concatenate([[True], np.diff(found) > same]) if len(found) else np.zeros(0, bool)
@@ -478,7 +483,7 @@ class LeafJudge:
         if len(counts) < 2 and not sides:
             return Hull(math.inf, -math.inf, True)
         ends = [*sides, *found]
-        return Hull(min(ends), max(ends), len(found) >= LEAST_SEEN and bool((counts > 1).all()))
+        return Hull(min(ends), max(ends), not few and bool((counts > 1).all()), few)
 
     def _nearby(self, v: Array, closer: float) -> Iterator[float]:
         """Slopes along v at points close by, where ties are broken."""

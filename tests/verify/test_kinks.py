@@ -157,6 +157,6 @@ def test_beyond_the_pieces_seen_is_not_passed() -> None:
     from mesp_ref.verify.judge import Hull
 
     full, part = Hull(-1.0, 1.0, True), Hull(-1.0, 1.0, False)
-    assert full.ruling(1.5, 0.1, False) is None
-    assert [part.ruling(v, 0.1, False).verdict for v in (0.5, 1.5)] == ["ok", "unsure"]  # type: ignore[union-attr]
-    assert part.ruling(2.5, 0.1, True) is None
+    assert full.ruling(1.5, 0.1, False, False) is None
+    assert [part.ruling(v, 0.1, False, False).verdict for v in (0.5, 1.5)] == ["ok", "unsure"]  # type: ignore[union-attr]
+    assert part.ruling(2.5, 0.1, True, True) is None
