@@ -259,7 +259,7 @@ class Worker:
         """What it says to a case."""
         self.pipe.send((path, place, wrong))
         try:
-            if self.pipe.poll(4 * self.limit + 4):
+            if self.pipe.poll(10 * self.limit + 20):
                 answer: Answer = self.pipe.recv()
                 return answer
         except EOFError:
