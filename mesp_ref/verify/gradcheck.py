@@ -28,7 +28,7 @@ _ADVICE = (
 _STREAM = 24  # of random numbers, apart from everyone else's
 SMALL = 4096  # entries in all, up to which other shapes are tried
 _RANKS = "Meant for as many axes as these only? Then say so: ranks=False."
-_TALLER = "an axis in front, which the forward takes and the backward silently gets wrong"
+_TALLER = "with an axis in front, which the forward takes and the backward silently gets wrong"
 ENTRIES = 300  # of each argument that are looked at one by one, fewer where calls are dear
 
 
@@ -102,7 +102,7 @@ def gradcheck(
     conventions: Mapping[str, Convention] | None = None,
     surrogate: Callable[..., Any] | None = None,
     ranks: bool = True,
-    dtypes: Sequence[str] = (),
+    dtypes: Sequence[str] = ("float16",),
 ) -> GradcheckResult:
     """Is `backward` the vector-Jacobian product of `forward` at `args`?
 
@@ -118,9 +118,10 @@ def gradcheck(
     conventions     by argument, what is meant instead of the derivative (see conventions.py)
     ranks           False: the pair is meant for arrays of as many axes as these
     surrogate       the function whose gradient is meant: a straight-through estimator's
-    dtypes          what a float64 pair is held to besides: "float32" in gives float32 out (without
-                    it that is a verdict of its own, result.float32); in "float16" and "bfloat16"
-                    tame inputs give no grossly wrong gradient
+    dtypes          what a float64 pair is held to besides: in "float16" (the default) and "bfloat16"
+                    tame inputs give no grossly wrong gradient where the forward is well there;
+                    "float32" in gives float32 out (without it that is a verdict of its own,
+                    result.float32). () asks for none
 
     Truth is complex step where the forward allows it, confirmed by Richardson's differences along
     a random direction of every argument; otherwise those differences, whose own error is part of
@@ -129,7 +130,8 @@ def gradcheck(
 
     Also checked: the forward pure and repeatable; shape, dtype and finiteness of every gradient;
     inputs and dy unchanged; repeatable; linear in dy; each output alone; other memory layouts of
-    inputs and dy; a second point and a second shape, and the first again; narrower types.
+    inputs and dy; and where the values are right a second point and a second shape, and the first
+    again; narrower types.
 
     Inside a Hypothesis test an example at which the forward is not finite, or whose verdict would
     be "inconclusive", is discarded as by assume().
@@ -266,6 +268,8 @@ class _Check:
             floors[leaf] = max((f.gate for f in values if f.argument == name), default=0.0)
         checks = behaviour.Behaviour(self.pair, dys, grads, floors)
         findings = list(checks.check(self.rng))
+        if not all(f.passed for f in values):  # elsewhere it would be wrong again
+            return findings
         findings += self._second_point()
         findings += self._other_shapes()
         findings.append(elsewhere.same_again(self.pair, dys, grads))
@@ -294,13 +298,13 @@ class _Check:
             except Exception:  # outside the domain
                 continue
             if finite:
-                return list(self._judged(replace(there, made=made), model, "second point"))
+                return list(self._judged(replace(there, made=made), model, "at a second point"))
         return []
 
     def _other_shapes(self) -> Iterator[Finding]:
         small = sum(p.size for p in self.pair.point if isinstance(p, np.ndarray)) <= SMALL
         for what, found in (
-            ("one row fewer", elsewhere.shorter(self.pair) if small else None),
+            ("with one row fewer", elsewhere.shorter(self.pair) if small else None),
             (_TALLER, elsewhere.taller(self.pair) if small and self.ranks else None),
         ):
             if found is not None and elsewhere.usable(found, self._cotangents(found)) is not None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from mesp_ref.verify.truth import Truth, random_direction
 
 CAP = 1e-3  # of a gradient's own size: a gate wider than that proves nothing
 _SHORTER = 2.0**-13  # of steps, where kinks lie close by
+_FEW_SEEN = " Many pieces meet here, of which few can be seen."
+LEAST_SEEN = 8  # points with ties broken, fewer tell nothing of what was not seen
 SUSPECTS = 24  # entries beyond the gate that are looked at again
 
 
@@ -26,6 +28,39 @@ class Ruling:
     verdict: str
     expected: float
     why: str = ""
+
+
+class Hull(NamedTuple):
+    """The least and the largest slope seen of the pieces that meet at a point; are these all?
+
+    Where they are not, as much again on either side can be neither passed nor failed.
+    """
+
+    low: float
+    high: float
+    whole: bool
+    blind: bool = False  # too few points with a slope to tell anything
+
+    def ruling(self, got: float, blur: float, seen: bool, full: bool) -> Ruling | None:
+        """ "ok" inside, "unsure" as far outside as pieces unseen may lie, else None.
+
+        full   a direction that moves all entries, of which a few points tell nothing
+        seen   and each of them was judged alone: unseen pieces are no matter
+        """
+        if self.low - blur <= got <= self.high + blur:
+            return Ruling("ok", got, "a kink of several pieces, or a tie as in a median")
+        if self.blind and full:
+            return Ruling("ok" if seen and self.low < self.high else "unsure", got, _FEW_SEEN)
+        more = 0.0 if self.whole else (self.high - self.low) / 2
+        if self.low - more <= got <= self.high + more:
+            verdict = "ok" if seen else "unsure"
+            return Ruling(verdict, self.low if got < self.low else self.high, _FEW_SEEN)
+        return None
+
+    def beyond(self, got: float) -> Ruling:
+        """What is outside is wrong."""
+        why = f" It is a kink: any value from {self.low:.6g} to {self.high:.6g} would do."
+        return Ruling("fail", self.low if got < self.low else self.high, why)
 
 
 @dataclass
@@ -50,10 +85,14 @@ class Judge:
 
     def findings(self) -> Iterator[Finding]:
         """One per leaf: the first defect, or how close it came."""
+        wrong = False
         for leaf in self.pair.places:
             found = LeafJudge(self, leaf).finding()
-            yield self._by_symmetry(leaf, found) if found.failed else found
-        yield from self._together()
+            found = self._by_symmetry(leaf, found) if found.failed else found
+            wrong = wrong or not found.passed
+            yield found
+        if not wrong:
+            yield from self._together()
 
     def _together(self) -> Iterator[Finding]:
         """Arguments that hold equal numbers, moved alike: ties between them stay, as in max(a, b).
@@ -81,8 +120,8 @@ class Judge:
         meaning = (
             "Expected is the derivative with all arguments moved alike, which keeps their ties."
         )
-        yield Finding(truth.name, "your op", "all", abs(got - slope.value), gate, meaning, (), got,
-                      slope.value, failed=True)  # fmt: skip
+        yield Finding(truth.name, "your op", "all arguments together", abs(got - slope.value), gate,
+                      meaning, (), got, slope.value, failed=True)  # fmt: skip
 
     def _by_symmetry(self, leaf: int, found: Finding) -> Finding:
         """A failure at a symmetric matrix that holds along symmetric directions may be meant so."""
@@ -124,6 +163,11 @@ def _tied(arrays: list[Array]) -> bool:
     """Do two of the arrays hold the same number?"""
     sets = [np.unique(np.asarray(a, np.float64)) for a in arrays]
     return len(np.unique(np.concatenate(sets))) < sum(map(len, sets))
+
+
+def _either_way(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Between half and three halves, of either sign: never close to 0, where the kink is."""
+    return rng.uniform(0.5, 1.5, shape) * rng.choice([-1.0, 1.0], shape)
 
 
 @dataclass
@@ -264,7 +308,7 @@ class LeafJudge:
         return shorter if shorter.value and shorter.error < found.error else found
 
     def _directions(self) -> Iterator[Array]:
-        """Two random ones through all entries, one past zeros and ties (where kinks are), all alike."""
+        """Two random ones, one past zeros and ties (where kinks are), one with ties kept, all alike."""
         rng, truth = self.judge.rng, self.judge.truth
         usable = self.fit.astype(np.float64)
         for _ in range(2):
@@ -276,7 +320,16 @@ class LeafJudge:
                 random_direction(truth, self.leaf, rng) * usable * lone
             )
         if not lone.all() and self.x.size > 1:
+            yield self.convention.directions(self._keeping_ties() * usable)
             yield self.convention.directions(usable)
+
+    def _keeping_ties(self) -> Array:
+        """What is equal moves alike, −x against x; zeros stay: max, sort and relu are smooth there."""
+        size = np.abs(np.where(self.fit, np.asarray(self.x, np.float64), 0))
+        values, back = np.unique(size, return_inverse=True)
+        rng = self.judge.rng
+        steps = values * rng.uniform(0.5, 1.5, len(values)) * rng.choice([-1.0, 1.0], len(values))
+        return np.sign(np.where(self.fit, self.x, 0)) * steps[back].reshape(self.x.shape)
 
     def _verdict(self) -> Finding:
         if self.error > CAP * self.size or self.size == 0:
@@ -374,6 +427,7 @@ class LeafJudge:
             shorter = self.judge.truth.one_sided({self.leaf: v}, _SHORTER)
             sides = min(sides, shorter, key=lambda pair: max(s.error for s in pair))
         ahead, behind = (Slope(factor * s.value, abs(factor) * s.error) for s in sides)
+        seen = whole and len(self.at) == int(self.fit.sum())
         slack = self.relative * self.mag * entries + 1e-6 * self.size * entries
         known = [s for s in (ahead, behind) if math.isfinite(s.value)]
         if any(math.isinf(s.value) for s in (ahead, behind)):
@@ -382,13 +436,10 @@ class LeafJudge:
             low, high = min(s.value for s in known), max(s.value for s in known)
             blur = 4 * sum(s.error for s in known) + slack
             if high - low > blur or (len(known) == 1 and not truth.known):
-                if low - blur <= got <= high + blur or whole:
-                    return Ruling("ok", truth.value, "a kink")
-                low, high = self._hull(v, [low, high])
                 if low - blur <= got <= high + blur:
-                    return Ruling("ok", truth.value, "a kink of several pieces")
-                why = f" It is a kink: any value from {low:.6g} to {high:.6g} would do."
-                return Ruling("fail", low if got < low else high, why)
+                    return Ruling("ok", truth.value, "a kink")
+                hull = self._hull(v, [low, high])
+                return hull.ruling(got, blur, seen, whole) or hull.beyond(got)
         for finer in (1.0, _SHORTER):
             real = self._real(v, finer)
             if (
@@ -396,13 +447,11 @@ class LeafJudge:
                 and abs(got - real.value) <= real.error + self.relative * self.mag * entries
             ):
                 return Ruling("ok", real.value, "differences see what the truth did not")
-        low, high = self._hull(v, [])
-        if low - slack <= got <= high + slack or (whole and low < high):
-            return Ruling("ok", truth.value, "a tie that moves with others only, as in a median")
+        ruling = self._hull(v, []).ruling(got, slack, seen, whole)
+        if ruling is not None:
+            return ruling
         if not whole and self._many_pieces(v):
-            return Ruling(
-                "unsure", truth.value, " Many pieces meet here, of which few can be seen."
-            )
+            return Ruling("unsure", truth.value, _FEW_SEEN)
         return self._rounded(v, got, truth, entries)
 
     def _many_pieces(self, v: Array) -> bool:
@@ -411,35 +460,40 @@ class LeafJudge:
         if equal < 8:
             return False
         along = self.full[0][0]
-        low, high = self._hull(along, [])
-        return low < high or len(list(self._nearby(along, 1.0))) < 4  # kinks wherever one looks
+        hull = self._hull(along, [])
+        return (
+            hull.low < hull.high or len(list(self._nearby(along, 1.0))) < 4
+        )  # kinks wherever one looks
 
-    def _hull(self, v: Array, sides: list[float]) -> tuple[float, float]:
-        """The least and the largest slope of the pieces that meet here, seen where ties are broken.
+    def _hull(self, v: Array, sides: list[float]) -> "Hull":
+        """The slopes of the pieces that meet here, seen where ties are broken at random.
 
-        Pieces stay as far apart as they are on a finer scale; a steep function is told by that. Of
-        more than two not all are seen: their hull is taken twice as wide. Without any, +inf and −inf.
+        Pieces stay as far apart as they are on a finer scale; a steep function is told by that.
+        Without any, an empty hull. It is whole when each piece was seen more than once (the share of
+        what was not seen is that of what was seen once: Good 1953).
         """
         near, closer = list(self._nearby(v, 1.0)), list(self._nearby(v, 2.0**-4))
-        if not sides and (min(len(near), len(closer)) < 4 or np.ptp(closer) < 0.3 * np.ptp(near)):
-            return math.inf, -math.inf
-        seen = np.sort([*sides, *near, *closer])
-        same = 1e-4 * self.size * (float(np.sqrt((v * v).sum())) or 1.0)
-        pieces = int((np.diff(seen) > same).sum()) + 1
-        if not len(seen) or (pieces < 2 and not sides):
-            return math.inf, -math.inf
-        wider = float(seen[-1] - seen[0]) / 2 if pieces > 2 else 0.0
-        return float(seen[0]) - wider, float(seen[-1]) + wider
+        few = min(len(near), len(closer)) < LEAST_SEEN // 2
+        if not sides and (few or np.ptp(closer) < 0.3 * np.ptp(near)):
+            return Hull(math.inf, -math.inf, True, few)
+        found = np.sort([*near, *closer])
+        same = 1e-3 * float(np.ptp([*found, *sides])) if len(found) else 0.0
+        first = np.concatenate([[True], np.diff(found) > same]) if len(found) else np.zeros(0, bool)
+        counts = np.diff([*np.flatnonzero(first), len(found)])
+        if len(counts) < 2 and not sides:
+            return Hull(math.inf, -math.inf, True)
+        ends = [*sides, *found]
+        return Hull(min(ends), max(ends), not few and bool((counts > 1).all()), few)
 
     def _nearby(self, v: Array, closer: float) -> Iterator[float]:
         """Slopes along v at points close by, where ties are broken."""
         truth, moves = self.judge.truth, {self.leaf: v}
         x, scale = truth.pair.point[self.leaf], truth.scale(self.leaf)
         exact = truth.name == "complex step"
-        near, finer = (2.0**-34, 1.0) if exact else (2.0**-20, closer * 2.0**-25)
+        near, finer = (2.0**-34, 1.0) if exact else (2.0**-17, closer * 2.0**-19)
         tries = int(np.clip(400_000 // max(x.size, 1), 8, 32))
         for _ in range(tries):
-            off = closer * near * scale * self.judge.rng.standard_normal(x.shape)
+            off = closer * near * scale * _either_way(self.judge.rng, x.shape)
             moved = (x + np.where(np.isfinite(x), off, 0)).astype(x.dtype)
             try:
                 found = replace(truth, pair=truth.pair.at({self.leaf: moved})).along(moves, finer)
@@ -511,6 +565,7 @@ class LeafJudge:
         gate += 64 * eps(self.x.dtype) * self._typical() if zero else 0
         worst: tuple[float, float, float, tuple[int, ...]] = (0.0, 0.0, 0.0, ())
         unsure: Finding | None = None
+        kinked = False
         for at, truth in zip(self.at, self.units, strict=True):
             got, expected = self.along(self.unit(at)), 0.0 if zero else truth.value
             if not math.isfinite(expected):
@@ -518,12 +573,14 @@ class LeafJudge:
             error = abs(got - expected)
             again = self._entry(at, Slope(expected, 0.0)) if error > max(gate, worst[0]) else None
             if error > max(gate, worst[0]) and (again is None or not again.failed):
-                unsure = unsure or again  # a kink, or rounding
+                unsure, kinked = unsure or again, True  # a kink, or rounding
                 continue
             worst = max(worst, (error, got, expected, at), key=lambda w: w[0])
         error, got, expected, at = worst
         unmoved = self.size == 0 and error == 0  # no step moved the forward, and 0 is what came
         verdict = "fail" if error > gate else "ok" if zero or unmoved else "unsure"
+        if verdict == "ok" and kinked:
+            unsure = self._full_directions() or unsure
         if verdict == "ok" and unsure is not None:
             return unsure
         meaning = f"Expected is the derivative by {self.judge.truth.name}; {self._where()}"
