@@ -1,6 +1,7 @@
 """pytest --mesp-gradcheck module[:pairs] checks every decorated forward, or every pair, of a module.
 
-pairs is a list of (forward, backward, "n c", "c", …), the axes of every argument after the pair.
+pairs is a list of (forward, backward, what they are tried with): "n c", "c", …, the axes of every
+argument; or a Hypothesis strategy of arguments; or the arguments of one call, in a tuple.
 """
 
 import importlib
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+_FORM = '(forward, backward, "n c", "c", …), or a strategy or a tuple of arguments in place of the axes'
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,15 +44,34 @@ class GradcheckItem(pytest.Item):
 
 
 def _tests(module: Any, pairs: str) -> Iterator[tuple[str, Any]]:
-    from mesp_ref.verify.drawn import arguments, make_test
+    from mesp_ref.verify.drawn import make_test
 
     if not pairs:
         for name, value in vars(module).items():
             if callable(value) and callable(getattr(value, "test", None)):
                 yield name, value.test
         return
-    for forward, backward, *axes in getattr(module, pairs):
-        yield forward.__name__, make_test(forward, backward, arguments(*axes))
+    for pair in getattr(module, pairs):
+        if not isinstance(pair, tuple | list) or len(pair) < 3 or not all(map(callable, pair[:2])):
+            raise ValueError(f"found {pair!r:.60}, expected {_FORM}")
+        forward, backward, *given = pair
+        name = getattr(forward, "__name__", "pair")
+        yield name, make_test(forward, backward, _examples(given))
+
+
+def _examples(given: list[Any]) -> Any:
+    """A strategy of arguments, from what stands behind a pair."""
+    from hypothesis import strategies as st
+
+    from mesp_ref.verify.drawn import arguments
+
+    if all(isinstance(each, str) for each in given):
+        return arguments(*given)
+    if len(given) == 1 and isinstance(given[0], st.SearchStrategy):
+        return given[0]
+    if len(given) == 1 and isinstance(given[0], tuple):
+        return st.just(given[0])
+    raise ValueError(f"found {given!r:.60} behind a pair, expected {_FORM}")
 
 
 def pytest_collection_modifyitems(session: Any, config: Any, items: list[Any]) -> None:

@@ -380,6 +380,8 @@ def scale_bwd(dy, x, w): return dy * w, (dy * x).sum(axis=0)
 def scale(x, w): return x * w
 def divided(dy, x): return 2 * dy * x**2 / x
 pairs = [(np.square, divided, "1 1")]
+sample = [(np.square, lambda dy, x: 2 * dy * x, (np.arange(3.0),))]
+arrays = [(np.square, divided, np.arange(3.0))]
 """
 
 
@@ -396,4 +398,6 @@ def test_one_option_of_pytest(tmp_path: Path) -> None:
     report = run("mine:pairs")
     assert "0.0]], dtype=np.float64),)" in report, report  # −0.0 as well
     assert (tmp_path / ".mesp-gradcheck" / "square.json").is_file()
+    assert "1 passed" in run("mine:sample")
+    assert "behind a pair, expected (forward, backward," in run("mine:arrays")
     assert "found no pair" in run("json")
