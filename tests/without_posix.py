@@ -44,6 +44,7 @@ def hide() -> None:
             importlib.import_module(name)
         except ImportError:
             assert name in ("hypothesis", "mpmath", "huggingface_hub", "gguf", "pytest"), name
+    room = shutil.disk_usage(".")
     for module, names in ((os, OS), (signal, SIGNALS)):
         for name in names:
             if hasattr(module, name):
@@ -51,6 +52,7 @@ def hide() -> None:
     for name in MODULES:
         sys.modules[name] = None  # type: ignore[assignment]
     shutil._use_fd_functions = shutil._USE_CP_SENDFILE = False  # type: ignore[attr-defined]
+    shutil.disk_usage = lambda path: room  # type: ignore[assignment]  # a call of Windows's own
     opened, replace, rename = os.open, pathlib.Path.replace, pathlib.Path.rename
 
     def open_file(path: Any, *more: Any, **settings: Any) -> int:

@@ -107,8 +107,6 @@ EQUIVALENTS = tuple(
          r"|self\._limit is not None|self\._limit\.restore.*) -> .*",
          "how many threads BLAS may use meanwhile and afterwards: the same sums"),
         # Numbers
-        (r"engine\.positions:_places", r"stop - start -> stop (\+ start|- 0) in: cos, sin, first = .*",
-         "rows of several documents are whole: they begin at 0"),
         (r"engine\.half:copied", r".* -> .* if False else res in: .*",
          "the residuals of parts die sooner: only memory"),
         (r"ops\.rope:rope_tables", r"np\.empty\(0.* -> np\.empty\(1.* in: real = .*",

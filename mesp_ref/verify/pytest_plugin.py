@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-_FORM = '(forward, backward, "n c", "c", …), or a strategy or a tuple of arguments in place of the axes'
+_FORM = (
+    '(forward, backward, "n c", "c", …), or a strategy or a tuple of arguments in place of the axes'
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,6 +20,7 @@ REST = {
     "memory": ["qwen2.5-0.5b"],
     "quantize": ["a", "b"],
     "pretrain": ["--out", "a"],
+    "golden build": ["a"],
 }
 NOT_FOR_INT = ("1e3", "0x10", "nan", "inf", "", "1.5", "9" * 5000)
 NEVER = ("nan", "inf", "-inf", "1e400", "", "1" + "0" * 40)

@@ -114,7 +114,9 @@ def test_eval_tells(
 ) -> None:
     rows: list[Any] = []
 
-    def keep(model: Any, adapter: Any, given: Any, *_: Any) -> tuple[float, int, float]:
+    def keep(
+        model: Any, adapter: Any, given: Any, *_: Any, **_options: Any
+    ) -> tuple[float, int, float]:
         rows.append(list(given))
         return 1.0, 2, 0.5
 

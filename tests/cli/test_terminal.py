@@ -137,7 +137,7 @@ def test_folders_and_files_cannot_forge_lines(
 ) -> None:
     adapter, out = tmp_path / f"adapter{FORGED}", tmp_path / f"out{FORGED}"
     mr.save_adapter(mr.init_lora(mr.load_model(model).config, rank=2, seed=1, b_std=0.1), adapter)
-    assert len(run("info", model)) == 9
+    assert len(run("info", model)) == 10
     assert len(run("memory", model, "--method", "mesp", "--seq-len", "8")) > 3
     assert len(run("convert", "adapter", adapter, out / "mlx", "--to", "mlx")) == 1
     argv = ("eval", "--model", model, "--data", data, "--seq-len", "16", "--rows", "2")

@@ -230,7 +230,9 @@ def test_evaluation_is_a_mean_over_tokens(model, adapter, monkeypatch):
         assert tokens == 26
         assert got == pytest.approx(whole, rel=1e-13)
         assert accuracy == pytest.approx(right / 26)
-    monkeypatch.setattr(trainer_module, "score", lambda m, a, ids, labels, _: (ids.shape[1], 0))
+    monkeypatch.setattr(
+        trainer_module, "score", lambda m, a, ids, labels, _, chunk: (ids.shape[1], 0)
+    )
     assert evaluate(model, adapter, ROWS[:2], 1)[0] == (8 * 9 + 2 * 5) / 10
 
 

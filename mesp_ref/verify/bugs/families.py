@@ -20,7 +20,7 @@ BUGS = [
          "qkv(n, layer, raw=res.raw); res.raw = {'q': res.q, 'k': res.k}"),
     ),
     *one(
-        "engine.positions:_places", "forward", "gemma3",
+        "engine.positions:first_keys", "forward", "gemma3",
         ("families: window one key too wide", "config.sliding_window + 1", "config.sliding_window"),
         ("families: window one key too narrow", "config.sliding_window + 1",
          "config.sliding_window + 2"),

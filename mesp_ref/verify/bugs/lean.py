@@ -80,8 +80,8 @@ BUGS = [
     ),
     *one(
         "lean.chunks:_layer", "method", "mesp_streamed/chunks",
-        ("chunks: angles from position 0 on", "layers(model, adapter, tokens.start, tokens.stop)",
-         "layers(model, adapter, 0, tokens.stop - tokens.start)"),
+        ("chunks: angles from position 0 on", "angles(model, kind, tokens.start, tokens.stop)",
+         "angles(model, kind, 0, tokens.stop - tokens.start)"),
     ),
     *one(
         "lean.shards:total", "method", "mesp/two_workers",
