@@ -87,6 +87,8 @@ EQUIVALENTS = tuple(
          "one worker with all of it, or several who share it: the same sums in another order"),
         (r"lean\.shards:shared", r"Summands if rows else total -> .*",
          "parts added to the input in their turn, or their sum: the same sums in another order"),
+        (r"lean\.shards:_by_cuts", r"gather is Summands and .* -> gather is Summands or .*",
+         "parts added to the input in their turn, or their sum: the same sums in another order"),
         (r"lean\.shards:_by_rows_bwd", r"grads\[0\] -> grads\[1\] in: .*", _NAMES),
         (r"lean\.shards:_loss_by_rows", r"found\[0\] -> found\[1\] in: .*", _NAMES),
         (r"lean\.shards:_loss_by_rows", r".* and .* -> .* or .* in: if dx is not None.*",
