@@ -18,6 +18,7 @@ from pages_api import ROOT, SOURCE, api_pages, page_of
 from pages_notebooks import notebook_page
 
 HERE, PAGES, SITE = Path(__file__).parent, ROOT / "build" / "pages", ROOT / "site"
+_BLOCK = "block.html"  # the interactive page of a block
 _TOP = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 _LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:|data:)([^)\s]+)(?=\))")
 
@@ -92,6 +93,8 @@ def stage() -> None:
     """All pages as Markdown in build/pages."""
     from latex2mathml.converter import convert
 
+    from mesp_ref.cli import main as mesp_ref
+
     shutil.rmtree(PAGES, ignore_errors=True)
     api = api_pages()
     for name, text in {**api, "commands.md": commands()}.items():
@@ -100,10 +103,10 @@ def stage() -> None:
     for file in [*sources(), *sorted(HERE.glob("*.md"))]:
         target = PAGES / place_of(file)
         target.parent.mkdir(parents=True, exist_ok=True)
-        text, made = file.read_text(encoding="utf-8"), set[str]()
+        text, made = file.read_text(encoding="utf-8"), {_BLOCK}
         if file.suffix == ".ipynb":
             text, pictures = notebook_page(file)
-            made = set(pictures)
+            made |= set(pictures)
             for name, data in pictures.items():
                 (target.parent / name).write_bytes(data)
         text = relinked(text, file, set(api), made)
@@ -113,6 +116,8 @@ def stage() -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     shutil.copyfile(HERE / "extra.css", PAGES / "extra.css")
+    if mesp_ref(["learn", "--page", str(PAGES / _BLOCK)]):
+        raise SystemExit(f"{_BLOCK}: was not written")
 
 
 def main() -> int:
