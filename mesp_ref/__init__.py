@@ -1,4 +1,4 @@
-"""Qwen2.5 with LoRA in pure NumPy: every backward pass derived and written by hand.
+"""Qwen2.5 and its relatives with LoRA in pure NumPy: every backward pass derived and written by hand.
 
 import mesp_ref as mr
 model = mr.load_model("Qwen2.5-0.5B")

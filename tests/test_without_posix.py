@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import words
 
-from mesp_ref.lean.positions import read_at, write_at
+from mesp_ref.lean.pread import read_at, write_at
 
 RUNS = (
     "finetune --model model --data notes.csv.gz --steps 2 --seq-len 16 --checkpoints disk --out run",

@@ -103,10 +103,10 @@ def stage() -> None:
     for file in [*sources(), *sorted(HERE.glob("*.md"))]:
         target = PAGES / place_of(file)
         target.parent.mkdir(parents=True, exist_ok=True)
-        text, made = file.read_text(encoding="utf-8"), {_BLOCK}
+        text, made = file.read_text(encoding="utf-8"), set[str]()
         if file.suffix == ".ipynb":
             text, pictures = notebook_page(file)
-            made |= set(pictures)
+            made = set(pictures)
             for name, data in pictures.items():
                 (target.parent / name).write_bytes(data)
         text = relinked(text, file, set(api), made)

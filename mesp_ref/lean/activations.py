@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mesp_ref.errors import MespRefError
-from mesp_ref.lean.positions import write_at
+from mesp_ref.lean.pread import write_at
 from mesp_ref.ops import Array
 
 # "ram"; "disk", a temporary file; "offload", the same with results of projections, too: mesp_tiled.

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.strict import inside, parse_json, read_bytes
-from mesp_ref.lean.positions import read_at
+from mesp_ref.lean.pread import read_at
 from mesp_ref.train.forms import FORMS, KNOWN, turned
 
 LINE_LIMIT = 1 << 26  # bytes of a record

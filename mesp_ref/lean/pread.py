@@ -1,4 +1,4 @@
-"""Bytes at a place of an open file, on systems, too, whose calls know only the place they are at."""
+"""pread and pwrite: bytes at a place of an open file, on systems without these calls, too."""
 
 import os
 import threading
