@@ -807,3 +807,208 @@ FIRST = [
         ("step|t", "(1 - beta1 ** t)", "(1 - beta1 ** (t + 1))"),
     ),
 ]
+
+
+# Whole answers, written when the tables of mistakes were there, without looking at them.
+HELD_OUT = [
+    ("logistic_bwd", "sign|minus", "def f(w,x):\n s=1/(1+np.exp(w*x))\n return x*s"),
+    ("logistic_bwd", "exp|b |x·σ", "def f(w,x):\n return -x*(1-1/(1+np.exp(w*x)))"),
+    ("logistic_bwd", "value|itself", "def f(w,x):\n return np.log1p(np.exp(-w*x))"),
+    (
+        "layernorm_bwd",
+        "mean of u|mean",
+        "def f(dy,x,w,*,eps):\n c=x-x.mean(-1,keepdims=True)\n s=np.sqrt((c*c).mean(-1,keepdims=True)+eps)\n u=dy*w\n return u/s-c*(u*c).mean(-1,keepdims=True)/s**3",
+    ),
+    (
+        "layernorm_bwd",
+        "second|σ",
+        "def f(dy,x,w,*,eps):\n s=np.sqrt(x.var(-1,keepdims=True)+eps)\n u=dy*w\n return (u-u.mean(-1,keepdims=True))/s",
+    ),
+    (
+        "layernorm_bwd",
+        "weight|w",
+        "def f(dy,x,w,*,eps):\n c=x-x.mean(-1,keepdims=True)\n s=np.sqrt((c*c).mean(-1,keepdims=True)+eps)\n xh=c/s\n return (dy-dy.mean(-1,keepdims=True)-xh*(dy*xh).mean(-1,keepdims=True))/s",
+    ),
+    ("blind_spot", "p|mean|weighted", "def f(dy,p):\n return np.linalg.norm(p*(dy-dy.mean()))"),
+    ("blind_spot", "diagonal|sum|1 − p|Σ", "def f(dy,p):\n return np.linalg.norm(dy*p*(1-p))"),
+    (
+        "eps_outside_bwd",
+        "inside",
+        "def f(dy,x,w,*,eps):\n n=np.sqrt((x*x).mean(-1,keepdims=True)+eps)\n u=dy*w\n return u/n-x*(u*x).mean(-1,keepdims=True)/n**3",
+    ),
+    (
+        "eps_outside_bwd",
+        "n³|root",
+        "def f(dy,x,w,*,eps):\n n=np.sqrt((x*x).mean(-1,keepdims=True))+eps\n u=dy*w\n return (u-x*(u*x).mean(-1,keepdims=True)/n**2)/n",
+    ),
+    ("eps_noticed", "first order", "def f(rtol,eps):\n return (eps/2/rtol)**.5"),
+    ("eps_noticed", "root", "def f(rtol,eps):\n return eps/(2*rtol+rtol**2)"),
+    (
+        "stays_right",
+        "every time|depends|MLP",
+        "def f(forgotten):\n return ['gate_proj','up_proj','down_proj']",
+    ),
+    (
+        "stays_right",
+        "q|k|softmax|below|k_proj itself",
+        "def f(forgotten):\n d={'the residual path of the MLP':'g u d','the slope of silu':'u d','the row sum of softmax':'g u d v o','dq is not turned back':'g u d k v o','dn of k_proj':'g u d q v o','the residual path of attention':'q k v o g u d'}\n n={'g':'gate_proj','u':'up_proj','d':'down_proj','q':'q_proj','k':'k_proj','v':'v_proj','o':'o_proj'}\n return {n[x] for x in d[forgotten].split()}",
+    ),
+    (
+        "qkv_bias_bwd",
+        "turned back|RoPE",
+        "def f(dq,dk,dv,cos,sin):\n return tuple(d.reshape(-1,d.shape[2]*d.shape[3]).sum(0) for d in (dq,dk,dv))",
+    ),
+    (
+        "qkv_bias_bwd",
+        "batch",
+        "def f(dq,dk,dv,cos,sin):\n dq,dk=(ops.rope_bwd(d,ops.RopeRes(),cos,sin) for d in (dq,dk))\n return tuple(d.sum(1).mean(0).ravel() for d in (dq,dk,dv))",
+    ),
+    (
+        "rope_order",
+        "inverse|other way",
+        "def f(D):\n return np.r_[np.arange(0,D,2),np.arange(1,D,2)]",
+    ),
+    (
+        "rope_order",
+        "pairs|exchang|other",
+        "def f(D):\n return np.c_[np.arange(D//2,D),np.arange(D//2)].ravel()",
+    ),
+    (
+        "rope_verdict",
+        "length",
+        "def f(dx,dy,cos,sin):\n return 0 if np.isclose((dx**2).sum(),(dy**2).sum(),rtol=1e-5) else 3",
+    ),
+    (
+        "rope_verdict",
+        "first position|position 0",
+        "def f(dx,dy,cos,sin):\n for i,c in enumerate((ops.rope_bwd(dy,ops.RopeRes(),cos,sin),dy,ops.rope(dy,cos,sin)[0])):\n  if np.allclose(dx[0,0],c[0,0],atol=1e-5): return i\n return 3",
+    ),
+    ("averaged_heads", "upside|too", "def f(H,G):\n r=H//G\n return 1,r,r,1"),
+    (
+        "averaged_heads",
+        "all|q_proj",
+        "def f(H,G):\n return {n:G/H for n in ('q_proj','k_proj','v_proj','o_proj')}",
+    ),
+    (
+        "rank_of_h",
+        "seven|7",
+        "def f(saving,layers,tokens,itemsize):\n return saving/(layers*tokens*itemsize)",
+    ),
+    (
+        "rank_of_h",
+        "whole|decimal|rounded|up",
+        "def f(saving,layers,tokens,itemsize):\n return int(saving/(7*layers*tokens*itemsize))",
+    ),
+    ("x_from_h", "inverse", "def f(h,A):\n return h@A"),
+    (
+        "x_from_h",
+        "norm|row|perpendicular",
+        "def f(h,A):\n return h@(A/np.linalg.norm(A,axis=1,keepdims=True)**2)",
+    ),
+    ("late_dx", "once|s", "def f(dy,x,A,B,*,s,lr):\n dA=s*(dy@B).T@x\n return -lr*dy@B@dA"),
+    ("late_dx", "sign", "def f(dy,x,A,B,*,s,lr):\n dh=s*dy@B\n return dh@A-dh@(A-lr*dh.T@x)"),
+    ("equal_length", "two|gate and up", "def f(H,G,D,C,F):\n return F/H"),
+    ("equal_length", "bytes|D|down|three", "def f(H,G,D,C,F):\n return 3*F/H"),
+    (
+        "block_grads",
+        "itemsize|bytes",
+        "def f(R,H,G,D,C,F,itemsize):\n return R*sum(a+b for a,b in [(C,H*D),(C,G*D),(C,G*D),(H*D,C),(C,F),(C,F),(F,C)])",
+    ),
+    (
+        "block_grads",
+        "shared|G|k and v",
+        "def f(R,H,G,D,C,F,itemsize):\n return R*itemsize*(8*C+3*(C+F))",
+    ),
+    (
+        "checkpoint_bytes",
+        "one more|layers \\+ 1",
+        "def f(layers,N,T,C,itemsize):\n return (layers+1)*N*T*C*itemsize",
+    ),
+    ("checkpoint_bytes", "N|batch", "def f(layers,N,T,C,itemsize):\n return layers*T*C*itemsize"),
+    (
+        "streamed_bytes",
+        "lse",
+        "def f(layers,H,G,D,C,itemsize):\n return itemsize*(layers*(2*C+2*G*D+H*D)+C+2*G*D)",
+    ),
+    (
+        "streamed_bytes",
+        "gradient",
+        "def f(layers,H,G,D,C,itemsize):\n return itemsize*layers*(2*C+2*G*D+H*D+H)",
+    ),
+    (
+        "mezo_needs",
+        "sign|exchanged",
+        "def f(config,tokens,disk):\n from mesp_ref.memory import Shapes,peak\n return peak('mesp_tiled',Shapes(config,tokens=tokens,disk=disk)).total-peak('mezo',Shapes(config,tokens=tokens)).total",
+    ),
+    (
+        "mezo_needs",
+        "disk",
+        "def f(config,tokens,disk):\n from mesp_ref.memory import Shapes,peak\n s=Shapes(config,tokens=tokens)\n return peak('mezo',s).total-peak('mesp_tiled',s).total",
+    ),
+    ("best_eps", "square root", "def f(u,loss,third):\n return np.sqrt(u*loss/third)"),
+    ("best_eps", "equal|6", "def f(u,loss,third):\n return (6*u*loss/third)**(1/3)"),
+    ("mezo_steps", "d|whatever", "def f(g,curvature):\n return g.size"),
+    (
+        "mezo_steps",
+        "2|1",
+        "def f(g,curvature):\n return 1+(g@g)*curvature.sum()/(g*g*curvature).sum()",
+    ),
+    ("merged_weight", "transpos|order|shape", "def f(W,A,B,s):\n return W+s*A.T@B.T"),
+    ("merged_weight", "rank", "def f(W,A,B,s):\n return W+s/A.shape[0]*B@A"),
+    (
+        "equal_rank",
+        "shared|G|H heads",
+        "def f(H,G,D,C,F):\n q=H*D\n return (4*q*C+3*C*F)/(4*(q+C)+3*(C+F))",
+    ),
+    (
+        "equal_rank",
+        "mean of|ratios",
+        "def f(H,G,D,C,F):\n s=[(H*D,C),(G*D,C),(G*D,C),(C,H*D),(F,C),(F,C),(C,F)]\n return np.mean([a*b/(a+b) for a,b in s])",
+    ),
+    (
+        "forgetting",
+        "mean of means|tokens",
+        "def f(with_adapter,without,tokens):\n return np.mean(with_adapter)-np.mean(without)",
+    ),
+    (
+        "forgetting",
+        "perplex|exp",
+        "def f(with_adapter,without,tokens):\n return np.exp((with_adapter*tokens).sum()/tokens.sum())-np.exp((without*tokens).sum()/tokens.sum())",
+    ),
+    ("best_pair", "alone", "def f(marks):\n return list(np.argsort(marks.sum(0))[::-1][:2])"),
+    (
+        "best_pair",
+        "greedy|best single",
+        "def f(marks):\n a=int(marks.sum(0).argmax())\n rest=marks & ~marks[:,[a]]\n return a,int(rest.sum(0).argmax())",
+    ),
+    (
+        "to_bfloat16",
+        "cut|trunc",
+        "def f(x):\n return (x.view(np.uint32)>>16<<16).astype(np.uint32).view(np.float32)",
+    ),
+    (
+        "to_bfloat16",
+        "tie",
+        "def f(x):\n b=x.view(np.uint32).astype(np.uint64)+0x8000\n return (b>>16<<16).astype(np.uint32).view(np.float32)",
+    ),
+    (
+        "head_bwd",
+        "all rows|ignored|counted",
+        "def f(n,w,labels):\n z=(n@w.T).reshape(-1,len(w));l=labels.ravel();k=l!=-100\n z=z-z.max(1,keepdims=True);p=np.exp(z);p/=p.sum(1,keepdims=True)\n i=np.flatnonzero(k)\n loss=-np.log(p[i,l[k]]).mean()\n p[i,l[k]]-=1\n p[~k]=0\n return loss,(p@w/len(l)).reshape(n.shape)",
+    ),
+    (
+        "head_bwd",
+        "ignored|−100",
+        "def f(n,w,labels):\n z=(n@w.T).reshape(-1,len(w));l=labels.ravel();k=l!=-100\n z=z-z.max(1,keepdims=True);p=np.exp(z);p/=p.sum(1,keepdims=True)\n i=np.flatnonzero(k)\n loss=-np.log(p[i,l[k]]).mean()\n p[i,l[k]]-=1\n return loss,(p@w/k.sum()).reshape(n.shape)",
+    ),
+    (
+        "adamw_step",
+        "bias correction|correct",
+        "def f(w,m,v,g,t,*,lr,beta1,beta2,eps):\n m=beta1*m+(1-beta1)*g;v=beta2*v+(1-beta2)*g**2\n return w-lr*m/(np.sqrt(v)+eps),m,v",
+    ),
+    (
+        "adamw_step",
+        "eps",
+        "def f(w,m,v,g,t,*,lr,beta1,beta2,eps):\n m=beta1*m+(1-beta1)*g;v=beta2*v+(1-beta2)*g**2\n return w-lr*np.sqrt(1-beta2**t)/(1-beta1**t)*m/(np.sqrt(v)+eps),m,v",
+    ),
+]

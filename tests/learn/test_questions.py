@@ -13,8 +13,8 @@ from mesp_ref import learn, ops
 from mesp_ref.engine.block import block, block_bwd
 from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.positions import layers
-from mesp_ref.learn.exercises import QUESTIONS, wiring
 from mesp_ref.lean.chunks import file_size
+from mesp_ref.learn.exercises import QUESTIONS, wiring
 from mesp_ref.memory import Shapes, peak
 from mesp_ref.verify.bugs import BUGS
 from mesp_ref.verify.planted import planted
@@ -170,8 +170,12 @@ def test_bytes_of_a_step() -> None:
         layers, c = config.num_hidden_layers, config.hidden_size
         heads = {"H": config.num_attention_heads, "G": config.num_key_value_heads}
         expected = file_size(config, 1, 4)
-        assert truth("streamed_bytes")(layers, **heads, D=config.head_dim, C=c, itemsize=4) == expected
-        plain, disk = (peak("mesp_tiled", Shapes(config, tokens=tokens, disk=d)) for d in (False, True))
+        assert (
+            truth("streamed_bytes")(layers, **heads, D=config.head_dim, C=c, itemsize=4) == expected
+        )
+        plain, disk = (
+            peak("mesp_tiled", Shapes(config, tokens=tokens, disk=d)) for d in (False, True)
+        )
         assert truth("checkpoint_bytes")(layers, 1, tokens, c, 4) == plain.total - disk.total
     t = truth("equal_length")(**SIZES)
     assert 14 * t * t == pytest.approx(2 * t * 4864)
@@ -232,7 +236,8 @@ def test_the_best_pair_is_one() -> None:
 
 def test_bfloat16() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    bits = RNG.integers(0, 0x7F000000, 4000, dtype=np.uint32) | (RNG.integers(0, 2, 4000).astype(np.uint32) << np.uint32(31))  # fmt: skip
+    bits = RNG.integers(0, 0x7F000000, 4000, dtype=np.uint32)
+    bits[1::2] |= np.uint32(0x80000000)  # negative
     bits[::4] = (bits[::4] & np.uint32(0xFFFF0000)) | np.uint32(0x8000)  # ties
     x = bits.view(np.float32)
     expected = x.astype(ml_dtypes.bfloat16).astype(np.float32)

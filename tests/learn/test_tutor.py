@@ -115,6 +115,20 @@ def test_wrong_answers_to_questions_are_told_what_is_wrong(every: str, step: int
 
 
 @pytest.mark.parametrize(
+    ("every", "step"), [("some", 3), pytest.param("all", 1, marks=pytest.mark.slow)]
+)
+def test_answers_to_questions_held_out_are_told_what_is_wrong(every: str, step: int) -> None:
+    """Measured before the tutor learnt from them: of 56, all rejected, 51 named, none wrongly."""
+    found = []
+    for name, says, text in questions.HELD_OUT[::step]:
+        result = learn.check(name, compiled(text, ops=attempts.ops))
+        assert not result.passed, text
+        found.append(bool(result.named))
+        assert not result.named or re.search(says, " ".join(result.named)), (name, text, result)
+    assert np.mean(found) >= 0.9
+
+
+@pytest.mark.parametrize(
     ("every", "step"), [("some", 4), pytest.param("all", 1, marks=pytest.mark.slow)]
 )
 def test_attempts_held_out_are_told_what_is_wrong(every: str, step: int) -> None:
@@ -316,5 +330,9 @@ def test_a_statement_says_all_but_the_answer(name: str) -> None:
         *(c.name for c in exercise.cases),
     ):
         assert word in text
-    if name not in ("mezo", "training_step", "adamw_step"):  # their equation is what is to be written
+    if name not in (
+        "mezo",
+        "training_step",
+        "adamw_step",
+    ):  # their equation is what is to be written
         assert not re.search(r"^  (Backward|Answer) ", text, re.MULTILINE)

@@ -25,7 +25,7 @@ def _rank(g: Given, m: Wrong) -> Outputs:
     one = one * m.pick(7, one_h=1, attention_only=4, two=2, mlp_only=3, six=6) * m.pick(1, twice=2)
     whole = one * m.pick(g.layers, no_layers=1, one_fewer=g.layers - 1)
     saving = m.pick(g.saving, in_mb=g.saving / 1e6, in_mib=g.saving / 2**20)
-    return {"R": m.pick(saving / whole, upside_down=whole / saving, rounded_up=np.ceil(saving / whole), product=saving * whole, whole=float(whole))}  # fmt: skip
+    return {"R": m.pick(saving / whole, upside_down=whole / saving, rounded_up=np.ceil(saving / whole), rounded_down=np.floor(saving / whole), product=saving * whole, whole=float(whole))}  # fmt: skip
 
 
 RANK = question(
@@ -57,6 +57,7 @@ RANK = question(
         "in_mib": "the saving is turned into MiB (2²⁰) first: it is in bytes, as h is.",
         "upside_down": "it is upside down: the saving is divided by the bytes of one rank.",
         "rounded_up": "it is rounded up: the number itself is asked for.",
+        "rounded_down": "it is rounded to a whole number: the number itself is asked for.",
         "product": "saving and bytes of one rank are multiplied: divide.",
         "whole": "these are the bytes of rank 1: the saving is missing.",
     },

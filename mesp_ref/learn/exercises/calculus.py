@@ -170,7 +170,7 @@ def _blind(g: Given, m: Wrong) -> Outputs:
     dz = m.pick(g.p, no_p=1.0, root_p=np.sqrt(g.p), one_minus=1 - g.p) * (g.dy - dot)
     return {"length": m.pick(
         np.sqrt(np.sum(dz * dz)), squared=np.sum(dz * dz), largest=np.abs(dz).max(), root_mean=np.sqrt(np.mean(dz * dz)),
-        one_norm=np.abs(dz).sum(), summed=np.sum(dz), of_dy=np.sqrt(np.sum(g.dy**2)), zero=0.0, one=1.0,
+        one_norm=np.abs(dz).sum(), summed=np.sum(dz), of_dy=np.sqrt(np.sum(g.dy**2)), zero=0.0, one=1.0, diagonal=np.linalg.norm(g.dy * g.p * (1 - g.p)),
     )}  # fmt: skip
 
 
@@ -192,6 +192,7 @@ BLIND = question(
         _probabilities("ones", "dy = 1: the error is 0", 5, ones=True),
     ),
     formula=_blind,
+    magnitudes=lambda args, want: {"length": np.linalg.norm(args["p"] * np.abs(args["dy"]))},
     hints=(
         "The error of a backward that returns zeros is the right gradient itself.",
         "dz = p ⊙ (dy − a number that all entries share); then its length.",
@@ -211,6 +212,7 @@ BLIND = question(
         "of_dy": "it is the length of dy itself, of the cotangent.",
         "zero": "it is 0: that holds for dy = 1 only.",
         "one": "it is 1 always.",
+        "diagonal": "only the diagonal of the Jacobian, p·(1 − p), is there: the row sum Σ dy·p joins all entries.",
     },
 )
 

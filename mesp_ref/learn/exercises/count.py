@@ -69,7 +69,7 @@ def block_grads(R: int, H: int, G: int, D: int, C: int, F: int, itemsize: int) -
 
 
 def _grads(g: Given, m: Wrong) -> Outputs:
-    q, kv = g.H * g.D, m.pick(g.G * g.D, unshared=g.H * g.D)
+    q, kv = m.pick(g.H * g.D, q_is_c=g.C), m.pick(g.G * g.D, unshared=g.H * g.D, kv_is_c=g.C)
     parts = {"q": (q, g.C), "k": (kv, g.C), "v": (kv, g.C), "o": (g.C, q), "gate": (g.F, g.C), "up": (g.F, g.C), "down": (g.C, g.F)}  # fmt: skip
     left = m.pick((), no_mlp=("gate", "up", "down"), no_attention=("q", "k", "v", "o"), one_of_two=("up",), no_down=("down",), no_o=("o",), q_v=("k", "o", "gate", "up", "down"))  # fmt: skip
     kept = [parts[name] for name in parts if name not in left]
@@ -96,6 +96,8 @@ BLOCK_GRADS = question(
     hints=("A gradient has the shape of what it belongs to: A [R, in] and B [out, R].", "Seven pairs a block, R·(in + out) numbers each."),
     mistakes={
         "unshared": "k and v are counted with H heads: they have G (shared).",
+        "kv_is_c": "k and v are counted with C outputs: they have G·D, shared.",
+        "q_is_c": "q and o are counted with C for H·D: that holds in some models only.",
         "no_mlp": "the MLP's three projections are missing.",
         "no_attention": "attention's four projections are missing.",
         "one_of_two": "one of the MLP's three projections is missing: gate, up and down.",

@@ -21,6 +21,10 @@ def forgetting(with_adapter: Array, without: Array, tokens: Array) -> float:
     return float(((with_adapter - without) * tokens).sum() / tokens.sum())
 
 
+def _exp(losses: Array, tokens: Array) -> float:
+    return float(np.exp((losses * tokens).sum() / tokens.sum()))
+
+
 def _forgetting(g: Given, m: Wrong) -> Outputs:
     a, b, n = g.with_adapter, g.without, g.tokens
     more = m.pick(a - b, exchanged=b - a, divided=a / b, relative=(a - b) / b, perplexity=np.exp(a) - np.exp(b), with_alone=a, without_alone=b, absolute=abs(a - b))  # fmt: skip
@@ -28,7 +32,14 @@ def _forgetting(g: Given, m: Wrong) -> Outputs:
         (more * n).sum() / n.sum(), mean_of_means=more.mean(), total=(more * n).sum(), by_stories=(more * n).sum() / len(n),
         sum_over_tokens=more.sum() / n.sum(), median=np.median(more), summed=more.sum(), upside_down=(more / n).sum() / (1 / n).sum(), largest=more.max(),
     )  # fmt: skip
-    return {"nats": m.pick(one, bits=one / np.log(2), zero=0.0)}
+    return {
+        "nats": m.pick(
+            one,
+            bits=one / np.log(2),
+            zero=0.0,
+            perplexity_of_all=_exp(g.with_adapter, n) - _exp(g.without, n),
+        )
+    }
 
 
 def _stories(name: str, note: str, count: int, worse: float) -> Case:
@@ -65,6 +76,7 @@ FORGETTING = question(
         "largest": "it is the largest of the stories.",
         "bits": "it is in bits: nats are asked for, so no division by log 2.",
         "zero": "it is 0.",
+        "perplexity_of_all": "it is a difference of perplexities (exp of a loss): nats per token are losses themselves.",
     },
 )  # fmt: skip
 
