@@ -282,6 +282,11 @@ def _full_section(found: dict[str, Any]) -> str:
     )
 
 
+def _mapped(found: dict[str, Any]) -> float:
+    """The most GB of mapped files that were resident."""
+    return max(x["mapped"] for x in found.values()) / 1e9
+
+
 def _large_section(found: dict[str, Any]) -> str:
     config, rows = SHAPES[LARGE], []
     base = Base.uniform(config, "bfloat16", Affine())
@@ -296,14 +301,15 @@ def _large_section(found: dict[str, Any]) -> str:
             ]
         )  # fmt: skip
     head = [
-        "", "predicted, MB", "NumPy's peak, MB", "process, MB", "its file, MB", "CPU seconds", "GFLOP",
+        "method", "predicted, MB", "NumPy's peak, MB", "process, MB", "its file, MB", "CPU seconds", "GFLOP",
     ]  # fmt: skip
     return (
         f"## A 7B shape on 4 bits\n\nOne exact LoRA step with SGD of {LARGE}, {LARGE_TOKENS} tokens, "
         f"rank {RANK}, all {config.num_hidden_layers} blocks: weights random and mapped, 4 bits in "
-        "groups of 64, checkpoints in a file, one thread. MB are above weights, LoRA parameters and "
-        "optimiser state; those of the process are its own memory, buffers of BLAS included."
-        f"\n\n{markdown_table(head, rows)}"
+        "groups of 64, checkpoints in a file, one thread; the first step of a process, whose caches "
+        "count. MB are above weights, LoRA parameters and optimiser state; those of the process are its "
+        f"own memory, buffers of BLAS included. The {_mapped(found):.1f} GB of mapped files that it has "
+        f"read come on top: pages that the system may drop.\n\n{markdown_table(head, rows)}"
     )
 
 
