@@ -236,7 +236,17 @@ def test_info(directory: Path, capsys: pytest.CaptureFixture) -> None:
     assert facts["config"]["model_type"] == config.traits.model_type
     assert facts["tensors"] == len(config.weight_shapes())
     assert main(["info", str(directory)]) == 0
-    assert config.traits.model_type in capsys.readouterr().out
+    rows = capsys.readouterr().out
+    assert config.traits.model_type in rows
+    peculiar = {
+        "llama": ["RoPE scaling   llama3, factor 3"], "smollm3": ["without RoPE   1 of 2 blocks"],
+        "qwen3": [], "gemma3_text": [
+            "windows        1 of 2 blocks see 3 tokens, RoPE theta 30 there",
+            "RoPE scaling   linear, factor 2",
+        ],
+    }  # fmt: skip
+    for family, lines in peculiar.items():
+        assert all((line in rows) == (family == config.traits.model_type) for line in lines)
 
 
 def test_every_family_has_its_shape_of_a_block() -> None:
