@@ -18,9 +18,9 @@ from mesp_ref.files.peft import load_adapter
 from mesp_ref.files.quantized import Quantized
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.positions import tables
+from mesp_ref.golden.rows import ROWS
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array, linear, linear_bwd, rope, rope_bwd
-from mesp_ref.registry import OPS
 from mesp_ref.train.optim import SGD, AdamW
 
 Arrays = dict[str, Array]
@@ -28,7 +28,7 @@ LAYER = "model.layers.0."
 
 
 def compute_op(case: Case, given: Arrays) -> Arrays:
-    spec = OPS[case.attributes["op"]]
+    spec = ROWS[case.attributes["op"]]
     attributes = {
         name: case.attributes[name] for name in spec.attributes if name in case.attributes
     }

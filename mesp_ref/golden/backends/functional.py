@@ -13,9 +13,10 @@ import numpy as np
 from mesp_ref.files.models import load_model
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.golden.backends import NotCovered
+from mesp_ref.golden.rows import ROWS
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
-from mesp_ref.registry import OPS, attention, cross_entropy, linear, rmsnorm, rope
+from mesp_ref.registry import attention, cross_entropy, linear, rmsnorm, rope
 from mesp_ref.registry.twins import Namespace
 
 Values = dict[str, Any]
@@ -45,7 +46,7 @@ class Client:
 
     def op(self, case: Case, given: Values) -> Values:
         attributes = dict(case.attributes)
-        row, dy = OPS.get(attributes.pop("op")), given.pop("dy")
+        row, dy = ROWS.get(attributes.pop("op")), given.pop("dy")
         if row is None or row.golden is None:
             raise NotCovered
         twin = row.golden.functional

@@ -13,9 +13,10 @@ from mesp_ref.files.models import load_model
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.positions import tables
+from mesp_ref.golden.rows import ROWS
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
-from mesp_ref.registry import OPS, attention, cross_entropy, rmsnorm, rope
+from mesp_ref.registry import attention, cross_entropy, rmsnorm, rope
 
 Tensors = dict[str, torch.Tensor]
 
@@ -36,7 +37,7 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 def compute_op(case: Case, given: Tensors) -> Tensors:
     """Output and the gradients that the case asks for."""
     attributes = dict(case.attributes)
-    row, dy = OPS.get(attributes.pop("op")), given.pop("dy")
+    row, dy = ROWS.get(attributes.pop("op")), given.pop("dy")
     if row is None or row.golden is None:
         raise NotCovered
     y = row.golden.torch(torch, **given, **attributes)
