@@ -274,8 +274,8 @@ SOFTMAX = (
 
 
 def mask(sentence: str, hidden: Callable[[int, int], Array]) -> type[Plain]:
-    """visible(tq, tk) in place of the causal mask."""
-    return variant(sentence, visible=lambda self, tq, tk: hidden(tq, tk))
+    """hidden(tq, tk) in place of the causal mask."""
+    return variant(sentence, causal=lambda self, tq, tk: hidden(tq, tk))
 
 
 def tri(tq: int, tk: int, shift: int = 0) -> Array:
@@ -289,7 +289,7 @@ def window(width: int) -> Callable[[int, int], Array]:
 class NoMask(Plain):
     """attention without the causal mask"""
 
-    def visible(self, tq: int, tk: int) -> Array:
+    def causal(self, tq: int, tk: int) -> Array:
         return np.ones((tq, tk), bool)
 
 

@@ -20,14 +20,14 @@ def sigmoid(x: Array) -> Array:
 class SiluSigmoidOnly(Plain):
     """SiLU's derivative taken as σ alone, without gate·σ·(1 − σ)"""
 
-    def silu_slope(self, gate: Array) -> Array:
+    def activation_slope(self, gate: Array) -> Array:
         return sigmoid(gate)
 
 
 class SiluAsSigmoid(Plain):
     """SiLU's derivative taken as that of the sigmoid, σ·(1 − σ)"""
 
-    def silu_slope(self, gate: Array) -> Array:
+    def activation_slope(self, gate: Array) -> Array:
         return np.exp(-gate) / (1 + np.exp(-gate)) ** 2
 
 
@@ -71,7 +71,7 @@ class UpWithoutSilu(Plain):
 def slope(sentence: str, function: Callable[[Array, Array], Array]) -> type[Plain]:
     """function(gate, σ) in place of silu's derivative."""
     return variant(
-        f"SiLU's derivative {sentence}", silu_slope=lambda self, g: function(g, sigmoid(g))
+        f"SiLU's derivative {sentence}", activation_slope=lambda self, g: function(g, sigmoid(g))
     )
 
 
@@ -154,9 +154,9 @@ def activation(name: str, f: Function, slope_of: Function, which: str) -> type[P
     """Another activation, everywhere or on one way."""
     steps: dict[str, Callable[..., Any]] = {}
     if which != "in the backward":
-        steps["silu"] = lambda self, g: f(g)
+        steps["activation"] = lambda self, g: f(g)
     if which != "in the forward":
-        steps["silu_slope"] = lambda self, g: slope_of(g)
+        steps["activation_slope"] = lambda self, g: slope_of(g)
     if which == "in the forward":  # the backward is the right one
         steps = {"swiglu": lambda self, g, u: (f(g), f(g) * u)}
     if which == "in the backward":

@@ -532,9 +532,9 @@ class Parallel(Plain):
     """the MLP reads the block's input in parallel to the attention, not its output"""
 
     def norm_at(self, w: Weights, part: str, x: Array) -> Array:
-        if part == "input_layernorm":
+        if part == self.set.norms[0][0]:
             self.entered = x
-        return super().norm_at(w, part, self.entered if part.startswith("post") else x)
+        return super().norm_at(w, part, self.entered if part == self.set.norms[1][0] else x)
 
     def block(self, w: Weights, x: Array) -> tuple[Array, Arrays]:
         y, res = super().block(w, x)
