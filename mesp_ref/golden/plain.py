@@ -12,7 +12,6 @@ import numpy as np
 
 from mesp_ref.ops import IGNORED, Array
 
-
 SLIDING = "sliding_attention"  # a layer's type in Hugging Face's configs
 QWEN2_NORMS = ("input_layernorm", ""), ("post_attention_layernorm", "")
 
@@ -215,6 +214,14 @@ class Plain:
     def add(self, what: str, a: Array, b: Array) -> Array:
         """Where two gradients meet; `what` names b."""
         return a + b
+
+    def side_by_side(self, parts: list[Array]) -> Array:
+        """Results of a fused op, side by side."""
+        return np.concatenate(parts, axis=-1)
+
+    def apart(self, dy: Array, sizes: list[int]) -> list[Array]:
+        """The cotangent of each of them."""
+        return np.split(dy, np.cumsum(sizes)[:-1], axis=-1)
 
     @property
     def gated(self) -> str:

@@ -47,7 +47,7 @@ def of_op(op: str, inputs: Arrays, attributes: Mapping[str, Any]) -> Run | None:
     """An op's output "y" and its gradients "d…" from float64 arguments, cotangent "dy" among them."""
     if op not in OF_OPS or "first" in inputs:
         return None
-    setting = _setting(inputs, attributes | ({"is_gelu": True} if op == "geglu" else {}))
+    setting = _setting(inputs, {**attributes, **({"is_gelu": True} if op == "geglu" else {})})
     return lambda kind: OF_OPS[op](kind(setting), inputs)
 
 
@@ -124,17 +124,17 @@ def _lm_loss(plain: Plain, v: Arrays) -> Arrays:
 
 
 def _qkv(plain: Plain, v: Arrays) -> Arrays:
-    y, dx, start, found = list[Array](), None, 0, Arrays()
-    for c in "qkv":
-        plain.at, w, b = f"self_attn.{c}_proj", v[f"w{c}"], v.get(f"b{c}")
-        y.append(plain.lora(v["x"], w, b, v[f"A{c}"], v[f"B{c}"]))
-        dy = v["dy"][..., start : start + len(w)]
-        d, found[f"dA{c}"], found[f"dB{c}"] = plain.lora_bwd(dy, v["x"], w, v[f"A{c}"], v[f"B{c}"])
+    y, dx, found = list[Array](), list[Array](), Arrays()
+    dys = plain.apart(v["dy"], [len(v[f"w{c}"]) for c in "qkv"])
+    for c, dy in zip("qkv", dys, strict=True):
+        w, b, A, B = v[f"w{c}"], v.get(f"b{c}"), v[f"A{c}"], v[f"B{c}"]
+        plain.at = f"self_attn.{c}_proj"
+        y.append(plain.lora(v["x"], w, b, A, B))
+        more, found[f"dA{c}"], found[f"dB{c}"] = plain.lora_bwd(dy, v["x"], w, A, B)
+        dx.append(plain.add(plain.at, dx[-1], more) if dx else more)
         found[f"dw{c}"], db = plain.linear_params(dy, v["x"])
         found |= {} if b is None else {f"db{c}": db}
-        dx, start = d if dx is None else plain.add(plain.at, dx, d), start + len(w)
-    assert dx is not None
-    return {"y": np.concatenate(y, axis=-1), "dx": dx} | found
+    return {"y": plain.side_by_side(y), "dx": dx[-1]} | found
 
 
 def _mlp(plain: Plain, v: Arrays) -> Arrays:
@@ -159,14 +159,20 @@ def _mlp(plain: Plain, v: Arrays) -> Arrays:
 
 
 def _add_norm(plain: Plain, v: Arrays) -> Arrays:
-    a = plain.join("residual around the attention", v["x"], v["f"])
-    dn, da = np.split(v["dy"], 2, axis=-1)
-    dx = plain.add("residual around the MLP", plain.norm_bwd(dn, a, v["w"]), da)
-    y = np.concatenate([plain.norm(a, v["w"]), a], axis=-1)
-    return {"y": y, "dx": dx, "df": dx, "dw": plain.norm_params(dn, a, v["w"])}
+    a = plain.join("the sum", v["x"], v["f"])
+    read = plain.join("what is normalised", v["x"], v["f"])
+    dn, da = plain.apart(v["dy"], [a.shape[-1]] * 2)
+    back = plain.norm_bwd(dn, read, v["w"])
+    return {
+        "y": plain.side_by_side([plain.norm(read, v["w"]), a]),
+        "dx": plain.add("the sum's own, to x", back, da),
+        "df": plain.add("the sum's own, to f", back, da),
+        "dw": plain.norm_params(dn, read, v["w"]),
+    }
 
 
 def _head_loss(plain: Plain, v: Arrays) -> Arrays:
+    plain.at = "model.norm"
     n = plain.norm(v["x"], v["w"])
     found = _lm_loss(plain, {"x": n, "w": v["head"], "labels": v["labels"], "dy": v["dy"]})
     dn = found["dx"]

@@ -269,13 +269,12 @@ def add_norm(
     n: Callable[..., Tensor] = lambda x, f, w, e: normed(x + f, w, e),
     a: Callable[[Tensor, Tensor], Tensor] = lambda x, f: x + f,
 ) -> Any:
-    return lambda v, at: torch.cat(
-        [n(v["x"], v["f"], v["w"], at["eps"]), a(v["x"], v["f"])], -1
-    )
+    return lambda v, at: torch.cat([n(v["x"], v["f"], v["w"], at["eps"]), a(v["x"], v["f"])], -1)
 
 
 ADD_NORM: list[Row] = [
-    ("the sum passes nothing back", "usual", add_norm(a=lambda x, f: (x + f).detach()), "residual|da|sum"),
+    ("the sum passes nothing back", "usual", add_norm(a=lambda x, f: (x + f).detach()),
+     "residual|da|sum"),
     ("f gets nothing of the sum", "usual", add_norm(a=lambda x, f: x + f.detach()),
      "f|residual|sum|not a mistake"),
     ("norm of x", "usual stream", add_norm(lambda x, f, w, e: normed(x, w, e) + 0 * f),
@@ -437,7 +436,9 @@ def more_window(by: int) -> Callable[[Any, str], int | None]:
     return lambda self, at: (own_window(self, at) or -99) + by if self.slides(at) else None
 
 
-def gain(forward: float, backward: float, chosen: Callable[[str], bool] = lambda name: True) -> Patch:
+def gain(
+    forward: float, backward: float, chosen: Callable[[str], bool] = lambda name: True
+) -> Patch:
     """forward + w and backward + w in the place of 1 + w."""
 
     def norm(self: Any, name: str, x: Tensor, w: Tensor) -> Tensor:
@@ -609,7 +610,8 @@ FAMILIES: list[Row] = [
     ("q norm passed through", f"{Q3} {E3}", heads_back(lambda dy, x, w, r: dy, 4), "q_norm|norm of q"),
     ("k norm without its term", f"{Q3} {G3}", heads_back(lambda dy, x, w, r: dy * w * r, 2),
      "k_norm|norm of k"),
-    ("no norms of q and k", f"{Q3} {E3}", on_heads(lambda x, w, e: x + 0 * w), "q_norm|norms? of q|q and k"),
+    ("no norms of q and k", f"{Q3} {E3}", on_heads(lambda x, w, e: x + 0 * w),
+     "q_norm|norms? of q|q and k"),
     ("no norm of k", f"{Q3} {G3}", on_heads(lambda x, w, e: x + 0 * w, 2), "k_norm|norm of k"),
     ("no norm of q", f"{Q3} {EG}", on_heads(lambda x, w, e: x + 0 * w, 4), "q_norm|norm of q"),
     ("norm over all heads", f"{Q3} {G3}", on_heads(all_heads), "all heads|whole|head"),
@@ -620,7 +622,8 @@ FAMILIES: list[Row] = [
     ("norms of q and k exchanged", f"{Q3} {G3}", step(head_norm=other_norm), "exchang|swap|other"),
     ("LayerNorm on heads", f"{Q3} {E3}",
      on_heads(lambda x, w, e: F.layer_norm(x, (x.shape[-1],), w, None, e)), "LayerNorm|mean"),
-    ("1 + w on heads", f"{Q3} {E3}", on_heads(lambda x, w, e: right_norm(x, 1 + w, e)), r"1 ?\+ ?w|Gemma"),
+    ("1 + w on heads", f"{Q3} {E3}", on_heads(lambda x, w, e: right_norm(x, 1 + w, e)),
+     r"1 ?\+ ?w|Gemma"),
     ("head norms' weight missing in dx", f"{Q3} {G3}",
      heads_back(lambda dy, x, w, r: dy * r - x * (dy * x).mean(-1, keepdim=True) * r**3),
      "without the norm's weight|weight"),
@@ -675,9 +678,11 @@ FAMILIES: list[Row] = [
     ("theta 10000", f"{EL} {E3}",
      tabled(lambda c, t: (t(1e4, stretched(c) if c.rope_scaling else lambda f: f), None)), "theta"),
     ("no scaling in Gemma", EG, tabled(lambda c, t: (t(1000.0), t(100.0))), "scaling"),
-    ("scaling twice in Gemma", EG, tabled(lambda c, t: (t(1000.0, lambda f: f / 16), t(100.0))), "twice"),
+    ("scaling twice in Gemma", EG, tabled(lambda c, t: (t(1000.0, lambda f: f / 16), t(100.0))),
+     "twice"),
     ("scaling of layers with a window, too", EG,
-     tabled(lambda c, t: (t(1000.0, lambda f: f / 4), t(100.0, lambda f: f / 4))), "window|local|sliding"),
+     tabled(lambda c, t: (t(1000.0, lambda f: f / 4), t(100.0, lambda f: f / 4))),
+     "window|local|sliding"),
     ("one theta for all", EG, tabled(lambda c, t: (t(1000.0, lambda f: f / 4),) * 2),
      "theta|local|same|table"),
     ("the two tables exchanged", EG, tabled(lambda c, t: (t(100.0), t(1000.0, lambda f: f / 4))),

@@ -183,7 +183,8 @@ def run_model(case: Case, leaves: Tensors, given: Tensors, dtype: torch.dtype) -
     cos, sin = (torch.from_numpy(table).to(dtype) for table in whole)
     step = Step(case, cos, sin)
     if local:
-        step.local = tuple(torch.from_numpy(table).to(dtype) for table in local)
+        first, second = (torch.from_numpy(table).to(dtype) for table in local)
+        step.local = first, second
     step.model(leaves, given["input_ids"], given["labels"])
     return step
 

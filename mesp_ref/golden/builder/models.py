@@ -86,8 +86,8 @@ MODELS = (
     Shape("qwen3", "Qwen3: two blocks with norms of q and k, tied head", t=7, layers=2, family="qwen3"),
     Shape("llama", "Llama: two blocks, head of its own, RoPE scaled as Llama 3 does", t=7, layers=2,
           hidden=24, tied=False, family="llama", more={"rope_scaling": LLAMA3}),
-    Shape("gemma3", "Gemma 3: a layer with a window of 3 and RoPE of its own, one that sees all with RoPE "
-          "scaled linearly; the embedding times √C, tied head", t=7, layers=2, family="gemma3_text",
+    Shape("gemma3", "Gemma 3: a layer with a window of 3 and RoPE of its own, one that sees all with "
+          "RoPE scaled linearly; the embedding times √C, tied head", t=7, layers=2, family="gemma3_text",
           more=GEMMA | {"layer_types": (SLIDING, FULL), "sliding_window": 3, "rope_theta": 1000.0,
                         "rope_scaling": RopeScaling(4.0)}),
 )  # fmt: skip

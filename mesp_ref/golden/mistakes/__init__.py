@@ -5,11 +5,26 @@ gives those that a case can show; `OF_BLOCKS` and `OF_LOSSES` are the ones whose
 in the suite, for checkers in other languages.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mesp_ref.golden.mistakes import attention, lora, loss, mlp, norm, online, rest, rope
+from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.files.config import config_of
+from mesp_ref.golden.mistakes import (
+    attention,
+    family,
+    fused,
+    lora,
+    loss,
+    masks,
+    mlp,
+    norm,
+    online,
+    rest,
+    rope,
+)
 from mesp_ref.golden.mistakes.attention import OnDevice
 from mesp_ref.golden.mistakes.loss import CountsIgnored, IgnoresTokenZero, SumOverTokens
 from mesp_ref.golden.plain import Plain
@@ -80,7 +95,7 @@ def title(mistake: type[Plain]) -> str:
 def known(kind: str, attributes: dict[str, Any], inputs: Arrays) -> list[type[Plain]]:
     """Every mistake that a case of this kind may show, with the sizes of its inputs."""
     if kind in ("op", "tile"):
-        return _of_op(attributes["op"], inputs)
+        return _of_op(attributes["op"], inputs, attributes)
     if kind == "positions":
         turn = (
             inputs["positions"],
@@ -91,42 +106,57 @@ def known(kind: str, attributes: dict[str, Any], inputs: Arrays) -> list[type[Pl
         return [*rope.of_positions(*turn), *rope.KNOWN]
     if kind == "quant":
         return list(rest.QUANTISED)
-    parts = [*rope.KNOWN, *attention.KNOWN, *norm.KNOWN, *mlp.KNOWN, *lora.KNOWN, *rest.BLOCK]
-    if "config" in attributes:
-        parts.append(attention.of_hidden(attributes["config"]["hidden_size"]))
-    if kind == "block":
-        tokens = inputs["x"].shape[1]
-        return [*parts, *norm.divisors(inputs["x"]), *online.of_keys(tokens, tokens)]
     if kind == "traj":
         return {"adamw": list(rest.ADAMW), "sgd": list(rest.SGD), "mezo": list(rest.MEZO)}[
             attributes["optimizer"]
         ]
+    config = config_of(attributes["config"])
+    parts = [*rope.KNOWN, *attention.KNOWN, *norm.KNOWN, *mlp.of(config.traits.gelu)]
+    parts += [*lora.KNOWN, *rest.BLOCK, attention.of_hidden(config.hidden_size)]
+    if kind == "block":
+        tokens = inputs["x"].shape[1]
+        parts += family.of_blocks(config, False)
+        return [*parts, *norm.divisors(inputs["x"]), *online.of_keys(tokens, tokens)]
+    return parts + _of_model(config, inputs)
+
+
+def _of_model(config: Qwen2Config, inputs: Arrays) -> list[type[Plain]]:
+    """What a whole model may show beside the mistakes of its blocks."""
     n, t = inputs["input_ids"].shape
-    config = attributes["config"]
-    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    hidden, vocabulary = config.hidden_size, config.vocab_size
     labels = int((inputs["labels"][:, 1:] != IGNORED).sum())
     losses = [*loss.KNOWN, *loss.SHIFTED, *loss.counts(n, t, labels), *loss.paddings(vocabulary)]
     widths = norm.divisors(np.zeros((n, t, hidden)))
     tiles = [*online.of_keys(t, t), *online.of_vocabulary(vocabulary)]
     return [
-        *parts,
         *losses,
         *rest.EMBEDDING,
-        *rest.model(config["num_hidden_layers"]),
+        *rest.model(config.num_hidden_layers),
+        *family.of_models(config, t),
         *widths,
         *tiles,
     ]
 
 
-def _of_op(op: str, v: Arrays) -> list[type[Plain]]:
+def _of_op(op: str, v: Arrays, attributes: Mapping[str, Any]) -> list[type[Plain]]:
     """Mistakes of one op."""
     losses = [*loss.KNOWN, *loss.NOT_SHIFTED]
     if op == "rmsnorm":
         return [*norm.KNOWN, *norm.divisors(v["x"])]
     if op == "causal_softmax":
         return [*attention.KNOWN, *online.of_keys(*v["s"].shape[-2:])]
-    if op == "attention":
-        return [*attention.KNOWN, *online.of_keys(v["q"].shape[1], v["k"].shape[1])]
+    if op in ("attention", "masked_attention"):
+        own = masks.of_masks("positions" in v, "window" in attributes, "scale" in attributes)
+        return [*own, *attention.KNOWN, *online.of_keys(v["q"].shape[1], v["k"].shape[1])]
+    if op == "qkv_lora":
+        return [*lora.KNOWN, *fused.OF_QKV]
+    if op in ("mlp_lora", "gelu_mlp_lora"):
+        return [*lora.KNOWN, *mlp.of(op == "gelu_mlp_lora"), *fused.OF_MLP]
+    if op == "add_norm":
+        return [*norm.KNOWN, *norm.divisors(v["x"]), *fused.OF_ADD_NORM]
+    if op == "head_loss":
+        ends = [rest.skipped_norm("model.norm"), *norm.KNOWN, *norm.divisors(v["x"])]
+        return [*ends, *_of_op("lm_loss", v | {"w": v["head"]}, attributes)]
     if op in ("cross_entropy", "lm_loss"):
         n, t = (1, len(v["labels"])) if op == "cross_entropy" else v["labels"].shape
         size = v["logits"].shape[-1] if op == "cross_entropy" else len(v["w"])
@@ -139,6 +169,7 @@ def _of_op(op: str, v: Arrays) -> list[type[Plain]]:
         {
             "rope": rope.KNOWN,
             "swiglu": mlp.KNOWN,
+            "geglu": mlp.GELU,
             "linear": lora.KNOWN,
             "lora_linear": lora.KNOWN,
             "embedding": rest.EMBEDDING,

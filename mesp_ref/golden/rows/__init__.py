@@ -10,8 +10,7 @@ from mesp_ref.registry import OPS, OpSpec
 from mesp_ref.registry.check import check
 
 FUSED: dict[str, OpSpec] = {
-    row.name: row
-    for row in (masked.ROW, qkv.ROW, mlp.ROW, mlp.GELU, add_norm.ROW, head.ROW)
+    row.name: row for row in (masked.ROW, qkv.ROW, mlp.ROW, mlp.GELU, add_norm.ROW, head.ROW)
 }
 for _row in FUSED.values():
     check(_row)

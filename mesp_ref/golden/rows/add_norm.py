@@ -1,4 +1,4 @@
-"""add_norm: the sum of a residual stream and what a half adds, and its RMSNorm: y = [norm(a), a], a = x + f."""
+"""add_norm: y = [norm(a), a], a = x + f: what a half gives, added to the stream and normalised."""
 
 from typing import Any, NamedTuple
 

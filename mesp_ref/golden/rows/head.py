@@ -1,4 +1,4 @@
-"""head_loss: the end of a model, final norm, head and mean cross entropy, from the last block's output."""
+"""head_loss: the end of a model from the last block's output: norm, head, mean cross entropy."""
 
 from typing import Any
 

@@ -79,17 +79,15 @@ def gradient_magnitudes(dy: Array, args: Args) -> dict[str, Array]:
 
 def torch_twin(torch: Any, x: Any, *, s: float, is_gelu: bool = False, **given: Any) -> Any:
     def layer(x: Any, c: str) -> Any:
-        return lora_linear.torch_twin(torch, x, *(given[f"{kind}{c}"] for kind in "wAB"), s)
+        return lora_linear.torch_twin(torch, x, given[f"w{c}"], given[f"A{c}"], given[f"B{c}"], s)
 
     gated = (geglu if is_gelu else swiglu).torch_twin(torch, layer(x, "g"), layer(x, "u"))
     return layer(gated, "d")
 
 
-def functional_twin(
-    fw: Namespace, x: Any, *, s: float, is_gelu: bool = False, **given: Any
-) -> Any:
+def functional_twin(fw: Namespace, x: Any, *, s: float, is_gelu: bool = False, **given: Any) -> Any:
     def layer(x: Any, c: str) -> Any:
-        return lora_linear.functional_twin(fw, x, *(given[f"{kind}{c}"] for kind in "wAB"), s)
+        return lora_linear.functional_twin(fw, x, given[f"w{c}"], given[f"A{c}"], given[f"B{c}"], s)
 
     gated = (geglu if is_gelu else swiglu).functional_twin(fw, layer(x, "g"), layer(x, "u"))
     return layer(gated, "d")

@@ -30,6 +30,12 @@ def pieces(dy: Array, given: dict[str, Any]) -> list[Array]:
     return np.split(dy, ends[:-1], axis=-1)
 
 
+def total(parts: list[Array]) -> Array:
+    """What q, k and v give to one input."""
+    first, second, third = parts
+    return first + second + third
+
+
 def forward(
     x: Array, *, s: float, **given: Any
 ) -> tuple[Array, tuple[ops.LoraLinearRes, ...]]:  # fmt: skip
@@ -44,7 +50,7 @@ def backward(dy: Array, res: Any, *, s: float, **given: Any) -> tuple[Array, ...
         ops.lora_linear_bwd(d, r, w, b, A, B, s=s)
         for d, r, (w, b, A, B) in zip(pieces(dy, given), res, layers(given), strict=True)
     ]
-    return sum(dx for dx, _, _ in found), *(g for _, dA, dB in found for g in (dA, dB))
+    return total([dx for dx, _, _ in found]), *(g for _, dA, dB in found for g in (dA, dB))
 
 
 def backward_params(dy: Array, res: Any, **given: Any) -> tuple[Array | None, ...]:
@@ -61,7 +67,7 @@ def magnitude(dy: Array, res: Any, *, s: float, **given: Any) -> tuple[Array, ..
         lora_linear.magnitude(d, r, w, b, A, B, s=s)
         for d, r, (w, b, A, B) in zip(pieces(dy, given), res, layers(given), strict=True)
     ]
-    return sum(dx for dx, _, _ in found), *(g for _, dA, dB in found for g in (dA, dB))
+    return total([dx for dx, _, _ in found]), *(g for _, dA, dB in found for g in (dA, dB))
 
 
 def magnitude_params(dy: Array, res: Any, **given: Any) -> tuple[Array | None, ...]:
@@ -92,9 +98,7 @@ def torch_twin(torch: Any, x: Any, *, s: float, **given: Any) -> Any:
 
 def functional_twin(fw: Namespace, x: Any, *, s: float, **given: Any) -> Any:
     twin = lora_linear.functional_twin
-    return fw.xp.concatenate(
-        [twin(fw, x, w, A, B, s, b) for w, b, A, B in layers(given)], axis=-1
-    )
+    return fw.xp.concatenate([twin(fw, x, w, A, B, s, b) for w, b, A, B in layers(given)], axis=-1)
 
 
 def sample(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
@@ -104,7 +108,10 @@ def sample(rng: np.random.Generator, z: Sizes, dtype: Any) -> Args:
             normal(rng, dtype, heads * z.d, z.c),
             normal(rng, dtype, heads * z.d),
         )
-        args[f"A{c}"], args[f"B{c}"] = normal(rng, dtype, z.r, z.c), normal(rng, dtype, heads * z.d, z.r)
+        args[f"A{c}"], args[f"B{c}"] = (
+            normal(rng, dtype, z.r, z.c),
+            normal(rng, dtype, heads * z.d, z.r),
+        )
     return args
 
 
