@@ -155,7 +155,7 @@ def _of_op(op: str, v: Arrays, attributes: Mapping[str, Any]) -> list[type[Plain
     if op == "add_norm":
         return [*norm.KNOWN, *norm.divisors(v["x"]), *fused.OF_ADD_NORM]
     if op == "head_loss":
-        ends = [rest.skipped_norm("model.norm"), *norm.KNOWN, *norm.divisors(v["x"])]
+        ends = [*rest.skipped_norm("model.norm"), *norm.KNOWN, *norm.divisors(v["x"])]
         return [*ends, *_of_op("lm_loss", v | {"w": v["head"]}, attributes)]
     if op in ("cross_entropy", "lm_loss"):
         n, t = (1, len(v["labels"])) if op == "cross_entropy" else v["labels"].shape

@@ -79,24 +79,12 @@ def head_params(sentence: str, dw: Callable[[Array], Array]) -> type[Plain]:
     return variant(sentence, norm_params=norm_params)
 
 
-def both_skipped(parts: tuple[str, ...], sentence: str) -> type[Plain]:
-    """No norm at some parts."""
-
-    def forward(self: Plain, x: Array, w: Array) -> Array:
-        return x if self.at in parts else Plain.norm(self, x, w)
-
-    def backward(self: Plain, dy: Array, x: Array, w: Array) -> Array:
-        return dy if self.at in parts else Plain.norm_bwd(self, dy, x, w)
-
-    return variant(sentence, norm=forward, norm_bwd=backward)
-
-
 OF_HEADS: tuple[type[Plain], ...] = (
     NormOverHeads,
     NormAfterRope,
     OtherHeadNorm,
-    both_skipped(HEADS, "the norms of q and k, q_norm and k_norm, are skipped"),
-    *(skipped_norm(part) for part in HEADS),
+    *skipped_norm(*HEADS, text="the norms of q and k, q_norm and k_norm, are skipped"),
+    *(mistake for part in HEADS for mistake in skipped_norm(part)),
     *(only(mistake, HEADS) for mistake in norm.KNOWN),
     head_params(
         "dw of q_norm and k_norm of the first head only", lambda t: flat(t[:, :, 0]).sum(axis=0)
@@ -188,8 +176,8 @@ def of_behind(parts: tuple[str, ...]) -> list[type[Plain]]:
     """Mistakes of the two norms behind the halves."""
     return [
         NormOfSum,
-        *(skipped_norm(part) for part in parts),
-        both_skipped(parts, "the norms behind the halves are skipped, both"),
+        *(mistake for part in parts for mistake in skipped_norm(part)),
+        *skipped_norm(*parts, text="the norms behind the halves are skipped, both"),
         variant(
             "the norms behind the halves are exchanged: each has the other's weight",
             behind=lambda self, w, half, y: Plain.behind(self, crossed(self, w), half, y),
@@ -359,7 +347,7 @@ def of_blocks(config: Qwen2Config, layers: bool) -> list[type[Plain]]:
     found = list(OF_HEADS if traits.head_norms else ())
     found += of_gain((*parts, "model.norm") if layers else parts) if traits.gain else []
     found += of_behind(behind) if behind else []
-    found += [skipped_norm(before) for before, _ in traits.norms]
+    found += [mistake for before, _ in traits.norms for mistake in skipped_norm(before)]
     slides = SLIDING in config.layer_types
     found += masks.of_masks(False, slides, config.attention_scale is not None)
     return found + (list(masks.BY_LAYER) if slides and layers else [])

@@ -144,6 +144,12 @@ def masked_late(self: Plain, s: Array) -> Array:
     return e / e.sum(axis=-1, keepdims=True) * self.visible(*s.shape[-2:])
 
 
+def unhidden(self: Plain, dp: Array, p: Array) -> Array:
+    """Scores that were replaced have no gradient, though their keys have a share."""
+    ds: Array = Plain.softmax_bwd(self, dp, p) * self.visible(*p.shape[-2:])
+    return ds
+
+
 HIDING: tuple[type[Plain], ...] = (
     variant(
         "no causal mask within documents: a query sees its document's future",
@@ -151,6 +157,11 @@ HIDING: tuple[type[Plain], ...] = (
     ),
     variant(
         "hidden scores are set to 0 instead of −∞: the mask weakens keys", probabilities=filled
+    ),
+    variant(
+        "hidden scores are set to 0 instead of −∞: the mask weakens keys",
+        probabilities=filled,
+        softmax_bwd=unhidden,
     ),
     variant(
         "the mask is applied after the softmax: what is left is not normalised again",
