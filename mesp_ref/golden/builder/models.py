@@ -27,8 +27,8 @@ from mesp_ref.golden.suite import DTYPES, Case, Tensor, Vectors
 from mesp_ref.ops import IGNORED, Array, RopeScaling, rope_tables
 
 SOURCE = (
-    "mesp_ref in float64, held against a second writing at build time and against torch float64 "
-    "and complex step in the tests"
+    "mesp_ref in float64, held against a second writing at build time and against torch float64, "
+    "transformers with PEFT and complex step in the tests"
 )
 AGREE = 1e-12  # of a tensor's largest entry; measured: 4e-15
 LAYER = "model.layers.0."

@@ -92,6 +92,81 @@ def title(mistake: type[Plain]) -> str:
     return (mistake.__doc__ or "").strip()
 
 
+# Of fused ops, masks and families: by case and file, the sentence that `known` has it under.
+OF_CASES: dict[str, dict[str, str]] = {
+    "ops/masked_attention/window": {
+        "window_long": "the window is one key too long: its own is not counted",
+        "window_short": "the window is one key too short: its own is counted twice",
+        "no_window": "the window is ignored: a query sees all keys before it",
+    },
+    "ops/masked_attention/documents": {
+        "documents_joined": "documents are not kept apart: a query sees the keys of those before its "
+        "own",
+        "boundary": "a document's boundary is off by one: a query sees the last key of the document "
+        "before",
+        "last_document": "dk and dv of the last document only: overwritten, not accumulated over "
+        "documents",
+    },
+    "ops/qkv_lora/usual": {
+        "no_value_path": "dx lacks the part of v_proj",
+        "k_without_lora": "LoRA is missing on k_proj: no adapter there",
+    },
+    "ops/mlp_lora/usual": {
+        "no_up_path": "dx lacks the part of up_proj",
+        "down_without_lora": "LoRA is missing on down_proj: no adapter there",
+    },
+    "ops/add_norm/usual": {
+        "no_own_gradient": "the sum's own gradient is missing: dx and df are the norm's alone, the "
+        "residual path is cut",
+        "f_without": "df lacks the sum's own gradient",
+    },
+    "ops/head_loss/usual": {
+        "norm_passed_through": "RMSNorm skipped in the backward: dx = dy",
+        "sum_over_tokens": title(SumOverTokens),
+    },
+    "block/qwen3": {
+        "head_norms_passed_through": "RMSNorm skipped in the backward: dx = dy, at q_norm and k_norm "
+        "only",
+        "no_head_norms": "the norms of q and k, q_norm and k_norm, are skipped",
+        "norm_over_heads": title(family.NormOverHeads),
+        "rebuilt_without_norm": title(attention.RebuiltWithoutNorm),
+    },
+    "block/gemma3": {
+        "gain_w": f"{family.GAIN}, forward and backward",
+        "gain_w_backward": f"{family.GAIN} in the backward",
+        "no_norm_behind_attention": "the norm post_attention_layernorm is skipped",
+        "no_norm_behind_mlp": "the norm post_feedforward_layernorm is skipped",
+        "silu": "SiLU in place of GELU (its tanh form), forward and backward",
+        "head_scale": "scores scaled by 1/√D instead of the scale given (query_pre_attn_scalar)",
+    },
+    "block/gemma3_window": {
+        "window_long": "the window is one key too long: its own is not counted",
+        "window_short": "the window is one key too short: its own is counted twice",
+    },
+    "e2e/llama": {
+        "scaling_twice": "RoPE's scaling applied twice",
+        "no_scaling": "RoPE without its scaling",
+    },
+    "e2e/gemma3": {
+        "embedding_unscaled": "the embedding's factor √C is lost, forward and backward",
+        "one_theta": "RoPE with one theta for all: layers with a window turn by that of the others",
+        "window_on_all_layers": "the window is on all layers, also on those that see all",
+    },
+}
+
+
+def of_case(
+    name: str, kind: str, attributes: dict[str, Any], inputs: Arrays
+) -> dict[str, type[Plain]]:
+    """OF_CASES of a case; ArithmeticError for a sentence that no mistake has."""
+    wanted = OF_CASES.get(name, {})
+    found = {title(m): m for m in (known(kind, attributes, inputs) if wanted else [])[::-1]}
+    missing = [sentence for sentence in wanted.values() if sentence not in found]
+    if missing:
+        raise ArithmeticError(f"{name}: no mistake is called {missing[0]!r}")
+    return {slug: found[sentence] for slug, sentence in wanted.items()}
+
+
 def known(kind: str, attributes: dict[str, Any], inputs: Arrays) -> list[type[Plain]]:
     """Every mistake that a case of this kind may show, with the sizes of its inputs."""
     if kind in ("op", "tile"):

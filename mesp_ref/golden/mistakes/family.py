@@ -18,6 +18,7 @@ from mesp_ref.golden.positions import frequencies, model_tables
 from mesp_ref.ops import Array, RopeScaling
 
 HEADS = ("self_attn.q_norm", "self_attn.k_norm")
+GAIN = "the gain of norms is w instead of 1 + w: the 1 is forgotten"
 
 
 class NormOverHeads(Plain):
@@ -124,18 +125,17 @@ def gains(
 
 def of_gain(parts: tuple[str, ...]) -> list[type[Plain]]:
     """Mistakes of norms whose gain is 1 + w, at all of them or at one."""
-    text = "the gain of norms is w instead of 1 + w: the 1 is forgotten"
     found = [
-        gains(f"{text}, forward and backward", 0.0, 0.0),
-        gains(f"{text} in the backward", 1.0, 0.0),
-        gains(f"{text} in the forward", 0.0, 1.0),
+        gains(f"{GAIN}, forward and backward", 0.0, 0.0),
+        gains(f"{GAIN} in the backward", 1.0, 0.0),
+        gains(f"{GAIN} in the forward", 0.0, 1.0),
         gains("the gain of norms is 2 + w: the 1 of 1 + w is added twice", 2.0, 2.0),
-        gains(f"{text}, at q_norm and k_norm only", 0.0, 0.0, HEADS),
-        gains(f"{text} in the backward, at q_norm and k_norm only", 1.0, 0.0, HEADS),
+        gains(f"{GAIN}, at q_norm and k_norm only", 0.0, 0.0, HEADS),
+        gains(f"{GAIN} in the backward, at q_norm and k_norm only", 1.0, 0.0, HEADS),
     ]
     for part in parts:
-        found.append(gains(f"{text}, at {part} only", 0.0, 0.0, (part,)))
-        found.append(gains(f"{text} in the backward, at {part} only", 1.0, 0.0, (part,)))
+        found.append(gains(f"{GAIN}, at {part} only", 0.0, 0.0, (part,)))
+        found.append(gains(f"{GAIN} in the backward, at {part} only", 1.0, 0.0, (part,)))
     return found
 
 
