@@ -1,4 +1,4 @@
-"""The models of the suite in transformers with PEFT: its directories as they are, all gradients, float64."""
+"""Models of the suite in transformers with PEFT: its directories as they are, float64."""
 
 import numpy as np
 import pytest
