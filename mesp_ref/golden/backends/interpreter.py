@@ -1,0 +1,190 @@
+"""Triton's interpreter on a CPU, with what it lacks for other people's kernels.
+
+`interpreter.prepare()` before a library of kernels is imported; with a GPU it does nothing. Measured in
+triton 3.4 and 3.9, the interpreter
+
+- does arithmetic on bfloat16 as on the unsigned integers that its bits spell: 1·1 is 2;
+- cuts off the digits of a float32 that becomes bfloat16, where the hardware rounds to nearest even;
+- sums 16-bit numbers in more bits than a kernel asks for;
+- has none of libdevice's functions, and no `.to` on floats that are arguments of a kernel.
+
+Here bfloat16 is widened to float32 for an operation and its result rounded once, and a sum of 16-bit numbers
+is a tree that is rounded at every step, as on a GPU. Nothing of a kernel is changed: only how its primitives
+are computed.
+"""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from mesp_ref.ops import Array
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BF16 = ml_dtypes.bfloat16
+LIBDEVICE: dict[str, Callable[..., Any]] = {
+    "abs": np.abs,
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "fast_expf": np.exp,
+    "fast_dividef": np.divide,
+    "div_rn": np.divide,
+    "log": np.log,
+    "log1p": np.log1p,
+    "log2": np.log2,
+    "pow": np.power,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "sqrt": np.sqrt,
+    "tanh": np.tanh,
+}
+
+
+@cache
+def prepare() -> None:
+    """Choose the interpreter where there is no GPU, and give it what it lacks.
+
+    Raises ModuleNotFoundError without triton
+    """
+    if DEVICE == "cuda":
+        return
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    _bfloat16(interpreter, tl)
+    _reductions(interpreter, tl)
+    _scalars(interpreter, tl)
+    _libdevice(interpreter, tl)
+
+
+def _widened(handle: Any, tl: Any) -> Array:
+    """The numbers of a handle; those of bfloat16 as float32."""
+    data: Array = np.asarray(handle.data)
+    if handle.dtype.scalar == tl.bfloat16 and data.dtype == np.uint16:
+        return data.view(BF16).astype(np.float32)
+    return data
+
+
+def _narrowed(data: Array) -> Array:
+    """Numbers as the bits of bfloat16, rounded to nearest even."""
+    with np.errstate(all="ignore"):
+        return np.asarray(data).astype(BF16).view(np.uint16)
+
+
+def _bfloat16(interpreter: Any, tl: Any) -> None:
+    """Right arithmetic, casts and products of matrices in bfloat16."""
+    builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+    cast, dot = builder.cast_impl, builder.create_dot
+
+    def stored(data: Array, dtype: Any) -> Any:
+        if dtype == tl.bfloat16 and data.dtype.kind == "f":
+            data = _narrowed(data)
+        return handle(data, dtype)
+
+    def elementwise(name: str) -> None:
+        plain = getattr(builder, name)
+
+        def op(self: Any, *args: Any) -> Any:
+            *handles, function = args
+            if all(h.dtype.scalar != tl.bfloat16 for h in handles) or function is np.where:
+                return plain(self, *args)
+            data = function(*(_widened(h, tl) for h in handles))
+            return stored(data, handles[-1].dtype.scalar)
+
+        setattr(builder, name, op)
+
+    def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
+        if tl.bfloat16 not in (src.dtype.scalar, dst_type.scalar):
+            return cast(self, src, dst_type)
+        data, target = _widened(src, tl), dst_type.scalar
+        if target == tl.bfloat16:
+            return handle(_narrowed(data), target)
+        return handle(data.astype(interpreter._get_np_dtype(dst_type)), target)
+
+    def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
+        if tl.bfloat16 in (src.dtype.scalar, dst_type.scalar):
+            return cast_impl(self, src, dst_type)
+        return converted(self, src, dst_type, rounding_mode)
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        a, b = (
+            handle(_widened(h, tl), tl.float32) if h.dtype.scalar == tl.bfloat16 else h
+            for h in (a, b)
+        )
+        return dot(self, a, b, d, *rest)
+
+    converted = builder.create_fp_to_fp
+    for name in ("binary_op", "unary_op", "ternary_op"):
+        elementwise(name)
+    builder.cast_impl, builder.create_dot = cast_impl, create_dot
+    builder.create_fp_to_fp = create_fp_to_fp
+
+
+def _reductions(interpreter: Any, tl: Any) -> None:
+    """Sums of 16-bit numbers rounded at every step; other reductions of bfloat16 in float32."""
+    reduce = interpreter.ReduceOps
+    plain, plain_sum = reduce.apply_impl, reduce.sum
+
+    def apply_impl(self: Any, inputs: Any) -> Any:
+        if inputs[0].dtype.scalar != tl.bfloat16 or self.combine_fn is tl.standard._sum_combine:
+            return plain(self, inputs)
+        cast = interpreter.interpreter_semantic.cast
+        wide = tuple(cast(t, tl.float32) if t.dtype.scalar == tl.bfloat16 else t for t in inputs)
+        found = plain(self, wide)
+        many = isinstance(found, list | tuple)
+        narrow = [cast(t, tl.bfloat16) if t.dtype.scalar == tl.float32 else t
+                  for t in (found if many else [found])]  # fmt: skip
+        return tuple(narrow) if many else narrow[0]
+
+    def tree_sum(self: Any, x: Any) -> Any:
+        if x.dtype.scalar not in (tl.bfloat16, tl.float16):
+            return plain_sum(self, x)
+        data = np.asarray(x.handle.data)
+        data = data.view(BF16) if x.dtype.scalar == tl.bfloat16 else data
+        axis = self.axis
+        if axis is None:
+            data, axis = data.reshape(-1), 0
+        while data.shape[axis] > 1:  # a power of two, as all of Triton's axes
+            first, second = np.split(data, 2, axis)
+            data = first + second
+        data = data if self.keep_dims else data.squeeze(axis)
+        data = data.view(np.uint16) if x.dtype.scalar == tl.bfloat16 else data
+        return self.to_tensor(data if data.shape else data[()], x.dtype)
+
+    reduce.apply_impl, reduce.sum = apply_impl, tree_sum
+
+
+def _scalars(interpreter: Any, tl: Any) -> None:
+    """A float that is an argument of a kernel is a float32 scalar, as when it is compiled."""
+    plain = interpreter._implicit_cvt
+
+    def implicit_cvt(arg: Any) -> Any:
+        if isinstance(arg, float):
+            scalar = interpreter.TensorHandle(np.array([arg], np.float32), tl.float32)
+            return tl.tensor(scalar, tl.float32)
+        return plain(arg)
+
+    interpreter._implicit_cvt = implicit_cvt
+
+
+def _libdevice(interpreter: Any, tl: Any) -> None:
+    """libdevice's functions in NumPy, under both names by which kernels import them."""
+    from triton.language.extra import libdevice
+    from triton.language.extra.cuda import libdevice as cuda_libdevice
+
+    def made(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **_: Any) -> Any:
+            tensors = [interpreter.interpreter_semantic.to_tensor(arg) for arg in args]
+            first = tensors[0]
+            data = function(*(t.handle.data for t in tensors)).astype(first.handle.data.dtype)
+            return tl.tensor(interpreter.TensorHandle(data, first.dtype), first.type)
+
+        return call
+
+    for name, function in LIBDEVICE.items():
+        setattr(libdevice, name, made(function))
+        setattr(cuda_libdevice, name, made(function))
