@@ -6,7 +6,7 @@ triton 3.4 and 3.9, the interpreter
 - does arithmetic on bfloat16 as on the unsigned integers that its bits spell: 1·1 is 2;
 - cuts off the digits of a float32 that becomes bfloat16, where the hardware rounds to nearest even;
 - sums 16-bit numbers in more bits than a kernel asks for;
-- has none of libdevice's functions, and no `.to` on floats that are arguments of a kernel.
+- has none of libdevice's functions, no `.to` on floats that are arguments of a kernel, and no timer to tune by.
 
 Here bfloat16 is widened to float32 for an operation and its result rounded once, and a sum of 16-bit numbers
 is a tree that is rounded at every step, as on a GPU. Nothing of a kernel is changed: only how its primitives
@@ -59,6 +59,16 @@ def prepare() -> None:
     _reductions(interpreter, tl)
     _scalars(interpreter, tl)
     _libdevice(interpreter, tl)
+    _autotuner()
+
+
+def _autotuner() -> None:
+    """The first configuration of a kernel: there is nothing to time."""
+    from triton.runtime.autotuner import Autotuner
+
+    pruned = Autotuner.prune_configs
+    Autotuner.prune_configs = lambda self, kwargs: pruned(self, kwargs)[:1]
+    Autotuner._bench = lambda *args, **kwargs: [0.0, 0.0, 0.0]
 
 
 def _widened(handle: Any, tl: Any) -> Array:
@@ -151,7 +161,10 @@ def _reductions(interpreter: Any, tl: Any) -> None:
         while data.shape[axis] > 1:  # a power of two, as all of Triton's axes
             first, second = np.split(data, 2, axis)
             data = first + second
-        data = data if self.keep_dims else data.squeeze(axis)
+        if not self.keep_dims:
+            data = data.squeeze(axis)
+        elif self.axis is None:
+            data = data.reshape((1,) * x.handle.data.ndim)
         data = data.view(np.uint16) if x.dtype.scalar == tl.bfloat16 else data
         return self.to_tensor(data if data.shape else data[()], x.dtype)
 
@@ -159,8 +172,11 @@ def _reductions(interpreter: Any, tl: Any) -> None:
 
 
 def _scalars(interpreter: Any, tl: Any) -> None:
-    """A float that is an argument of a kernel is a float32 scalar, as when it is compiled."""
-    plain = interpreter._implicit_cvt
+    """A float that is an argument of a kernel is a float32 scalar, as when it is compiled.
+
+    And tl.cast works under a name that a library has given it, too.
+    """
+    plain, cast = interpreter._implicit_cvt, tl.cast
 
     def implicit_cvt(arg: Any) -> Any:
         if isinstance(arg, float):
@@ -168,7 +184,10 @@ def _scalars(interpreter: Any, tl: Any) -> None:
             return tl.tensor(scalar, tl.float32)
         return plain(arg)
 
-    interpreter._implicit_cvt = implicit_cvt
+    def cast_anywhere(*args: Any, **kwargs: Any) -> Any:
+        return cast(*args, **{"_semantic": interpreter.interpreter_semantic} | kwargs)
+
+    interpreter._implicit_cvt, tl.cast = implicit_cvt, cast_anywhere
 
 
 def _libdevice(interpreter: Any, tl: Any) -> None:
