@@ -45,12 +45,15 @@ with contextlib.redirect_stdout(io.StringIO()):  # its greeting
 
     _without_its_init("unsloth")
     _without_its_init("unsloth.kernels")
-    from unsloth.kernels.cross_entropy_loss import fast_cross_entropy_loss
+    from unsloth.kernels import cross_entropy_loss
     from unsloth.kernels.fast_lora import LoRA_W
     from unsloth.kernels.geglu import geglu_approx_backward_kernel, geglu_approx_forward_kernel
     from unsloth.kernels.rms_layernorm import Fast_RMS_Layernorm
     from unsloth.kernels.rope_embedding import Fast_RoPE_Embedding
     from unsloth.kernels.swiglu import swiglu_DWf_DW_dfg_kernel, swiglu_fg_kernel
+
+if DEVICE == "cpu":  # hints to a cache, for which it would ask the GPU's generation
+    cross_entropy_loss._eviction_hints_ok = lambda device: False
 
 
 class _Gated(torch.autograd.Function):
@@ -95,7 +98,8 @@ def _lora_linear(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
 
 
 def _cross_entropy(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
-    y: torch.Tensor = fast_cross_entropy_loss(v["logits"][None].clone(), v["labels"][None])
+    logits, labels = v["logits"][None].clone(), v["labels"][None]
+    y: torch.Tensor = cross_entropy_loss.fast_cross_entropy_loss(logits, labels)
     return y
 
 
