@@ -127,11 +127,17 @@ def _bfloat16(interpreter: Any, tl: Any) -> None:
         )
         return dot(self, a, b, d, *rest)
 
-    converted = builder.create_fp_to_fp
+    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        if z.dtype.scalar != tl.bfloat16:
+            return fma(self, x, y, z)
+        a, b, c = (_widened(h, tl).astype(np.float64) for h in (x, y, z))
+        return handle(_narrowed(a * b + c), tl.bfloat16)
+
+    converted, fma = builder.create_fp_to_fp, builder.create_fma
     for name in ("binary_op", "unary_op", "ternary_op"):
         elementwise(name)
     builder.cast_impl, builder.create_dot = cast_impl, create_dot
-    builder.create_fp_to_fp = create_fp_to_fp
+    builder.create_fp_to_fp, builder.create_fma = create_fp_to_fp, create_fma
 
 
 def _reductions(interpreter: Any, tl: Any) -> None:
