@@ -19,7 +19,7 @@ from mesp_ref.golden.builder.write import write_tensors
 from mesp_ref.golden.check import ROLES, select
 from mesp_ref.golden.suite import Suite
 
-BACKENDS = ("engine", "torch", "jax", "mlx", "autograd", "liger", "fla", "unsloth", "transformers", "ggml", "tinygrad")
+BACKENDS = ("engine", "torch", "jax", "mlx", "autograd", "liger", "fla", "unsloth", "transformers", "ggml", "tinygrad", "flash_attn", "cut_cross_entropy")
 
 
 class NotCovered(Exception):

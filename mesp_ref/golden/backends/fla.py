@@ -72,4 +72,5 @@ OPS: Library = {
 
 def compute(case: Case, inputs: dict[str, Array], root: Path, dtype: str) -> dict[str, Array]:
     """One op in `dtype`."""
-    return compute_op(OPS, case, inputs, dtype, device=interpreter.DEVICE)
+    with interpreter.device() as device:
+        return compute_op(OPS, case, inputs, dtype, device=device)

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from mesp_ref.golden.backends.interpreter import DEVICE, prepare
+from mesp_ref.golden.backends import interpreter
 from mesp_ref.golden.backends.kernels import Library, Tensors, compute_op, doubled
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
 
-prepare()
+interpreter.prepare()
 
 
 def _without_its_init(name: str) -> None:
@@ -45,15 +45,12 @@ with contextlib.redirect_stdout(io.StringIO()):  # its greeting
 
     _without_its_init("unsloth")
     _without_its_init("unsloth.kernels")
-    from unsloth.kernels import cross_entropy_loss
+    from unsloth.kernels.cross_entropy_loss import fast_cross_entropy_loss
     from unsloth.kernels.fast_lora import LoRA_W
     from unsloth.kernels.geglu import geglu_approx_backward_kernel, geglu_approx_forward_kernel
     from unsloth.kernels.rms_layernorm import Fast_RMS_Layernorm
     from unsloth.kernels.rope_embedding import Fast_RoPE_Embedding
     from unsloth.kernels.swiglu import swiglu_DWf_DW_dfg_kernel, swiglu_fg_kernel
-
-if DEVICE == "cpu":  # hints to a cache, for which it would ask the GPU's generation
-    cross_entropy_loss._eviction_hints_ok = lambda device: False
 
 
 class _Gated(torch.autograd.Function):
@@ -99,7 +96,7 @@ def _lora_linear(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
 
 def _cross_entropy(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     logits, labels = v["logits"][None].clone(), v["labels"][None]
-    y: torch.Tensor = cross_entropy_loss.fast_cross_entropy_loss(logits, labels)
+    y: torch.Tensor = fast_cross_entropy_loss(logits, labels)
     return y
 
 
@@ -115,4 +112,5 @@ OPS: Library = {
 
 def compute(case: Case, inputs: dict[str, Array], root: Path, dtype: str) -> dict[str, Array]:
     """One op in `dtype`."""
-    return compute_op(OPS, case, inputs, dtype, device=DEVICE)
+    with interpreter.device() as device:
+        return compute_op(OPS, case, inputs, dtype, device=device)
