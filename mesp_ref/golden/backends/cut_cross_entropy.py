@@ -1,7 +1,7 @@
-"""Cut cross entropy: the head and the loss in one Triton kernel, through torch; on a CPU in its interpreter.
+"""Cut cross entropy: head and loss in one Triton kernel through torch; on a CPU interpreted.
 
-Covers lm_loss in 16 bits, which is what its backward takes, where a label counts: it divides by their number.
-pip install --no-deps cut-cross-entropy triton.
+Covers lm_loss in 16 bits, which is what its backward takes, where a label counts: it divides by
+their number. pip install --no-deps cut-cross-entropy triton.
 """
 
 from pathlib import Path

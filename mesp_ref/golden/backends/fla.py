@@ -1,7 +1,7 @@
 """Flash Linear Attention: its Triton kernels through torch; on a CPU in Triton's interpreter.
 
-Covers rmsnorm, rope, attention (parallel_attn, where Tq = Tk), swiglu, cross_entropy and lm_loss (its fused
-head). pip install --no-deps flash-linear-attention fla-core einops triton.
+Covers rmsnorm, rope, attention (parallel_attn, where Tq = Tk), swiglu, cross_entropy and lm_loss
+(its fused head). pip install --no-deps flash-linear-attention fla-core einops triton.
 """
 
 import warnings

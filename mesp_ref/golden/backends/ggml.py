@@ -1,8 +1,8 @@
-"""ggml, the library of llama.cpp: its operations on a CPU, gradients by its own backward graph (float32).
+"""ggml, the library of llama.cpp: its operations on a CPU, gradients by its own backward graph.
 
-Covers linear, lora_linear, rmsnorm, causal_softmax, attention, swiglu, embedding, RoPE from positions, and
-cross_entropy and lm_loss where no label is ignored: its loss is the mean over all rows.
-pip install ggml-python.
+In float32. Covers linear, lora_linear, rmsnorm, causal_softmax, attention, swiglu, embedding, RoPE
+from positions, and cross_entropy and lm_loss where no label is ignored: its loss is the mean over
+all rows. pip install ggml-python.
 """
 
 from collections.abc import Callable

@@ -6,11 +6,12 @@ triton 3.4 and 3.9, the interpreter
 - does arithmetic on bfloat16 as on the unsigned integers that its bits spell: 1·1 is 2;
 - cuts off the digits of a float32 that becomes bfloat16, where the hardware rounds to nearest even;
 - sums 16-bit numbers in more bits than a kernel asks for;
-- has none of libdevice's functions, no `.to` on floats that are arguments of a kernel, and no timer to tune by.
+- has none of libdevice's functions, no `.to` on floats that are arguments of a kernel, and no timer
+  to tune by.
 
-Here bfloat16 is widened to float32 for an operation and its result rounded once, and a sum of 16-bit numbers
-is a tree that is rounded at every step, as on a GPU. Nothing of a kernel is changed: only how its primitives
-are computed.
+Here bfloat16 is widened to float32 for an operation and its result rounded once, and a sum of 16-bit
+numbers is a tree that is rounded at every step, as on a GPU. Nothing of a kernel is changed: only how
+its primitives are computed.
 """
 
 import os
@@ -75,26 +76,35 @@ def device() -> Iterator[str]:
         yield DEVICE
         return
     small = SimpleNamespace(
-        multi_processor_count=4, warp_size=32, max_threads_per_multi_processor=2048, major=8, minor=0
+        multi_processor_count=4,
+        warp_size=32,
+        max_threads_per_multi_processor=2048,
+        major=8,
+        minor=0,
     )
     eager = torch.compiler.set_stance("force_eager")
-    with eager, patch.multiple(
-        torch.cuda,
-        current_device=lambda: 0,
-        device=lambda _: nullcontext(),
-        get_device_capability=lambda _=None: (8, 0),
-        get_device_properties=lambda _=None: small,
+    with (
+        eager,
+        patch.multiple(
+            torch.cuda,
+            current_device=lambda: 0,
+            device=lambda _: nullcontext(),
+            get_device_capability=lambda _=None: (8, 0),
+            get_device_properties=lambda _=None: small,
+        ),
     ):
         yield DEVICE
 
 
 def _autotuner() -> None:
-    """The first configuration of a kernel: there is nothing to time, nor to tell one call from another."""
+    """The first configuration of a kernel: there is nothing to time."""
     from triton.runtime.autotuner import Autotuner
 
     made = Autotuner.__init__
 
-    def without_keys(self: Any, fn: Any, names: Any, configs: Any, key: Any, *args: Any, **kw: Any) -> None:
+    def without_keys(
+        self: Any, fn: Any, names: Any, configs: Any, key: Any, *args: Any, **kw: Any
+    ) -> None:
         made(self, fn, names, configs, [], *args, **kw)
 
     Autotuner.__init__ = without_keys

@@ -33,7 +33,7 @@ def compute_op(
 
     Raises NotCovered for an op that the library has not, and a precision that it does not take
     """
-    op = case.attributes.get("op") if case.kind in ("op", "tile") else None
+    op = case.attributes.get("op", "") if case.kind in ("op", "tile") else ""
     if op not in library or dtype not in dtypes:
         raise NotCovered
     given = {n: to_torch(a, getattr(torch, dtype)) for n, a in inputs.items()}
@@ -43,9 +43,7 @@ def compute_op(
     for name in names:
         leaves[name].requires_grad_()
     y = library[op](leaves, case.attributes)
-    grads = torch.autograd.grad(
-        y, [leaves[n] for n in names], dy.to(y.dtype), allow_unused=True
-    )
+    grads = torch.autograd.grad(y, [leaves[n] for n in names], dy.to(y.dtype), allow_unused=True)
     found = {"y": y} | {f"d{n}": g for n, g in zip(names, grads, strict=True) if g is not None}
     return {n: to_numpy(a.cpu()) for n, a in found.items()}
 

@@ -1,7 +1,7 @@
 """Liger: its Triton kernels through torch; on a CPU in Triton's interpreter.
 
-Covers what Liger has kernels for: rmsnorm, rope, softmax, swiglu, geglu, cross_entropy, lm_loss (its fused
-head). pip install --no-deps liger-kernel triton.
+Covers what Liger has kernels for: rmsnorm, rope, softmax, swiglu, geglu, cross_entropy, lm_loss
+(its fused head). pip install --no-deps liger-kernel triton.
 """
 
 from pathlib import Path

@@ -1,6 +1,7 @@
 """tinygrad: its own layers and losses, gradients by Tensor.gradient, in four precisions.
 
-Covers every single op; rmsnorm not in float64, as its layer computes in float32. It compiles with clang (or what DEV says); without clang it runs in its Python device,
+Covers every single op; rmsnorm not in float64, as its layer computes in float32. It compiles with
+clang (19 knows bfloat16, 14 does not), or what DEV says; without clang it runs in its Python device,
 which leaves out the tile tier. pip install tinygrad.
 """
 
@@ -20,7 +21,7 @@ from mesp_ref.ops import Array
 if shutil.which("clang") is None:
     os.environ.setdefault("DEV", "PYTHON")  # read at import
 
-from tinygrad import Tensor, dtypes, nn  # noqa: E402
+from tinygrad import Tensor, dtypes, nn
 
 Values = dict[str, Any]
 NAMES = ("float64", "float32", "float16", "bfloat16")
@@ -107,12 +108,14 @@ def _numpy(x: Any, dtype: str) -> Array:
 
 def compute(case: Case, inputs: dict[str, Array], root: Path, dtype: str) -> dict[str, Array]:
     """One op in `dtype`."""
-    op = case.attributes.get("op") if case.kind in ("op", "tile") else None
+    op = case.attributes.get("op", "") if case.kind in ("op", "tile") else ""
     slow = case.kind == "tile" and os.environ.get("DEV") == "PYTHON"
     if op not in OPS or slow or dtype not in NAMES or (op, dtype) == ("rmsnorm", "float64"):
         raise NotCovered
     given = {
-        name: Tensor(array).cast(getattr(dtypes, dtype)) if array.dtype.kind == "f" else Tensor(array)
+        name: Tensor(array).cast(getattr(dtypes, dtype))
+        if array.dtype.kind == "f"
+        else Tensor(array)
         for name, array in inputs.items()
     }
     given = {name: tensor.contiguous().realize() for name, tensor in given.items()}

@@ -1,9 +1,10 @@
 """transformers and PEFT: the modules that most people train with, differentiated by torch's autograd.
 
-Covers rmsnorm, rope, positions, attention (by torch's fused attention, whose backward on a CPU is written by
-hand), causal_softmax, swiglu, geglu, cross_entropy, lora_linear by PEFT's layer, blocks and models of Qwen2
-with its eager attention. pip install transformers peft. Intermediates are its own: ask for
-`golden check --roles result,base`. float64 is left out: its norms and softmax compute in float32 always.
+Covers rmsnorm, rope, positions, attention (by torch's fused attention, whose backward on a CPU is
+written by hand), causal_softmax, swiglu, geglu, cross_entropy, lora_linear by PEFT's layer, and
+Qwen2's blocks (with fused attention) and models (with eager attention). Intermediates are its own:
+ask for `golden check --roles result,base`. float64 is left out: its norms compute in float32 always.
+pip install torch transformers peft.
 """
 
 from pathlib import Path
@@ -58,7 +59,7 @@ def _attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     q, k, u = (v[n].transpose(1, 2) for n in "qkv")
     seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
     square = q.shape[2] == k.shape[2]
-    module = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], is_causal=True)
+    module: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], is_causal=True)
     y: torch.Tensor = sdpa_attention_forward(
         module, q, k, u, None if square else seen[None, None], is_causal=square
     )[0]
@@ -91,7 +92,7 @@ def _lora_linear(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     rank, (rows, columns) = len(v["A"]), v["w"].shape
     holder = torch.nn.ModuleDict({"part": torch.nn.Linear(columns, rows, bias="b" in v)})
     config = LoraConfig(r=rank, lora_alpha=at["s"] * rank, target_modules=["part"])
-    layer = inject_adapter_in_model(config, holder)["part"]
+    layer = inject_adapter_in_model(config, holder).get_submodule("part")
     values = {
         "base_layer.weight": v["w"],
         "lora_A.default.weight": v["A"],
@@ -136,15 +137,13 @@ def _block(case: Case, given: Tensors) -> Tensors:
     at = case.attributes
     if at["config"].get("model_type", "qwen2") != "qwen2":
         raise NotCovered
-    config = Qwen2Config(**at["config"], attn_implementation="sdpa")
+    config = Qwen2Config(**at["config"] | {"attn_implementation": "sdpa"})
     parts = sorted({n.split(".lora_")[0].split(".")[-1] for n in given if ".lora_" in n})
     lora = LoraConfig(r=at["rank"], lora_alpha=at["alpha"], target_modules=parts)
     layer = inject_adapter_in_model(lora, Qwen2DecoderLayer(config, 0))
     values = {name: given[_plain(name)] for name, _ in layer.named_parameters()}
     tables = tuple(doubled(given[n]) for n in ("cos", "sin"))
-    y = torch.func.functional_call(
-        layer, values, (given["x"],), {"position_embeddings": tables}
-    )
+    y = torch.func.functional_call(layer, values, (given["x"],), {"position_embeddings": tables})
     torch.autograd.backward(y, given["dy"])
     grads = {f"{_plain(name)}.grad": value.grad for name, value in values.items()}
     return {"y": y, "dx": given["x"].grad} | grads
@@ -156,7 +155,10 @@ def _model(case: Case, given: Tensors, root: Path, dtype: torch.dtype) -> Tensor
         root / case.attributes["model"], dtype=dtype, attn_implementation="eager"
     )
     model = PeftModel.from_pretrained(
-        base, str(root / case.attributes["adapter"]), is_trainable=True, autocast_adapter_dtype=False
+        base,
+        str(root / case.attributes["adapter"]),
+        is_trainable=True,
+        autocast_adapter_dtype=False,
     )
     model.requires_grad_(True)
     loss = model(input_ids=given["input_ids"], labels=given["labels"]).loss

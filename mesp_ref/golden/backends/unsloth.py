@@ -1,4 +1,4 @@
-"""Unsloth: its Triton kernels and its hand-written LoRA layer through torch; on a CPU in Triton's interpreter.
+"""Unsloth: its Triton kernels and its hand-written LoRA layer; on a CPU in Triton's interpreter.
 
 Covers rmsnorm, rope, swiglu, geglu, cross_entropy, and lora_linear as the layer that it uses for o_proj
 (which forms no gradient of the base: `golden check --roles result`). Only the files of its kernels are
@@ -71,7 +71,7 @@ class _Gated(torch.autograd.Function):
 
 def _gated(forward: Any, backward: Any) -> Callable[[Tensors, dict[str, Any]], torch.Tensor]:
     def f(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
-        y: torch.Tensor = _Gated.apply(v["gate"], v["up"], forward, backward)
+        y: torch.Tensor = _Gated.apply(v["gate"], v["up"], forward, backward)  # type: ignore[no-untyped-call]
         return y
 
     return f
