@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mesp_ref.errors import MespRefError
@@ -115,28 +114,9 @@ def test_what_a_backend_does_not_cover_stays_not_covered(suite: Suite) -> None:
 
 
 def test_the_interpreter_rounds_bfloat16_as_hardware_does() -> None:
-    """Products, sums and casts of Triton's interpreter against torch's, which are rounded to nearest."""
-    pytest.importorskip("triton")
-    torch = pytest.importorskip("torch")
-    from mesp_ref.golden.backends import interpreter
-
-    interpreter.prepare()
-    if interpreter.DEVICE != "cpu":
-        pytest.skip("kernels are compiled here")
-    from interpreted import cast_kernel, product_kernel, sum_kernel
-
-    rng = np.random.default_rng(0)
-    a, b = (torch.tensor(rng.standard_normal(64), dtype=torch.bfloat16) for _ in range(2))
-    wide = torch.tensor(rng.standard_normal(64), dtype=torch.float32)
-    y, z, cast = (torch.empty(64, dtype=torch.bfloat16) for _ in range(3))
-    total = torch.empty(1, dtype=torch.bfloat16)
-    product_kernel[(1,)](a, b, y, z, 64)
-    cast_kernel[(1,)](wide, cast, 64)
-    sum_kernel[(1,)](a, total, 64)
-    assert torch.equal(y, a * b)
-    assert torch.equal(z, (a.double() * b.double() + a.double()).bfloat16())
-    assert torch.equal(cast, wide.bfloat16())
-    tree = a
-    while len(tree) > 1:
-        tree = tree[: len(tree) // 2] + tree[len(tree) // 2 :]
-    assert torch.equal(total, tree)
+    """In a process of its own: triton reads at import whether it is to interpret."""
+    if find_spec("triton") is None or find_spec("torch") is None:
+        pytest.skip("triton, torch: not installed")
+    program = Path(__file__).parent / "interpreted.py"
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]

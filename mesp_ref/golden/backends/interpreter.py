@@ -15,6 +15,7 @@ its primitives are computed.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -26,6 +27,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from mesp_ref.errors import MespRefError
 from mesp_ref.ops import Array
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,10 +53,12 @@ LIBDEVICE: dict[str, Callable[..., Any]] = {
 def prepare() -> None:
     """Choose the interpreter where there is no GPU, and give it what it lacks.
 
-    Raises ModuleNotFoundError without triton
+    Raises ModuleNotFoundError without triton, MespRefError where it was imported to compile
     """
     if DEVICE == "cuda":
         return
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        raise MespRefError("triton is imported already: set TRITON_INTERPRET=1 before it is")
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
     import triton.language as tl
     from triton.runtime import interpreter
