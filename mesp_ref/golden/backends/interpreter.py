@@ -63,7 +63,8 @@ def prepare() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    _bfloat16(interpreter, tl)
+    _operations(interpreter, tl)
+    _casts(interpreter, tl)
     _reductions(interpreter, tl)
     _scalars(interpreter, tl)
     _libdevice(interpreter, tl)
@@ -130,15 +131,10 @@ def _narrowed(data: Array) -> Array:
         return np.asarray(data).astype(BF16).view(np.uint16)
 
 
-def _bfloat16(interpreter: Any, tl: Any) -> None:
-    """Right arithmetic, casts and products of matrices in bfloat16."""
+def _operations(interpreter: Any, tl: Any) -> None:
+    """Right arithmetic on bfloat16: in float32 and rounded once, fma in float64."""
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
-    cast, dot = builder.cast_impl, builder.create_dot
-
-    def stored(data: Array, dtype: Any) -> Any:
-        if dtype == tl.bfloat16 and data.dtype.kind == "f":
-            data = _narrowed(data)
-        return handle(data, dtype)
+    fma, dot = builder.create_fma, builder.create_dot
 
     def elementwise(name: str) -> None:
         plain = getattr(builder, name)
@@ -147,10 +143,34 @@ def _bfloat16(interpreter: Any, tl: Any) -> None:
             *handles, function = args
             if all(h.dtype.scalar != tl.bfloat16 for h in handles) or function is np.where:
                 return plain(self, *args)
-            data = function(*(_widened(h, tl) for h in handles))
-            return stored(data, handles[-1].dtype.scalar)
+            data, dtype = function(*(_widened(h, tl) for h in handles)), handles[-1].dtype.scalar
+            is_stored = dtype == tl.bfloat16 and data.dtype.kind == "f"  # or it is a comparison
+            return handle(_narrowed(data) if is_stored else data, dtype)
 
         setattr(builder, name, op)
+
+    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        if z.dtype.scalar != tl.bfloat16:
+            return fma(self, x, y, z)
+        a, b, c = (_widened(h, tl).astype(np.float64) for h in (x, y, z))
+        return handle(_narrowed(a * b + c), tl.bfloat16)
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        a, b = (
+            handle(_widened(h, tl), tl.float32) if h.dtype.scalar == tl.bfloat16 else h
+            for h in (a, b)
+        )
+        return dot(self, a, b, d, *rest)
+
+    for name in ("binary_op", "unary_op", "ternary_op"):
+        elementwise(name)
+    builder.create_fma, builder.create_dot = create_fma, create_dot
+
+
+def _casts(interpreter: Any, tl: Any) -> None:
+    """Casts from and to bfloat16, rounded to nearest even."""
+    builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+    cast, converted = builder.cast_impl, builder.create_fp_to_fp
 
     def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
         if tl.bfloat16 not in (src.dtype.scalar, dst_type.scalar):
@@ -165,24 +185,7 @@ def _bfloat16(interpreter: Any, tl: Any) -> None:
             return cast_impl(self, src, dst_type)
         return converted(self, src, dst_type, rounding_mode)
 
-    def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
-        a, b = (
-            handle(_widened(h, tl), tl.float32) if h.dtype.scalar == tl.bfloat16 else h
-            for h in (a, b)
-        )
-        return dot(self, a, b, d, *rest)
-
-    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
-        if z.dtype.scalar != tl.bfloat16:
-            return fma(self, x, y, z)
-        a, b, c = (_widened(h, tl).astype(np.float64) for h in (x, y, z))
-        return handle(_narrowed(a * b + c), tl.bfloat16)
-
-    converted, fma = builder.create_fp_to_fp, builder.create_fma
-    for name in ("binary_op", "unary_op", "ternary_op"):
-        elementwise(name)
-    builder.cast_impl, builder.create_dot = cast_impl, create_dot
-    builder.create_fp_to_fp, builder.create_fma = create_fp_to_fp, create_fma
+    builder.cast_impl, builder.create_fp_to_fp = cast_impl, create_fp_to_fp
 
 
 def _reductions(interpreter: Any, tl: Any) -> None:
