@@ -9,6 +9,8 @@ import inspect
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -243,6 +245,33 @@ def test_a_copy_runs_in_an_empty_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
 def test_every_copy_runs_in_an_empty_folder(path: Path, tmp_path: Path) -> None:
     _run_alone(path, tmp_path)
+
+
+_WITHOUT = """
+import importlib.abc, json, sys
+
+class Nothing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tokenizers", "psutil"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Nothing())
+import matplotlib
+matplotlib.use("Agg")
+space = {"__name__": "__main__"}
+for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
+    if cell["cell_type"] == "code":
+        exec("".join(cell["source"]), space)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 7])
+def test_two_need_nothing_that_a_browser_lacks(number: int) -> None:
+    """Pyodide has neither tokenizers nor psutil; NumPy, SciPy, matplotlib and safetensors it has."""
+    command = [sys.executable, "-c", _WITHOUT, str(NOTEBOOKS[number])]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
 
 
 def _run_alone(path: Path, folder: Path) -> None:
