@@ -12,9 +12,9 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.output import check_file, write_aside
 
 _HELP = """\
-Write each backward yourself, answer the notebooks' questions, and be told what is wrong. Without arguments: the exercises and
-how far you are. With one: what is asked for. With a file of yours: whether its function is right, which
-entry is wrong first, and which mistake it looks like.
+Write each backward yourself, answer the notebooks' questions, and be told what is wrong. Without
+arguments: the exercises and how far you are. With one: what is asked for. With a file of yours: whether
+its function is right, which entry is wrong first, and which mistake it looks like.
 
 What you have tried is kept in learn-progress.json in the working directory.
 Exit code 0: right; 1: not yet; 2: misuse.
