@@ -8,7 +8,6 @@ import importlib.util
 import inspect
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -226,7 +225,7 @@ def test_every_exercise_has_a_cell_and_a_check_by_the_tutor(notebook: dict[str, 
         assert re.search(rf"(my|solved)_{name}\b", solutions), name
 
 
-def test_a_notebook_can_be_copied_elsewhere(notebook: dict[str, Any], tmp_path: Path) -> None:
+def test_a_notebook_can_be_copied_elsewhere(notebook: dict[str, Any]) -> None:
     """It imports what is installed and reads nothing beside it."""
     text = "\n".join("".join(c["source"]) for c in code_cells(notebook))
     beside = {path.stem for path in FOLDER.glob("*.py")}
@@ -236,15 +235,12 @@ def test_a_notebook_can_be_copied_elsewhere(notebook: dict[str, Any], tmp_path: 
     assert "../" not in text
 
 
-def test_a_copy_runs_in_an_empty_folder(tmp_path: Path) -> None:
-    """The first notebook, alone; `pytest -m slow` runs them all so."""
-    _run_alone(NOTEBOOKS[0], tmp_path)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
-def test_every_copy_runs_in_an_empty_folder(path: Path, tmp_path: Path) -> None:
-    _run_alone(path, tmp_path)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_alone(path: Path) -> None:
+    """In an empty folder, as `make notebooks` runs it, too."""
+    notebook = refresh.run(path)
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
 
 
 _WITHOUT = """
@@ -272,10 +268,3 @@ def test_two_need_nothing_that_a_browser_lacks(number: int) -> None:
     command = [sys.executable, "-c", _WITHOUT, str(NOTEBOOKS[number])]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr[-2000:]
-
-
-def _run_alone(path: Path, folder: Path) -> None:
-    copied = shutil.copy(path, folder)
-    notebook = refresh.run(Path(copied))
-    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
-    assert sorted(folder.iterdir()) == [Path(copied)]
