@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from build import ROOT, place_of, relinked, sources
 
 import mesp_ref
-from build import ROOT, place_of, relinked, sources
 from check import problems
 from formulas import with_formulas
 from pages_api import HOME, SOURCE, api_pages, page_of
