@@ -28,8 +28,12 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
         raise MespRefError(
             f"{file}: not found, expected the model's tokenizer; copy it beside config.json"
         )
+    try:
+        content = read_bytes(file, _LIMIT)
+    except OSError as error:
+        raise MespRefError(f"{file}: cannot be read: {error.strerror}") from None
     with reasons(f"{file}: not a tokenizer"):
-        tokenizer = Tokenizer.from_buffer(read_bytes(file, _LIMIT))
+        tokenizer = Tokenizer.from_buffer(content)
         tokenizer.no_truncation()
         tokenizer.no_padding()
     return tokenizer
