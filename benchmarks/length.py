@@ -301,7 +301,8 @@ def _large_section(found: dict[str, Any]) -> str:
             ]
         )  # fmt: skip
     head = [
-        "method", "predicted, MB", "NumPy's peak, MB", "process, MB", "its file, MB", "CPU seconds", "GFLOP",
+        "method", "predicted, MB", "NumPy's peak, MB", "process, MB", "its file, MB", "CPU seconds",
+        "GFLOP",
     ]  # fmt: skip
     return (
         f"## A 7B shape on 4 bits\n\nOne exact LoRA step with SGD of {LARGE}, {LARGE_TOKENS} tokens, "
