@@ -9,11 +9,13 @@ from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.fields import read_fields
 from mesp_ref.files.strict import inside, read_bytes, read_object
 from mesp_ref.files.tables import TOKENIZER
+from mesp_ref.lean.allocator import return_freed_memory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_LIMIT = 1 << 28  # bytes; Qwen2.5's has 7 MB
+_LIMIT = 1 << 28  # bytes; Qwen2.5's has 7 MB, Gemma 3's 33
+_LARGE = 1 << 22
 
 
 def load_tokenizer(path: str | Path) -> "Tokenizer":
@@ -36,6 +38,8 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
         tokenizer = Tokenizer.from_buffer(content)
         tokenizer.no_truncation()
         tokenizer.no_padding()
+    if file.stat().st_size > _LARGE:
+        return_freed_memory()  # parsing took six times the file; a step needs less
     return tokenizer
 
 
