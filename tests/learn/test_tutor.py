@@ -267,6 +267,21 @@ def test_what_cannot_be_called() -> None:
     assert "It takes (a, b), expected (dy, res, w, *, eps)" in told(lambda a, b: a)
 
 
+def test_numbers_in_another_unit_or_rounded() -> None:
+    """Of questions: a number for a function, MB for bytes, a rounded result."""
+    text = told(695, "equal_length")
+    assert "Found int, expected a function equal_length(H, G, D, C, F)" in text
+    assert "rounded to whole numbers" in told(
+        lambda H, G, D, C, F: round(2 * F / H), "equal_length"
+    )
+    assert "a millionth (MB for bytes?) of" in told(
+        lambda layers, H, G, D, C, itemsize: (
+            itemsize * (layers * (2 * C + 2 * G * D + H * D + H) + C + 2 * G * D) / 1e6
+        ),
+        "streamed_bytes",
+    )
+
+
 def test_exceptions_are_told_with_their_line() -> None:
     text = told(compiled("def f(dy, res, w, *, eps):\n    u = dy * w\n    return u / missing\n"))
     assert "NameError in line 3" in text
