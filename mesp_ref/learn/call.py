@@ -51,8 +51,11 @@ def bound(exercise: Exercise, function: Any) -> Call:
     Raises    Told for what cannot be called so
     """
     if not callable(function):
-        found = type(function).__name__
-        raise Told(f"Found {found}, expected a function: hand it over without calling it.")
+        found, expected = type(function).__name__, _plain(inspect.signature(exercise.function))
+        raise Told(
+            f"Found {found}, expected a function {exercise.name}{expected}: hand it over without "
+            "calling it."
+        )
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a builtin without one

@@ -72,7 +72,7 @@ def _becomes(seen: Seen, name: str, change: Any) -> bool:
 def about(exercise: Exercise, every: Sequence[Seen], name: str) -> list[str]:
     """Facts about one wrong output, the most telling first."""
     usable = [s for s in every if s.want[name] is not None and np.size(s.want[name])]
-    for fact in (_zero, _factor, _other, _reordered, _excess, _product):
+    for fact in (_zero, _rounded, _factor, _other, _reordered, _excess, _product):
         if text := fact(exercise, usable, name):
             return [text]
     return [text for text in (_places(exercise, usable, name), _only_cases(every, name)) if text]
@@ -80,6 +80,15 @@ def about(exercise: Exercise, every: Sequence[Seen], name: str) -> list[str]:
 
 def _zero(exercise: Exercise, every: Sequence[Seen], name: str) -> str:
     return "" if any(np.any(s.got[name]) for s in every) else f"{name} is 0 everywhere."
+
+
+def _rounded(exercise: Exercise, every: Sequence[Seen], name: str) -> str:
+    """Whole numbers beside the right ones, which are none."""
+    pairs = [(np.asarray(s.got[name], float), np.asarray(s.want[name], float)) for s in every]
+    whole = all(np.array_equal(a, np.round(a)) and (np.abs(a - b) < 1).all() for a, b in pairs)
+    if whole and any((b != np.round(b)).any() and (np.abs(b) > 2).all() for _, b in pairs):
+        return f"{name} is rounded to whole numbers: hand over what comes out, unrounded."
+    return ""
 
 
 def _ratio(seen: Seen, name: str) -> float | None:
@@ -118,7 +127,11 @@ def _factor(exercise: Exercise, every: Sequence[Seen], name: str) -> str:
 
 def _often(factor: float) -> str:
     """How many times, in words where there are any."""
-    words = {2.0: "twice ", 0.5: "half of ", -2.0: "minus twice "}
+    words = {
+        2.0: "twice ", 0.5: "half of ", -2.0: "minus twice ", 1e-6: "a millionth (MB for bytes?) of ",
+        2.0**-20: "1/2²⁰ (MiB for bytes?) of ", 8.0: "eight times (bits for bytes?) ",
+        0.125: "an eighth of ", 100.0: "a hundred times (per cent?) ",
+    }  # fmt: skip
     near = [text for value, text in words.items() if math.isclose(factor, value, rel_tol=1e-4)]
     return near[0] if near else f"{factor:.4g} times "
 

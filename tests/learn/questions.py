@@ -1012,3 +1012,101 @@ HELD_OUT = [
         "def f(w,m,v,g,t,*,lr,beta1,beta2,eps):\n m=beta1*m+(1-beta1)*g;v=beta2*v+(1-beta2)*g**2\n return w-lr*np.sqrt(1-beta2**t)/(1-beta1**t)*m/(np.sqrt(v)+eps),m,v",
     ),
 ]
+
+
+# A second set, written later still: whole answers, all wrong.
+LATER = [
+    ("logistic_bwd", "def f(w,x):\n return 1/(1+np.exp(-w*x))*(1-1/(1+np.exp(-w*x)))*x"),
+    ("logistic_bwd", "def f(w,x):\n return -np.exp(-w*x)/(1+np.exp(-w*x))"),
+    (
+        "layernorm_bwd",
+        "def f(dy,x,w,*,eps):\n c=x-x.mean(-1,keepdims=True)\n s=np.sqrt((c*c).mean(-1,keepdims=True)+eps)\n return dy*w/s",
+    ),
+    (
+        "layernorm_bwd",
+        "def f(dy,x,w,*,eps):\n c=x-x.mean(-1,keepdims=True)\n s=np.sqrt((c*c).mean(-1,keepdims=True)+eps)\n u=dy*w\n return (u-u.mean(-1,keepdims=True)-c*(u*c).mean(-1,keepdims=True))/s",
+    ),
+    (
+        "layernorm_bwd",
+        "def f(dy,x,w,*,eps):\n c=x-x.mean()\n s=np.sqrt((c*c).mean()+eps)\n u=dy*w\n return (u-u.mean())/s-c*(u*c).mean()/s**3",
+    ),
+    ("blind_spot", "def f(dy,p):\n return np.sqrt(np.sum(p*(dy-np.sum(dy*p))**2))"),
+    ("blind_spot", "def f(dy,p):\n return np.std(dy)"),
+    (
+        "eps_outside_bwd",
+        "def f(dy,x,w,*,eps):\n r=np.sqrt((x*x).mean(-1,keepdims=True));n=r+eps\n u=dy*w\n return u/n-x*(u*x).mean(-1,keepdims=True)/(n*r**2)",
+    ),
+    ("eps_noticed", "def f(rtol,eps):\n return np.sqrt(eps)/rtol"),
+    ("eps_noticed", "def f(rtol,eps):\n return np.sqrt(2*eps/rtol)"),
+    (
+        "stays_right",
+        "def f(forgotten):\n d={'the residual path of the MLP':'d','the slope of silu':'u d','the row sum of softmax':'g u d v o','dq is not turned back':'g u d k v o','dn of k_proj':'q k v o g u d','the residual path of attention':'q k v o g u d'}\n n={'g':'gate_proj','u':'up_proj','d':'down_proj','q':'q_proj','k':'k_proj','v':'v_proj','o':'o_proj'}\n return [n[x] for x in d[forgotten].split()]",
+    ),
+    ("stays_right", "def f(forgotten):\n return 'gate_proj'"),
+    (
+        "qkv_bias_bwd",
+        "def f(dq,dk,dv,cos,sin):\n dq,dk=(ops.rope_bwd(d,ops.RopeRes(),cos,sin) for d in (dq,dk))\n return tuple(d.sum((0,1)) for d in (dq,dk,dv))",
+    ),
+    (
+        "qkv_bias_bwd",
+        "def f(dq,dk,dv,cos,sin):\n dq,dk=(ops.rope(d,cos,sin)[0] for d in (dq,dk))\n return tuple(d.sum((0,1)).ravel() for d in (dq,dk,dv))",
+    ),
+    ("rope_order", "def f(D):\n return np.arange(D).reshape(D//2,2).T.ravel()"),
+    ("averaged_heads", "def f(H,G):\n return 1,G/H,1,1"),
+    ("averaged_heads", "def f(H,G):\n return 1,1/G,1/G,1"),
+    ("rank_of_h", "def f(saving,layers,tokens,itemsize):\n return saving/(7*layers*tokens)"),
+    ("x_from_h", "def f(h,A):\n return h@np.linalg.pinv(A.T@A)[:len(A)]"),
+    ("late_dx", "def f(dy,x,A,B,*,s,lr):\n dh=s*dy@B\n return -lr*dh@A"),
+    ("equal_length", "def f(H,G,D,C,F):\n return int(2*F/H)"),
+    ("equal_length", "def f(H,G,D,C,F):\n return 2*F*4/(H*4*2)"),
+    (
+        "block_grads",
+        "def f(R,H,G,D,C,F,itemsize):\n return R*itemsize*(2*(C+H*D)+2*(C+G*D)+3*(C+F))/1e6",
+    ),
+    ("block_grads", "def f(R,H,G,D,C,F,itemsize):\n return R*itemsize*(2*C*H*D+2*C*G*D+3*C*F)"),
+    ("checkpoint_bytes", "def f(layers,N,T,C,itemsize):\n return layers*N*T*C*4"),
+    (
+        "streamed_bytes",
+        "def f(layers,H,G,D,C,itemsize):\n return itemsize*(layers*(2*C+2*G*D+H*D+H)+C)",
+    ),
+    (
+        "streamed_bytes",
+        "def f(layers,H,G,D,C,itemsize):\n return itemsize*(layers*(C+2*G*D+H*D)+C+2*G*D)",
+    ),
+    (
+        "mezo_needs",
+        "def f(config,tokens,disk):\n from mesp_ref.memory import Shapes,peak\n return peak('mezo',Shapes(config,tokens=tokens,disk=disk)).total-peak('mesp',Shapes(config,tokens=tokens,disk=disk)).total",
+    ),
+    ("best_eps", "def f(u,loss,third):\n return (6*u*loss/third)**.5"),
+    ("best_eps", "def f(u,loss,third):\n return (3*u/third)**(1/3)"),
+    ("mezo_steps", "def f(g,curvature):\n return np.count_nonzero(curvature)"),
+    ("mezo_steps", "def f(g,curvature):\n return curvature.sum()/curvature.max()+2"),
+    ("merged_weight", "def f(W,A,B,s):\n return W+s*(A.T@B.T).T/2"),
+    ("merged_weight", "def f(W,A,B,s):\n return s*B@A"),
+    ("equal_rank", "def f(H,G,D,C,F):\n return (2*H*D*C+2*G*D*C+3*C*F)/(7*C)"),
+    (
+        "forgetting",
+        "def f(with_adapter,without,tokens):\n return (with_adapter*tokens).sum()-(without*tokens).sum()",
+    ),
+    (
+        "forgetting",
+        "def f(with_adapter,without,tokens):\n return without.mean()-with_adapter.mean()",
+    ),
+    (
+        "best_pair",
+        "def f(marks):\n m=marks.astype(int).T@marks.astype(int)\n np.fill_diagonal(m,-1)\n return np.unravel_index(m.argmax(),m.shape)",
+    ),
+    ("to_bfloat16", "def f(x):\n return x.astype(np.float16)"),
+    (
+        "to_bfloat16",
+        "def f(x):\n m,e=np.frexp(x.astype(float));return np.ldexp(np.rint(m*128),e-7)",
+    ),
+    (
+        "head_bwd",
+        "def f(n,w,labels):\n z=(n@w.T).reshape(-1,len(w));l=labels.ravel();k=np.flatnonzero(l!=-100)\n z=z-z.max(1,keepdims=True);p=np.exp(z);p/=p.sum(1,keepdims=True)\n loss=-np.log(p[k,l[k]]).mean()\n p[k,l[k]]-=1\n d=np.zeros_like(p);d[k]=p[k]\n return loss,(d@w).reshape(n.shape)",
+    ),
+    (
+        "adamw_step",
+        "def f(w,m,v,g,t,*,lr,beta1,beta2,eps):\n m=beta1*m+(1-beta1)*g;v=beta2*v+(1-beta2)*g**2\n return w-lr*(m/(1-beta1**t))/np.sqrt(v/(1-beta2**t)+eps),m,v",
+    ),
+]

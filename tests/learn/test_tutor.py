@@ -117,6 +117,19 @@ def test_wrong_answers_to_questions_are_told_what_is_wrong(every: str, step: int
 @pytest.mark.parametrize(
     ("every", "step"), [("some", 3), pytest.param("all", 1, marks=pytest.mark.slow)]
 )
+def test_later_answers_to_questions_are_rejected(every: str, step: int) -> None:
+    """Measured before the tutor learnt from them: of 42, all rejected, 30 named, none wrongly."""
+    results = [
+        learn.check(name, compiled(text, ops=attempts.ops))
+        for name, text in questions.LATER[::step]
+    ]
+    assert not any(results)
+    assert np.mean([bool(result.named) for result in results]) >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("every", "step"), [("some", 3), pytest.param("all", 1, marks=pytest.mark.slow)]
+)
 def test_answers_to_questions_held_out_are_told_what_is_wrong(every: str, step: int) -> None:
     """Measured before the tutor learnt from them: of 56, all rejected, 51 named, none wrongly."""
     found = []
@@ -265,6 +278,21 @@ def told(function: Any, name: str = "rmsnorm_bwd", **more: Any) -> str:
 def test_what_cannot_be_called() -> None:
     assert "Found int, expected a function" in told(3)
     assert "It takes (a, b), expected (dy, res, w, *, eps)" in told(lambda a, b: a)
+
+
+def test_numbers_in_another_unit_or_rounded() -> None:
+    """Of questions: a number for a function, MB for bytes, a rounded result."""
+    text = told(695, "equal_length")
+    assert "Found int, expected a function equal_length(H, G, D, C, F)" in text
+    assert "rounded to whole numbers" in told(
+        lambda H, G, D, C, F: round(2 * F / H), "equal_length"
+    )
+    assert "a millionth (MB for bytes?) of" in told(
+        lambda layers, H, G, D, C, itemsize: (
+            itemsize * (layers * (2 * C + 2 * G * D + H * D + H) + C + 2 * G * D) / 1e6
+        ),
+        "streamed_bytes",
+    )
 
 
 def test_exceptions_are_told_with_their_line() -> None:

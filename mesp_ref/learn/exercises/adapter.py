@@ -269,7 +269,11 @@ def _equal(g: Given, m: Wrong) -> Outputs:
     shapes = [shape for name, shape in every.items() if name not in left]
     whole, each = sum(o * i for o, i in shapes), sum(o + i for o, i in shapes)
     each = m.pick(
-        each, only_A=sum(i for _, i in shapes), only_B=sum(o for o, _ in shapes), products=whole
+        each,
+        only_A=sum(i for _, i in shapes),
+        only_B=sum(o for o, _ in shapes),
+        products=whole,
+        c_for_in=7 * g.C,
     )
     ratios = [o * i / (o + i) for o, i in shapes]
     return {"R": m.pick(
@@ -300,6 +304,7 @@ EQUAL_RANK = question(
         "no_o": "o_proj is missing.",
         "only_A": "only A, R·in, is counted: B has R·out.",
         "only_B": "only B, R·out, is counted: A has R·in.",
+        "c_for_in": "only C is counted for each of the seven: A has R·in, B has R·out, and in or out is not C everywhere.",
         "products": "Σ in·out is divided by itself.",
         "upside_down": "it is upside down: the matrices are divided by the numbers of rank 1.",
         "mean_of_ratios": "it is the mean of seven ratios: the totals are equal, so divide sum by sum, not each by each.",

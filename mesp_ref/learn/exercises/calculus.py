@@ -27,7 +27,11 @@ def _logistic(g: Given, m: Wrong) -> Outputs:
     db = m.pick(1 / c, no_log=1.0, log_value=math.log(c))
     da = m.pick(-b * db, no_exp=-db, slope_of_sigmoid=-b * db / c, no_minus=b * db)
     dw = m.pick(g.x * da, no_inner=da, of_x=g.w * da, x_twice=g.x * g.x * da)
-    return {"dw": m.pick(dw, value=math.log(c), half=dw / 2, zero=0.0)}
+    return {
+        "dw": m.pick(
+            dw, value=math.log(c), half=dw / 2, zero=0.0, sigmoid_slope=g.x * b / (1 + b) ** 2
+        )
+    }
 
 
 LOGISTIC = question(
@@ -58,6 +62,7 @@ LOGISTIC = question(
         "x_twice": "the factor x stands twice.",
         "value": "this is the value of L itself, not its slope.",
         "half": "it is half of what it must be: no square is derived here.",
+        "sigmoid_slope": "it is the slope of the sigmoid, x·σ·(1 − σ): L is log(1 + exp(−w·x)), whose slope is −x·σ(−w·x).",
         "zero": "it is 0.",
     },
 )
@@ -84,6 +89,14 @@ def _mean(a: Array) -> Array:
     return found
 
 
+def _over_all(g: Given) -> Array:
+    """The right formula with means over the whole array."""
+    c, u = g.x - g.x.mean(), g.dy * g.w
+    sigma = np.sqrt(np.mean(c * c) + g.eps)
+    found: Array = (u - u.mean()) / sigma - c * np.mean(u * c) / sigma**3
+    return found
+
+
 def _layernorm(g: Given, m: Wrong) -> Outputs:
     c = m.pick(g.x - _mean(g.x), not_centred=g.x)
     square, width = _mean(c * c), g.x.shape[-1]
@@ -102,7 +115,7 @@ def _layernorm(g: Given, m: Wrong) -> Outputs:
     )  # fmt: skip
     power = m.pick(sigma**3, sigma_2=sigma**2, sigma_1=sigma)
     second = m.pick(other * along / power, no_second=0.0, second_added=-other * along / power)
-    return {"dx": m.pick((u - shift) / sigma - second, no_sigma=(u - shift) - second, negated=second - (u - shift) / sigma, passed_on=g.dy)}  # fmt: skip
+    return {"dx": m.pick((u - shift) / sigma - second, no_sigma=(u - shift) - second, negated=second - (u - shift) / sigma, passed_on=g.dy, over_all=_over_all(g))}  # fmt: skip
 
 
 def _rows(name: str, note: str, shape: tuple[int, ...], eps: float, size: float = 1.0) -> Case:
@@ -146,6 +159,7 @@ LAYERNORM = question(
         "sigma_1": "σ stands where σ³ belongs in the second term.",
         "no_second": "the second term is missing: the path through σ, along c.",
         "second_added": "the second term has the wrong sign: it is added.",
+        "over_all": "means run over the whole array (axis=-1 is missing): each row has its own.",
         "no_sigma": "the first term is not divided by σ.",
         "negated": "dx has the wrong sign.",
         "passed_on": "dx is dy itself.",
@@ -170,7 +184,7 @@ def _blind(g: Given, m: Wrong) -> Outputs:
     dz = m.pick(g.p, no_p=1.0, root_p=np.sqrt(g.p), one_minus=1 - g.p) * (g.dy - dot)
     return {"length": m.pick(
         np.sqrt(np.sum(dz * dz)), squared=np.sum(dz * dz), largest=np.abs(dz).max(), root_mean=np.sqrt(np.mean(dz * dz)),
-        one_norm=np.abs(dz).sum(), summed=np.sum(dz), of_dy=np.sqrt(np.sum(g.dy**2)), zero=0.0, one=1.0, diagonal=np.linalg.norm(g.dy * g.p * (1 - g.p)),
+        one_norm=np.abs(dz).sum(), summed=np.sum(dz), of_dy=np.sqrt(np.sum(g.dy**2)), zero=0.0, one=1.0, spread=np.std(g.dy), diagonal=np.linalg.norm(g.dy * g.p * (1 - g.p)),
     )}  # fmt: skip
 
 
@@ -212,6 +226,7 @@ BLIND = question(
         "of_dy": "it is the length of dy itself, of the cotangent.",
         "zero": "it is 0: that holds for dy = 1 only.",
         "one": "it is 1 always.",
+        "spread": "it is the standard deviation of dy, without p: dz = p ⊙ (dy − Σ dy·p).",
         "diagonal": "only the diagonal of the Jacobian, p·(1 − p), is there: the row sum Σ dy·p joins all entries.",
     },
 )
@@ -295,7 +310,7 @@ def _noticed(g: Given, m: Wrong) -> Outputs:
     r = g.rtol
     grown = m.pick(
         (1 + r) ** 2 - 1, first_order=2 * r, no_square=r, square_alone=r * r, no_minus_1=(1 + r) ** 2,
-        too_small=1 - (1 - r) ** 2, other_base=1 / (1 - r) ** 2 - 1, one=1.0,
+        too_small=1 - (1 - r) ** 2, other_base=1 / (1 - r) ** 2 - 1, one=1.0, two_below=r / 2,
     )  # fmt: skip
     ratio = m.pick(g.eps / grown, upside_down=grown / g.eps, multiplied=g.eps * grown)
     return {"size": m.pick(
@@ -325,6 +340,7 @@ NOTICED = question(
         "too_small": "1 − (1 − rtol)² stands where (1 + rtol)² − 1 belongs: a forgotten eps makes 1/n too large, not too small; the sign.",
         "other_base": "the error is taken relative to the wrong 1/n (1/(1 − rtol)² − 1): it is relative to the right one.",
         "one": "rtol is missing.",
+        "two_below": "the 2 is on the wrong side: (1 + rtol)² − 1 is about 2·rtol, not rtol/2.",
         "upside_down": "it is upside down: eps is divided by (1 + rtol)² − 1.",
         "multiplied": "eps is multiplied where it must be divided by (1 + rtol)² − 1.",
         "no_root": "the square root is missing: this is mean(x²), not its root.",

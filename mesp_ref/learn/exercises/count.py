@@ -132,7 +132,7 @@ def _checkpoints(g: Given, m: Wrong) -> Outputs:
     found = m.pick(g.layers, no_layers=1, one_more=g.layers + 1, one_fewer=g.layers - 1) * m.pick(
         g.N, no_batch=1
     )
-    found *= m.pick(g.T, no_tokens=1, squared=g.T**2) * m.pick(g.C, no_width=1, width_is_t=g.T) * m.pick(g.itemsize, no_itemsize=1, bits=8 * g.itemsize)  # fmt: skip
+    found *= m.pick(g.T, no_tokens=1, squared=g.T**2) * m.pick(g.C, no_width=1, width_is_t=g.T) * m.pick(g.itemsize, no_itemsize=1, bits=8 * g.itemsize, four=4)  # fmt: skip
     return {
         "bytes": m.pick(
             found, both_halves=2 * found, in_mb=found / 1e6, in_mib=found / 2**20, half=found / 2
@@ -162,6 +162,7 @@ CHECKPOINTS = question(
         "width_is_t": "T stands where the width C belongs (T squared).",
         "no_itemsize": "the itemsize is missing: bytes are asked for.",
         "bits": "it is in bits: bytes are asked for (8 bits each).",
+        "four": "4 bytes a number are taken: the itemsize is given.",
         "both_halves": "two inputs a block are counted, one for each half: one is kept.",
         "in_mb": "it is in MB (10⁶): bytes are asked for.",
         "in_mib": "it is in MiB (2²⁰): bytes are asked for.",

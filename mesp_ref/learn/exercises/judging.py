@@ -177,6 +177,13 @@ def to_bfloat16(x: Array) -> Array:
     return found
 
 
+def _binary(x: Array, digits: int) -> Array:
+    """x to so many binary digits."""
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    found: Array = np.ldexp(np.rint(mantissa * 2**digits), exponent - digits)
+    return found
+
+
 def _bfloat16(g: Given, m: Wrong) -> Outputs:
     bits = np.ascontiguousarray(g.x).view(np.uint32)
 
@@ -190,7 +197,7 @@ def _bfloat16(g: Given, m: Wrong) -> Outputs:
     return {"x": m.pick(
         cut(half + last), truncated=cut(np.uint32(0)), ties_away=cut(half + one), ties_down=cut(half), ties_odd=cut(half + one - last), upwards=cut(np.uint32(0xFFFF)),
         as_float16=g.x.astype(np.float16).astype(np.float32), unchanged=g.x.copy(), one_bit_fewer=cut(half + last, 0xFFFE0000), one_bit_more=cut(fewer, 0xFFFF8000),
-        two_digits=np.round(g.x, 2), bits_shifted=(cut(half + last).view(np.uint32) >> np.uint32(16)).astype(np.float64), bits_rounded=cut(half + last).view(np.uint32).astype(np.float64), added_1=cut(np.uint32(0x10000)),
+        two_digits=np.round(g.x, 2), bits_shifted=(cut(half + last).view(np.uint32) >> np.uint32(16)).astype(np.float64), bits_rounded=cut(half + last).view(np.uint32).astype(np.float64), added_1=cut(np.uint32(0x10000)), seven_bits=_binary(g.x, 7),
         value_of_bits=(bits >> np.uint32(16)).astype(np.float64),
     )}  # fmt: skip
 
@@ -230,6 +237,7 @@ BFLOAT16 = question(
         "unchanged": "nothing is rounded: x itself is returned.",
         "one_bit_fewer": "one bit too many is cleared: 15 are left, bfloat16 has 16.",
         "one_bit_more": "one bit too few is cleared: 17 are left, bfloat16 has 16.",
+        "seven_bits": "7 binary digits are kept: bfloat16 has 8, the leading one (which is not stored) included.",
         "two_digits": "it is rounded to decimal digits: bfloat16 keeps 8 binary ones.",
         "bits_shifted": "the bits themselves are returned, shifted, as an integer: view them as float32.",
         "bits_rounded": "the bits themselves are returned as an integer: view them as float32.",
