@@ -38,7 +38,8 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
         tokenizer = Tokenizer.from_buffer(content)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-    if file.stat().st_size > _LARGE:
+    if len(content) > _LARGE:
+        del content
         return_freed_memory()  # parsing took six times the file; a step needs less
     return tokenizer
 
