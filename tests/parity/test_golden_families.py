@@ -9,13 +9,12 @@ from torch_oracle import TOLERANCE, assert_close
 from mesp_ref.golden import Suite
 
 
-@pytest.mark.parametrize("name", ["tied", "unequal", "qwen3", "llama", "gemma3"])
+@pytest.mark.parametrize("name", ["tied", "qwen3", "llama", "gemma3"])
 def test_a_model_and_its_adapter(name: str) -> None:
     suite = Suite()
     case = suite.cases[f"e2e/{name}"]
     vectors = suite.read(case)
-    # Gemma's usual padding, token 0, would be a row of the table without a gradient
-    base = torch_oracle.load(suite.root / case.attributes["model"], pad_token_id=None)
+    base = torch_oracle.load(suite.root / case.attributes["model"])
     adapter = suite.root / case.attributes["adapter"]
     model = PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False).double().eval()
     batch = (vectors.inputs[n].astype(np.int64) for n in ("input_ids", "labels"))

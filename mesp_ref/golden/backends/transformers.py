@@ -1,9 +1,10 @@
 """transformers and PEFT: the modules that most people train with, differentiated by torch's autograd.
 
-Covers rmsnorm, rope, positions, attention (by torch's fused attention, whose backward on a CPU is
-written by hand), causal_softmax, swiglu, geglu, cross_entropy, lora_linear by PEFT's layer, and
-Qwen2's blocks (with fused attention) and models (with eager attention). Intermediates are its own:
-ask for `golden check --roles result,base`. float64 is left out: its norms compute in float32 always.
+Covers rmsnorm, rope, positions, attention and masked_attention (by torch's fused attention, whose
+backward on a CPU is written by hand), causal_softmax, swiglu, geglu, cross_entropy, lora_linear by
+PEFT's layer, and blocks (with fused attention) and models (with eager attention) of every family.
+Intermediates are its own: ask for `golden check --roles result,base`. float64 is left out: its norms
+compute in float32 always.
 pip install torch transformers peft.
 """
 
@@ -14,17 +15,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.loss.loss_utils import fixed_cross_entropy
+from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
 from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2DecoderLayer,
     Qwen2RMSNorm,
     apply_rotary_pos_emb,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.backends.kernels import (
@@ -36,6 +39,7 @@ from mesp_ref.golden.backends.kernels import (
     masked,
 )
 from mesp_ref.golden.backends.torch import to_numpy, to_torch
+from mesp_ref.golden.rows.masked import first_keys
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
 
@@ -62,6 +66,19 @@ def _attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     module: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], is_causal=True)
     y: torch.Tensor = sdpa_attention_forward(
         module, q, k, u, None if square else seen[None, None], is_causal=square
+    )[0]
+    return y
+
+
+def _masked_attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    """With a mask as its models build one from a window and from positions that begin anew."""
+    q, k, u = (v[n].transpose(1, 2) for n in "qkv")
+    tokens = torch.arange(q.shape[2])
+    first = first_keys(v.get("positions"), at.get("window"), tokens)
+    seen = (tokens <= tokens[:, None]) & (tokens >= first[:, None, :, None])
+    module: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], is_causal=False)
+    y: torch.Tensor = sdpa_attention_forward(
+        module, q, k, u, seen, is_causal=False, scaling=at.get("scale")
     )[0]
     return y
 
@@ -102,10 +119,17 @@ def _lora_linear(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     return y
 
 
+LAYERS = {
+    "qwen2": Qwen2DecoderLayer,
+    "qwen3": Qwen3DecoderLayer,
+    "llama": LlamaDecoderLayer,
+    "gemma3_text": Gemma3DecoderLayer,
+}
 OPS: Library = {
     "rmsnorm": _rmsnorm,
     "rope": _rope,
     "attention": _attention,
+    "masked_attention": _masked_attention,
     "causal_softmax": _causal_softmax,
     "swiglu": _swiglu,
     "geglu": _geglu,
@@ -133,20 +157,29 @@ def _plain(name: str) -> str:
 
 
 def _block(case: Case, given: Tensors) -> Tensors:
-    """A decoder layer of Qwen2 with PEFT's layers in it."""
+    """A decoder layer of the case's family with PEFT's layers in it."""
     at = case.attributes
-    if at["config"].get("model_type", "qwen2") != "qwen2":
-        raise NotCovered
-    config = Qwen2Config(**at["config"] | {"attn_implementation": "sdpa"})
+    config = CONFIG_MAPPING[at["config"]["model_type"]](
+        **at["config"] | {"attn_implementation": "sdpa"}
+    )
     parts = sorted({n.split(".lora_")[0].split(".")[-1] for n in given if ".lora_" in n})
     lora = LoraConfig(r=at["rank"], lora_alpha=at["alpha"], target_modules=parts)
-    layer = inject_adapter_in_model(lora, Qwen2DecoderLayer(config, 0))
+    layer = inject_adapter_in_model(lora, LAYERS[config.model_type](config, 0))
     values = {name: given[_plain(name)] for name, _ in layer.named_parameters()}
     tables = tuple(doubled(given[n]) for n in ("cos", "sin"))
-    y = torch.func.functional_call(layer, values, (given["x"],), {"position_embeddings": tables})
+    more = {"position_embeddings": tables, "attention_mask": _window(config, given["x"].shape[1])}
+    y = torch.func.functional_call(layer, values, (given["x"],), more)
     torch.autograd.backward(y, given["dy"])
     grads = {f"{_plain(name)}.grad": value.grad for name, value in values.items()}
     return {"y": y, "dx": given["x"].grad} | grads
+
+
+def _window(config: Any, tokens: int) -> torch.Tensor | None:
+    """The mask that a model hands to a layer with a window; none where all see all before them."""
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return None
+    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    return (seen & seen.triu(1 - config.sliding_window))[None, None]
 
 
 def _model(case: Case, given: Tensors, root: Path, dtype: torch.dtype) -> Tensors:

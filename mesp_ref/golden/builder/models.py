@@ -226,7 +226,8 @@ def make_model(shape: Shape, root: Path) -> Made:
         ids[1, 3] = shape.vocabulary - 1
     want = trace(model, adapter, ids, labels)
     arrays = {name: model.weights[name][...] for name in model.weights}
-    save_checkpoint(model.config, arrays, root / f"e2e/{shape.name}/model")
+    kept = {"pad_token_id": None}  # Gemma's is 0 unless said, whose row then has no gradient
+    save_checkpoint(model.config, arrays, root / f"e2e/{shape.name}/model", kept=kept)
     single = adapter.astype(np.float32)
     single.base_model_name_or_path = "model"
     save_adapter(single, root / f"e2e/{shape.name}/adapter")

@@ -5,6 +5,9 @@ one after the other, its equation and magnitudes are theirs joined. So it is no 
 which lists what the engine computes with, but it is described by the same kind of row.
 """
 
+from collections import ChainMap
+from collections.abc import Mapping
+
 from mesp_ref.golden.rows import add_norm, head, masked, mlp, qkv
 from mesp_ref.registry import OPS, OpSpec
 from mesp_ref.registry.check import check
@@ -15,6 +18,6 @@ FUSED: dict[str, OpSpec] = {
 for _row in FUSED.values():
     check(_row)
 
-ROWS: dict[str, OpSpec] = OPS | FUSED
+ROWS: Mapping[str, OpSpec] = ChainMap(FUSED, OPS)  # what is registered later is seen, too
 
 __all__ = ["FUSED", "ROWS"]
