@@ -3,9 +3,10 @@
     python contender.py SYSTEM MODEL ADAPTER IDS THREADS
 
 SYSTEM is "torch", "torch checkpointed", "torch compiled", "jax", "mlx", or a method of mesp_ref with
-where its checkpoints are, "mesp_tiled disk". MODEL is a checkpoint directory, ADAPTER a PEFT directory, IDS a .npy file.
-A process of its own keeps thread pools, allocators and peaks of memory apart. What is imported here
-counts as this process's memory, so each system imports only what it needs.
+where its checkpoints are, "mesp_tiled disk". MODEL is a checkpoint directory, ADAPTER a PEFT
+directory, IDS a .npy file. A process of its own keeps thread pools, allocators and peaks of memory
+apart. What is imported here counts as this process's memory, so each system imports only what it
+needs.
 
 Commands on standard input, one JSON answer a line on standard output:
     step        one SGD step: {"loss": …, "read": how often it waited for the disk}
@@ -13,7 +14,7 @@ Commands on standard input, one JSON answer a line on standard output:
     reset       the adapter as it was at the start: {}
     traced      {"bytes": …}, the peak of NumPy's bytes above the model, by tracemalloc
     gemm        {"rate": …}, FLOP/s of the system's own [256, 896]·[896, 4864]
-    generate N  {"tokens": …, "cpu": …, "wall": …}; greedy from N prompts, with a cache; of torch and ours
+    generate N  {"tokens": …, "cpu": …, "wall": …}; greedy from N prompts, with a cache
 """
 
 import json

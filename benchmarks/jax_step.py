@@ -37,7 +37,9 @@ def _loss(lora: Arrays, weights: Arrays, ids: Any, config: Mapping[str, Any], sc
     for i in range(config["num_hidden_layers"]):
         at = f"model.layers.{i}."
         n = _norm(x, weights[f"{at}input_layernorm.weight"], eps)
-        x = x + linear(_attention(n, linear, f"{at}self_attn.", turn, config), f"{at}self_attn.o_proj")
+        x = x + linear(
+            _attention(n, linear, f"{at}self_attn.", turn, config), f"{at}self_attn.o_proj"
+        )
         n = _norm(x, weights[f"{at}post_attention_layernorm.weight"], eps)
         z = jax.nn.silu(linear(n, f"{at}mlp.gate_proj")) * linear(n, f"{at}mlp.up_proj")
         x = x + linear(z, f"{at}mlp.down_proj")
