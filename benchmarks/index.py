@@ -112,7 +112,7 @@ def others(kernels: Sequence[Facts], where: Facts, job: Facts) -> str:
     if "packed" in where:
         rows.append(("4-bit base ÷ dense base, time of `mesp_tiled`", NONE, NONE,
                      f"{where['packed']:.2f}", "≤ 1.15"))  # fmt: skip
-    return markdown_table(("", "mesp_ref", "peer", "ratio", "goal"), rows)
+    return markdown_table(("more", "mesp_ref", "peer", "ratio", "goal"), rows)
 
 
 def _line(what: str, ours: float, peer: float, goal: float | None) -> tuple[str, ...]:

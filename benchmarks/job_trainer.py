@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 
-class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
+class Rows(torch.utils.data.Dataset):
     """Rows of tokens, all of them learned."""
 
     def __init__(self, rows: np.ndarray):
@@ -29,11 +29,12 @@ class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
         return {"input_ids": self.rows[at], "labels": self.rows[at]}
 
 
-class InOrder(Trainer):  # type: ignore[misc]
+class InOrder(Trainer):
     """A Trainer that takes the rows as they come."""
 
-    def _get_train_sampler(self, *_: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows: Any = train_dataset or self.train_dataset
+        return torch.utils.data.SequentialSampler(rows)
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     )  # fmt: skip
     trainer = InOrder(model=model, args=settings, train_dataset=Rows(rows))
     trainer.train()
-    model.save_pretrained(Path(out) / "adapter")
+    model.save_pretrained(str(Path(out) / "adapter"))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     (Path(out) / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
 

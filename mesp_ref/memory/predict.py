@@ -11,22 +11,25 @@ time.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
+from mesp_ref.lean import mlp_width, query_tile
 from mesp_ref.lean.steps import METHODS
 from mesp_ref.lean.streamed_attention import KEYS
 from mesp_ref.memory.dry_run import dry_run
 from mesp_ref.memory.kinds import by_kind
 from mesp_ref.memory.ledger import Moment
 from mesp_ref.memory.shapes import Shapes
+from mesp_ref.ops._tiles import SCRATCH
 
 Parts = dict[str, int]  # name -> bytes
 
 END = "what follows the last op"
-STREAMED = "mesp_streamed"
+STREAMED, TILED = "mesp_streamed", "mesp_tiled"
+_STRIDE, _SHORT = 128, (0, 1, 2)  # tokens between short steps, of whole tiles; and which are run
 _FEW, _MORE = 2, 3  # blocks of the steps that are run: from these on, each block adds the same
 
 
@@ -57,10 +60,52 @@ class Cost(NamedTuple):
 @lru_cache(maxsize=512)
 def cost(method: str, shapes: Shapes) -> Cost:
     """What a step of a method takes, at full depth and length."""
-    return at_length(shapes) if method == STREAMED else at_depth(method, shapes)
+    if method == STREAMED:
+        return in_chunks(shapes)
+    return in_tiles(shapes) if method == TILED else at_depth(method, shapes)
 
 
-def at_length(shapes: Shapes) -> Cost:
+def in_tiles(shapes: Shapes) -> Cost:
+    """What a step of mesp_tiled takes, from shorter ones.
+
+    From a length on no tile becomes narrower: what an op holds then grows with the length, and its
+    arithmetic with the square. Three short steps tell the quadratic that all lie on.
+    """
+    config, t, w = shapes.config, shapes.tokens, shapes.workers
+    share = max(1, config.num_attention_heads // config.num_key_value_heads // w)
+    windows = config.sliding_window or 0 if config.layer_types else 0
+    width = mlp_width(t, w)
+    # and from there on a row's share of a rank is less than a weight's or a tile's
+    steady = max(
+        SCRATCH // query_tile(share, t) // share, SCRATCH // width, windows, 2 * width,
+        config.hidden_size, config.num_attention_heads * config.head_dim,
+    )  # fmt: skip
+    left = (t - steady) // (_STRIDE * w) - 1  # steps of the length that need not be run
+    if left < len(_SHORT):
+        return at_depth(TILED, shapes)
+    found = [at_depth(TILED, shapes._replace(tokens=t - (left - i) * _STRIDE * w)) for i in _SHORT]
+
+    def extended(parts: Sequence[Parts]) -> Parts:
+        return {name: _extended([p.get(name, 0) for p in parts], left) for name in parts[0]}
+
+    peaks = {
+        op: Peak(op, *(extended([c.peaks[op][i] for c in found]) for i in (1, 2)))  # type: ignore[misc]
+        for op in found[0].peaks
+    }
+    return Cost(peaks, *(_extended([c[i] for c in found], left) for i in (1, 2)))  # type: ignore[misc]
+
+
+def _extended(found: Sequence[int], steps: int) -> int:
+    """The polynomial through `found`, at 0, 1, … , at `steps`: Newton's forward differences."""
+    factor, differences, total = 1, list(found), 0
+    for order in range(len(found)):
+        total += factor * differences[0]
+        differences = [b - a for a, b in pairwise(differences)]
+        factor = factor * (steps - order) // (order + 1)
+    return total
+
+
+def in_chunks(shapes: Shapes) -> Cost:
     """What a step of mesp_streamed takes, from shorter ones.
 
     Once there are earlier keys for a whole tile, a chunk takes the memory of the one before it, and its
@@ -75,17 +120,11 @@ def at_length(shapes: Shapes) -> Cost:
         for i in range(min(left, 2) + 1)
     )
 
-    def extended(*found: int) -> int:
-        steps, differences = 1, list(found)
-        total = 0
-        for order in range(len(found)):
-            total += steps * differences[0]
-            differences = [b - a for a, b in pairwise(differences)]
-            steps = steps * (left - order) // (order + 1)
-        return total * n // few
-
-    files, flops = ([getattr(c, name) for c in (first, *others)] for name in ("file", "flops"))
-    return Cost(first.peaks, extended(*files), extended(*flops))
+    files, flops = (
+        _extended([getattr(c, name) for c in (first, *others)], left) * n // few
+        for name in ("file", "flops")
+    )
+    return Cost(first.peaks, files, flops)
 
 
 @lru_cache(maxsize=512)

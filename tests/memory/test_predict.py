@@ -1,6 +1,7 @@
 """A step over ghosts: every depth, workers at once, and whatever the engine becomes."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from mesp_ref.engine.methods import checkpointed_forward
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.models import named_shape
 from mesp_ref.lean.steps import METHODS
-from mesp_ref.memory import SCHEDULES, Base, Schedule, Shapes, cost, measure, peak
+from mesp_ref.memory import SCHEDULES, Base, Schedule, Shapes, at, cost, measure, peak, predict
 from mesp_ref.memory.dry_run import dry_run
 from mesp_ref.memory.predict import run_cost
+from mesp_ref.ops import _tiles
 
 CONFIG = Qwen2Config(1301, 96, 352, 7, 6, 2, 16)
 MEZO = Schedule("mezo", "ram")
@@ -98,6 +100,53 @@ def test_a_long_row_is_three_short_ones(batch: int, tokens: int, chunk: int) -> 
     whole, found = run_cost("mesp_streamed", shapes), cost("mesp_streamed", shapes)
     tops = [max(peak.total for peak in c.peaks.values()) for c in (whole, found)]
     assert tops[0] == tops[1]
+    assert found[1:] == whole[1:]
+
+
+@pytest.fixture
+def narrow_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tiles that are at their narrowest from some 85 tokens on, in place of thousands."""
+    for module in (_tiles, predict):
+        monkeypatch.setattr(module, "SCRATCH", 1 << 12)
+    predict.at_depth.cache_clear()
+    yield
+    predict.at_depth.cache_clear()
+
+
+@pytest.mark.parametrize("place", ["ram", "disk", "offload"])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "changed"),
+    [
+        (1, 1001, {}), (2, 777, {"packed": True}), (1, 1290, {"workers": 2}),
+        (1, 900, {"base": Base.uniform(CONFIG, "float16", Affine(4, 32))}),
+    ],
+    ids=["one", "packed", "workers", "4 bits"],
+)  # fmt: skip
+def test_a_long_step_in_tiles_is_three_short_ones(
+    batch: int, tokens: int, changed: dict[str, Any], place: str, narrow_tiles: None
+) -> None:
+    """Run whole: the same peak of every op, file and arithmetic."""
+    config = dataclasses.replace(CONFIG, num_hidden_layers=2)
+    shapes = at(Shapes(config, batch, tokens, 4, **changed), place)
+    _same_costs(run_cost("mesp_tiled", shapes), predict.in_tiles(shapes))
+
+
+def test_a_long_step_with_windows(narrow_tiles: None) -> None:
+    """Some layers see the last 100 keys, some all."""
+    config = dataclasses.replace(
+        CONFIG,
+        num_hidden_layers=2,
+        layer_types=("sliding_attention", "full_attention"),
+        sliding_window=100,
+    )
+    shapes = Shapes(config, 1, 1030, 4)
+    _same_costs(run_cost("mesp_tiled", shapes), predict.in_tiles(shapes))
+
+
+def _same_costs(whole: predict.Cost, found: predict.Cost) -> None:
+    assert {op: peak.total for op, peak in found.peaks.items()} == {
+        op: peak.total for op, peak in whole.peaks.items()
+    }
     assert found[1:] == whole[1:]
 
 
