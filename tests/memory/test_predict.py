@@ -113,17 +113,16 @@ def narrow_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     predict.at_depth.cache_clear()
 
 
-@pytest.mark.parametrize("place", ["ram", "disk", "offload"])
 @pytest.mark.parametrize(
-    ("batch", "tokens", "changed"),
+    ("place", "batch", "tokens", "changed"),
     [
-        (1, 1001, {}), (2, 777, {"packed": True}), (1, 1290, {"workers": 2}),
-        (1, 900, {"base": Base.uniform(CONFIG, "float16", Affine(4, 32))}),
+        ("ram", 1, 801, {}), ("disk", 2, 777, {"packed": True}), ("offload", 1, 1090, {"workers": 2}),
+        ("disk", 1, 900, {"base": Base.uniform(CONFIG, "float16", Affine(4, 32))}),
     ],
-    ids=["one", "packed", "workers", "4 bits"],
+    ids=["in RAM", "packed", "workers", "4 bits"],
 )  # fmt: skip
 def test_a_long_step_in_tiles_is_three_short_ones(
-    batch: int, tokens: int, changed: dict[str, Any], place: str, narrow_tiles: None
+    place: str, batch: int, tokens: int, changed: dict[str, Any], narrow_tiles: None
 ) -> None:
     """Run whole: the same peak of every op, file and arithmetic."""
     config = dataclasses.replace(CONFIG, num_hidden_layers=2)
