@@ -112,7 +112,7 @@ def test_attention_holds_no_square_array() -> None:
 
 
 def test_scores_of_a_window_are_as_wide_as_the_window() -> None:
-    """64 queries at once, two heads stacked: two arrays of 128 rows, of 63 + 37 keys and not of 1,024."""
+    """64 queries at once, two heads stacked: two arrays of 128 rows of 100 keys in place of 1,024."""
     window = np.maximum(np.arange(1024) - 36, 0)[None]
     saved = _attention_peak(None) - _attention_peak(window)
     assert abs(saved - 2 * 128 * (1024 - 100) * 4) < 64 * 1024
