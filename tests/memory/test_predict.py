@@ -1,7 +1,6 @@
 """A step over ghosts: every depth, workers at once, and whatever the engine becomes."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,9 @@ from mesp_ref.engine.methods import checkpointed_forward
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.models import named_shape
 from mesp_ref.lean.steps import METHODS
-from mesp_ref.memory import SCHEDULES, Base, Schedule, Shapes, at, cost, measure, peak, predict
+from mesp_ref.memory import SCHEDULES, Base, Schedule, Shapes, cost, measure, peak, predict
 from mesp_ref.memory.dry_run import dry_run
 from mesp_ref.memory.predict import run_cost
-from mesp_ref.ops import _tiles
 
 CONFIG = Qwen2Config(1301, 96, 352, 7, 6, 2, 16)
 MEZO = Schedule("mezo", "ram")
@@ -103,50 +101,28 @@ def test_a_long_row_is_three_short_ones(batch: int, tokens: int, chunk: int) -> 
     assert found[1:] == whole[1:]
 
 
-@pytest.fixture
-def narrow_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tiles that are at their narrowest from some 85 tokens on, in place of thousands."""
-    for module in (_tiles, predict):
-        monkeypatch.setattr(module, "SCRATCH", 1 << 12)
-    predict.at_depth.cache_clear()
-    yield
-    predict.at_depth.cache_clear()
-
-
 @pytest.mark.parametrize(
-    ("place", "batch", "tokens", "changed"),
-    [
-        ("ram", 1, 801, {}), ("disk", 2, 777, {"packed": True}), ("offload", 1, 1090, {"workers": 2}),
-        ("disk", 1, 900, {"base": Base.uniform(CONFIG, "float16", Affine(4, 32))}),
-    ],
-    ids=["in RAM", "packed", "workers", "4 bits"],
+    ("changed", "window"),
+    [({"tokens": 4501}, 0), ({"tokens": 4400, "packed": True, "offload": True}, 0),
+     ({"batch": 2, "tokens": 9001, "workers": 2}, 0), ({"tokens": 7000}, 300)],
 )  # fmt: skip
-def test_a_long_step_in_tiles_is_three_short_ones(
-    place: str, batch: int, tokens: int, changed: dict[str, Any], narrow_tiles: None
+def test_a_long_row_of_tiles_is_three_short_ones(
+    changed: dict[str, Any], window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run whole: the same peak of every op, file and arithmetic."""
-    config = dataclasses.replace(CONFIG, num_hidden_layers=2)
-    shapes = at(Shapes(config, batch, tokens, 4, **changed), place)
-    _same_costs(run_cost("mesp_tiled", shapes), predict.in_tiles(shapes))
-
-
-def test_a_long_step_with_windows(narrow_tiles: None) -> None:
-    """Some layers see the last 100 keys, some all."""
-    config = dataclasses.replace(
-        CONFIG,
-        num_hidden_layers=2,
-        layer_types=("sliding_attention", "full_attention"),
-        sliding_window=100,
+    """Every tile run: the same bytes of every op, file and arithmetic, with and without a window."""
+    kinds = ("sliding_attention", "full_attention") if window else ()
+    config = Qwen2Config(
+        301, 64, 352, 2, 16, 1, 4, layer_types=kinds, sliding_window=window or None
     )
-    shapes = Shapes(config, 1, 1030, 4)
-    _same_costs(run_cost("mesp_tiled", shapes), predict.in_tiles(shapes))
-
-
-def _same_costs(whole: predict.Cost, found: predict.Cost) -> None:
-    assert {op: peak.total for op, peak in found.peaks.items()} == {
-        op: peak.total for op, peak in whole.peaks.items()
-    }
-    assert found[1:] == whole[1:]
+    shapes = Shapes(config, rank=4, disk=True)._replace(**changed)
+    seen = []
+    monkeypatch.setattr(predict, "dry_run", lambda m, s: seen.append(s.tokens) or dry_run(m, s))
+    found = run_cost("mesp_tiled", shapes)
+    assert len(seen) == 3
+    assert max(seen) < shapes.tokens / 2.5
+    monkeypatch.setattr(predict, "_NARROW", shapes.tokens)
+    assert found == run_cost("mesp_tiled", shapes)
+    assert seen[3:] == [shapes.tokens]
 
 
 def test_memory_of_chunks_does_not_grow_with_length() -> None:
