@@ -114,12 +114,13 @@ site: $(SITE)
 FREE = env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE -u OPENBLAS_NUM_THREADS
 benchmarks: $(BENCH)
 	$(FREE) $(BIN)/python benchmarks/papers.py
+	$(FREE) $(BIN)/python benchmarks/families.py
 	$(FREE) $(BIN)/python benchmarks/scaling.py
 	$(FREE) OPENBLAS_CORETYPE=Haswell $(BIN)/python benchmarks/frameworks.py
 	$(FREE) $(BIN)/python benchmarks/frameworks.py --out docs/benchmarks/avx512
 	$(FREE) $(BIN)/python benchmarks/job.py
 	$(FREE) OPENBLAS_CORETYPE=Haswell OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/where.py
-	for part in peaks time attention ratio full report; do \
+	for part in peaks time attention ratio full large report; do \
 	  $(FREE) OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/length.py $$part || exit 1; \
 	done
 	$(BIN)/python benchmarks/index.py
