@@ -59,10 +59,10 @@ def sanitised(folder: Path) -> Path:
     return build(SOURCE.read_text(encoding="utf-8"), folder, SANITISED)
 
 
-def small_suite() -> tuple[bytes, list[str]]:
-    """A manifest of three cases and their files, as one input for `mutate`, and the files' names."""
+def small_suite(names: Sequence[str] = SMALL) -> tuple[bytes, list[str]]:
+    """A manifest of a few cases and their files, as one input for `mutate`, and the files' names."""
     manifest = json.loads((SHIPPED / "manifest.json").read_text(encoding="utf-8"))
-    cases = [case for case in manifest["cases"] if case["name"] in SMALL]
+    cases = [case for case in manifest["cases"] if case["name"] in names]
     kept = {name: manifest[name] for name in ("format", "version", "units")} | {"cases": cases}
     files = [case["file"] for case in cases]
     parts = [json.dumps(kept).encode(), *((SHIPPED / file).read_bytes() for file in files)]
@@ -76,15 +76,21 @@ def lay(data: bytes, names: Sequence[str], folder: Path) -> None:
         (folder / name).write_bytes(part)
 
 
-def fuzz(program: Path, folder: Path, runs: int, seed: int) -> Counter[int]:
+def fuzz(
+    program: Path, folder: Path, runs: int, seed: int, cases: Sequence[str] = SMALL
+) -> Counter[int]:
     """How often each exit code came; AssertionError with the input's seed for any but 0, 1 and 2."""
-    (data, names), found = small_suite(), Counter[int]()
+    (data, names), found = small_suite(cases), Counter[int]()
     for i in range(runs):
         lay(data, names, folder)
         lay(mutate(data, random.Random(f"{seed}/{i}")), names, folder)
         done = start(program, folder)
         assert done.returncode in (0, 1, 2), (seed, i, done.stderr[-3000:])
-        for finding in ("Sanitizer", "runtime error"):  # which end with exit code 1, too
+        for finding in (
+            "Sanitizer",
+            "runtime error",
+            "panicked",
+        ):  # which end with exit code 1, too
             assert finding not in done.stderr, (seed, i, done.stderr[-3000:])
         said = (done.stdout + done.stderr).replace("\n", "")
         assert said.isprintable(), (seed, i, said)

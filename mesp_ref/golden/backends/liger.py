@@ -1,33 +1,30 @@
 """Liger: its Triton kernels through torch; on a CPU in Triton's interpreter.
 
-Covers what Liger has kernels for: rmsnorm, rope, swiglu, cross_entropy, lm_loss (its fused head).
+Covers what Liger has kernels for: rmsnorm, rope, softmax, swiglu, geglu, cross_entropy, lm_loss
+(its fused head). pip install --no-deps liger-kernel triton.
 """
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
-
-from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
-from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
-from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-from liger_kernel.ops.rope import LigerRopeFunction
-from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-
-from mesp_ref.golden.backends import NotCovered
-from mesp_ref.golden.backends.torch import to_numpy, to_torch
+from mesp_ref.golden.backends import interpreter
+from mesp_ref.golden.backends.kernels import Library, Tensors, compute_op, doubled, masked
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
 
-Tensors = dict[str, torch.Tensor]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NEEDS_GPU = ("rmsnorm", "swiglu")  # they call libdevice, or cast scalars: no interpreter does
-DTYPES = ("float32", "float16", "bfloat16")
+interpreter.prepare()
+
+from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction  # noqa: E402
+from liger_kernel.ops.fused_linear_cross_entropy import (  # noqa: E402
+    LigerFusedLinearCrossEntropyFunction,
+)
+from liger_kernel.ops.geglu import LigerGELUMulFunction  # noqa: E402
+from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # noqa: E402
+from liger_kernel.ops.rope import LigerRopeFunction  # noqa: E402
+from liger_kernel.ops.softmax import LigerSoftmaxFunction  # noqa: E402
+from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # noqa: E402
 
 
 def _rmsnorm(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
@@ -39,15 +36,26 @@ def _rmsnorm(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
 def _rope(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     """q and k [N, H, T, D] at once; tables [1, T, D]. Given x for both, the first is the answer."""
     x = v["x"].transpose(1, 2)
-    cos, sin = (torch.cat([v[n]] * 2, -1)[None].contiguous() for n in ("cos", "sin"))
     q, _ = LigerRopeFunction.apply(
-        x.contiguous().clone(), x.detach().contiguous().clone(), cos, sin
+        x.contiguous().clone(),
+        x.detach().contiguous().clone(),
+        *(doubled(v[n]) for n in ("cos", "sin")),
     )
     return q.transpose(1, 2)
 
 
+def _causal_softmax(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    y: torch.Tensor = LigerSoftmaxFunction.apply(masked(v["s"]))
+    return y
+
+
 def _swiglu(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     y: torch.Tensor = LigerSiLUMulFunction.apply(v["gate"].clone(), v["up"].clone())
+    return y
+
+
+def _geglu(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    y: torch.Tensor = LigerGELUMulFunction.apply(v["gate"].clone(), v["up"].clone())
     return y
 
 
@@ -64,10 +72,12 @@ def _lm_loss(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     return y
 
 
-OPS: dict[str, Callable[[Tensors, dict[str, Any]], torch.Tensor]] = {
+OPS: Library = {
     "rmsnorm": _rmsnorm,
     "rope": _rope,
+    "causal_softmax": _causal_softmax,
     "swiglu": _swiglu,
+    "geglu": _geglu,
     "cross_entropy": _cross_entropy,
     "lm_loss": _lm_loss,
 }
@@ -75,16 +85,5 @@ OPS: dict[str, Callable[[Tensors, dict[str, Any]], torch.Tensor]] = {
 
 def compute(case: Case, inputs: dict[str, Array], root: Path, dtype: str) -> dict[str, Array]:
     """One op in `dtype`."""
-    op = case.attributes.get("op") if case.kind in ("op", "tile") else None
-    if op not in OPS or dtype not in DTYPES or (DEVICE == "cpu" and op in NEEDS_GPU):
-        raise NotCovered
-    given = {n: to_torch(a, getattr(torch, dtype)) for n, a in inputs.items()}
-    leaves = {n: a.detach().to(DEVICE) for n, a in given.items()}
-    names = [t.name[1:] for t in case.tensors if t.name != "y"]
-    for name in names:
-        leaves[name].requires_grad_()
-    dy = leaves.pop("dy")
-    y = OPS[op](leaves, case.attributes)
-    grads = torch.autograd.grad(y, [leaves[n] for n in names], dy.to(y.dtype))
-    found = {"y": y} | {f"d{n}": g for n, g in zip(names, grads, strict=True)}
-    return {n: to_numpy(a.cpu()) for n, a in found.items()}
+    with interpreter.device() as device:
+        return compute_op(OPS, case, inputs, dtype, device=device)
