@@ -36,7 +36,7 @@ from mesp_ref.train.opening import open_stream
 SEQ, BATCH, RANK, RATE = 256, 4, 8, 2e-4
 TRAINER, CHECKPOINTED = "peft + Trainer", "peft + Trainer, gradient checkpointing"
 OURS = {
-    "mesp-ref finetune, as it comes": [],
+    "mesp-ref finetune": [],
     "mesp-ref finetune --method store_all": ["--method", "store_all"],
     "mesp-ref finetune --method mesp_tiled --checkpoints offload": [
         "--method", "mesp_tiled", "--checkpoints", "offload",
