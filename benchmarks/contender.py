@@ -2,10 +2,11 @@
 
     python contender.py SYSTEM MODEL ADAPTER IDS THREADS
 
-SYSTEM is "torch", "torch checkpointed", "mlx", or a method of mesp_ref with where its checkpoints
-are, "mesp_tiled disk". MODEL is a checkpoint directory, ADAPTER a PEFT directory, IDS a .npy file.
-A process of its own keeps thread pools, allocators and peaks of memory apart. What is imported here
-counts as this process's memory, so each system imports only what it needs.
+SYSTEM is "torch", "torch checkpointed", "torch compiled", "jax", "mlx", or a method of mesp_ref with
+where its checkpoints are, "mesp_tiled disk". MODEL is a checkpoint directory, ADAPTER a PEFT
+directory, IDS a .npy file. A process of its own keeps thread pools, allocators and peaks of memory
+apart. What is imported here counts as this process's memory, so each system imports only what it
+needs.
 
 Commands on standard input, one JSON answer a line on standard output:
     step        one SGD step: {"loss": …, "read": how often it waited for the disk}
@@ -13,6 +14,7 @@ Commands on standard input, one JSON answer a line on standard output:
     reset       the adapter as it was at the start: {}
     traced      {"bytes": …}, the peak of NumPy's bytes above the model, by tracemalloc
     gemm        {"rate": …}, FLOP/s of the system's own [256, 896]·[896, 4864]
+    generate N  {"tokens": …, "cpu": …, "wall": …}; greedy from N prompts, with a cache
 """
 
 import json
@@ -27,6 +29,8 @@ from typing import Any, NamedTuple
 
 LEARNING_RATE = 1e-4
 M, K, N = 256, 896, 4864
+FILE = "model.safetensors"
+PROMPT, NEW = 16, 32  # tokens of a prompt, and tokens that it is continued by
 Stages = dict[str, float]  # what a process has done so far -> its anonymous memory, MiB
 
 
@@ -104,6 +108,11 @@ class Ours:
         tracemalloc.stop()
         return peak
 
+    def generate(self, prompts: list[list[int]]) -> list[list[int]]:
+        from mesp_ref.engine.generate import generate
+
+        return generate(self.model, prompts, self.adapter, NEW, eos_token_id=None)
+
     def gemm(self) -> Callable[[], object]:
         x, w = (self.np.full(shape, 0.5, self.np.float32) for shape in ((M, K), (N, K)))
         return lambda: x @ w.T
@@ -135,10 +144,18 @@ class Torch:
         if "checkpointed" in system:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()  # without dropout; transformers checkpoints in training mode only
+        self.call: Any = torch.compile(self.model) if "compiled" in system else self.model
         self.reset()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.SGD(trained, lr=LEARNING_RATE)
         stages["model, mapped; LoRA parameters"] = anonymous_mib()
+        self.compiling = 0.0
+        if "compiled" in system:
+            begin = time.perf_counter()
+            self._backward()
+            self.model.zero_grad(set_to_none=True)
+            self.compiling = time.perf_counter() - begin
+            stages["compiled"] = anonymous_mib()
 
     def reset(self) -> None:
         state = self.peft.load_peft_weights(str(self.files.adapter), device="cpu")
@@ -147,7 +164,7 @@ class Torch:
         self.model.zero_grad(set_to_none=True)
 
     def _backward(self) -> float:
-        loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
+        loss = self.call(input_ids=self.ids, labels=self.ids, use_cache=False).loss
         loss.backward()
         return float(loss.detach())
 
@@ -166,6 +183,18 @@ class Torch:
         }
         self.model.zero_grad(set_to_none=True)
         return loss, named
+
+    def generate(self, prompts: list[list[int]]) -> list[list[int]]:
+        ids = self.torch.tensor(prompts)
+        self.model.eval()
+        with self.torch.no_grad():
+            out = self.model.generate(
+                input_ids=ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=NEW,
+                min_new_tokens=NEW, do_sample=False, use_cache=True, pad_token_id=0,
+            )  # fmt: skip
+        self.model.train()
+        found: list[list[int]] = out[:, ids.shape[1] :].tolist()
+        return found
 
     def gemm(self) -> Callable[[], object]:
         x, w = self.torch.full((M, K), 0.5), self.torch.full((N, K), 0.5)
@@ -186,7 +215,7 @@ def _qwen2_on_mapped_weights(folder: Path) -> Any:
     config = Qwen2Config.from_pretrained(folder, attn_implementation="sdpa")
     with torch.device("meta"):
         model = Qwen2ForCausalLM(config)
-    file = MappedFile(folder / "model.safetensors")
+    file = MappedFile(folder / FILE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the arrays are read-only, and stay frozen
         state = {name: torch.from_numpy(file.raw(name)) for name in file}
@@ -197,6 +226,57 @@ def _qwen2_on_mapped_weights(folder: Path) -> Any:
     model.model.rotary_emb = Qwen2RotaryEmbedding(config)
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     return model
+
+
+class Jax:
+    """The step of jax_step.py, compiled as one function; weights lie in buffers of JAX's own."""
+
+    def __init__(self, system: str, files: Files, stages: Stages):
+        if files.threads == 1:  # XLA takes as many threads as the process may use cores
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        import jax
+        import numpy as np
+        from jax_step import step
+
+        from mesp_ref.files.safetensors import MappedFile
+
+        self.jax, self.np, self.mapped, self.files = jax, np, MappedFile, files
+        stages["NumPy, JAX"] = anonymous_mib()
+        self.weights = self._put(files.model / FILE)
+        self.ids = jax.device_put(np.load(files.ids).astype(np.int32))
+        self.reset()
+        self.gemm()()
+        stages["model; LoRA parameters"] = anonymous_mib()
+        begin, scale = time.process_time(), _scale(files.adapter)
+        run = jax.jit(step(_config(files.model), scale, LEARNING_RATE), donate_argnums=0)
+        self.run = run.lower(self.lora, self.weights, self.ids).compile()
+        self.compiling = time.process_time() - begin
+        stages["compiled"] = anonymous_mib()
+
+    def _put(self, path: Path) -> dict[str, Any]:
+        """A file's tensors as arrays of JAX."""
+        file = self.mapped(path)
+        return {name: self.jax.device_put(file.raw(name)) for name in file}
+
+    def reset(self) -> None:
+        self.lora = self._put(self.files.adapter / "adapter_model.safetensors")
+
+    def step(self) -> float:
+        loss, _, self.lora = self.run(self.lora, self.weights, self.ids)
+        self.jax.block_until_ready(self.lora)
+        return float(loss)
+
+    def gradients(self) -> tuple[float, dict[str, Any]]:
+        loss, grads, self.lora = self.run(self.lora, self.weights, self.ids)
+        return float(loss), {name: self.np.asarray(g) for name, g in grads.items()}
+
+    def gemm(self) -> Callable[[], object]:
+        x, w = (self.jax.numpy.full(shape, 0.5) for shape in ((M, K), (N, K)))
+        product = self.jax.jit(lambda x, w: x @ w.T)
+        return lambda: product(x, w).block_until_ready()
+
+    def versions(self) -> list[str]:
+        return [f"jax {self.jax.__version__}"]
 
 
 class Mlx:
@@ -222,12 +302,12 @@ class Mlx:
         from mlx_lm.models.qwen2 import Model, ModelArgs
         from mlx_lm.tuner.utils import linear_to_lora_layers
 
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = _config(folder)
         model = Model(ModelArgs.from_dict(config))
-        model.load_weights(str(folder / "model.safetensors"), strict=True)
+        model.load_weights(str(folder / FILE), strict=True)
         model.freeze()
         settings = json.loads((self.files.adapter / "adapter_config.json").read_text("utf-8"))
-        parameters = {"rank": settings["r"], "scale": settings["lora_alpha"] / settings["r"]}
+        parameters = {"rank": settings["r"], "scale": _scale(self.files.adapter)}
         layers = config["num_hidden_layers"]
         linear_to_lora_layers(model, layers, parameters | {"dropout": 0.0})
         model.train()
@@ -261,6 +341,18 @@ class Mlx:
         return [*self._versions, self.device]
 
 
+def _config(folder: Path) -> dict[str, Any]:
+    """A checkpoint's config.json."""
+    held: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return held
+
+
+def _scale(adapter: Path) -> float:
+    """alpha ÷ rank of a PEFT directory."""
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return float(settings["lora_alpha"] / settings["r"])
+
+
 def _rate(gemm: Callable[[], object]) -> float:
     """FLOP/s, the best of several calls in half a second."""
     best, end = float("inf"), time.perf_counter() + 0.5
@@ -290,6 +382,12 @@ def _answer(contender: Any, command: str, *argument: str) -> dict[str, Any]:
     if command == "reset":
         contender.reset()
         return {}
+    if command == "generate":
+        rows = contender.ids[0, : PROMPT * int(argument[0])].reshape(-1, PROMPT).tolist()
+        begin = time.process_time(), time.perf_counter()
+        tokens = contender.generate(rows)
+        end = time.process_time(), time.perf_counter()
+        return {"tokens": tokens, "cpu": end[0] - begin[0], "wall": end[1] - begin[1]}
     if command == "traced":
         return {"bytes": contender.traced()}
     if command == "gemm":
@@ -311,9 +409,10 @@ def main() -> int:
         )
 
         keep_freed_memory()  # as the command line does; for torch too
-    kinds: dict[str, Any] = {"torch": Torch, "mlx": Mlx}
+    kinds: dict[str, Any] = {"torch": Torch, "jax": Jax, "mlx": Mlx}
     contender = kinds.get(system.split()[0], Ours)(system, files, stages)
     ready = {"stages": stages, "versions": contender.versions()}
+    ready["compiling"] = getattr(contender, "compiling", 0.0)
     print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:
         answer = _answer(contender, *line.rstrip("\n").split(maxsplit=1))

@@ -1,24 +1,29 @@
-"""mesp_ref beside torch + transformers + peft: time and memory of one LoRA step.
+"""mesp_ref beside torch + transformers + peft, compiled and not, and JAX: one LoRA step, and generation.
 
     python benchmarks/frameworks.py                          writes docs/benchmarks/frameworks.md
+    python benchmarks/frameworks.py --cpu                    CPU seconds, where others use the machine
     python benchmarks/frameworks.py --mlx path/to/python     MLX in an environment of its own
     python benchmarks/frameworks.py --seq 256 --out look --systems "torch; mesp"
 
 Every system runs in a process of its own (contender.py) on one random Qwen2.5-0.5B, whose weights
-all of them map from the same file. First losses and gradients are compared, then the systems take
-turns, with a GEMM probe after each step. Takes about nine minutes on two cores.
+all of them map from the same file; those that compile do so before. First losses and gradients are
+compared, then the systems take turns, with a GEMM probe after each step. Takes about a quarter of an
+hour on two cores. frameworks.json keeps the figures for the table of all pages (index.py).
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,18 @@ import common
 import frameworks_report
 import numpy as np
 from contender import Files, anonymous_mib
-from frameworks_report import DISK, FOUR_BIT, OFFLOAD, Facts, Measured, crippled
+from frameworks_report import (
+    DISK,
+    FOUR_BIT,
+    OFFLOAD,
+    PEERS,
+    STREAMED,
+    Facts,
+    Measured,
+    Talk,
+    crippled,
+    is_ours,
+)
 
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.checkpoint import save_checkpoint
@@ -35,12 +51,14 @@ from mesp_ref.files.quantize import quantize_checkpoint
 from mesp_ref.memory import Shapes, at, cost
 
 SHAPE, RANK = "qwen2.5-0.5b", 8
-DENSE = ("torch", "torch checkpointed", "store_all", "mebp", "mesp", "mesp_tiled ram")
+OURS = ("store_all", "mebp", "mesp", "mesp_tiled ram", DISK, OFFLOAD, STREAMED, FOUR_BIT, "mezo")
 SYSTEMS = {
-    256: (*DENSE, DISK, OFFLOAD, FOUR_BIT, "mezo"),
-    1024: ("torch", "torch checkpointed", "mesp", DISK, OFFLOAD),
+    256: (*PEERS, *OURS),
+    1024: ("torch", "torch checkpointed", "mesp", DISK, OFFLOAD, STREAMED),
 }
 ROUNDS = {256: 5, 1024: 2}
+TALKERS = ("torch", "store_all")  # those that generate; every method of ours does it alike
+BATCHES = (1, 8)
 LOSS, GRADIENT = 1e-5, 1e-3  # relative differences above which the systems do not do the same
 HERE = Path(__file__).resolve().parent
 REPORTS = HERE.parent / "docs/benchmarks"
@@ -57,7 +75,7 @@ class Contender:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         ready, _ = self._answer()
-        self.facts = Facts(system, ready["stages"], ready["versions"])
+        self.facts = Facts(system, ready["stages"], ready["versions"], ready["compiling"])
 
     def ask(self, command: str) -> dict[str, Any]:
         """Send a command and wait for its answer."""
@@ -91,6 +109,12 @@ class Contender:
         if not line:
             raise MespRefError(f"{self.system}: its process has ended, see above")
         return json.loads(line), max(peak, anonymous_mib(self.process.pid))
+
+    def cpu(self) -> float:
+        """CPU seconds of the process since its start."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii")
+        ticks = stat.rpartition(")")[2].split()[11:13]  # user and system
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -143,9 +167,12 @@ def contenders(
 
 def measure(
     systems: Sequence[str], folder: Path, seq: int, rounds: int, threads: int,
-    mlx: str = sys.executable, quick: bool = False,
+    mlx: str = sys.executable, quick: bool = False, cpu: bool = False,
 ) -> Measured:  # fmt: skip
-    """Memory of the first steps, agreement, time in turns, NumPy's bytes."""
+    """Memory of the first steps, agreement, time in turns, NumPy's bytes, generation.
+
+    With `cpu` time is CPU seconds: of all contenders, of which one works at a time.
+    """
     with contenders(systems, folder, seq, threads, mlx) as found:
         for system, contender in found.items():
             contender.facts.loss = loss = contender.watch("step", 0.002)["loss"]
@@ -153,7 +180,11 @@ def measure(
         compare(found, folder, gradients=seq == min(SYSTEMS) and not quick)
         probes = {system: products(system, seq) for system in found if is_ours(system)}
         turns = {system: found[system].step for system in found}
-        timed = common.interleaved(turns, rounds, warmup=0, probes=probes, report=say)
+        clocks = (lambda: sum(c.cpu() for c in found.values()), time.process_time)
+        timed = common.interleaved(
+            turns, rounds, 0, probes, say, *(clocks if cpu else (time.perf_counter,))
+        )
+        talks = [] if quick or seq != min(SYSTEMS) else generation(found, 2, cpu)
         for system, contender in found.items():
             # last, since the operands of a GEMM and tracemalloc's notes are memory, too
             contender.facts.rate = contender.ask("gemm")["rate"]
@@ -162,11 +193,23 @@ def measure(
                 say(f"{system}: {contender.facts.traced / 1e6:.2f} MB of NumPy")
             contender.facts.file = file_of(system, seq)
         facts = {system: contender.facts for system, contender in found.items()}
-    return Measured(seq, facts, timed, probes)
+    return Measured(seq, facts, timed, probes, talks)
 
 
-def is_ours(system: str) -> bool:
-    return not system.startswith(("torch", "mlx"))
+def generation(found: dict[str, Contender], rounds: int, cpu: bool) -> list[Talk]:
+    """Tokens a second of greedy generation with a cache, in turns, the tokens compared.
+
+    Raises MespRefError where the systems do not say the same.
+    """
+    talks, said = [], dict[int, object]()
+    for _, batch, system in product(range(rounds), BATCHES, (s for s in TALKERS if s in found)):
+        answer = found[system].ask(f"generate {batch}")
+        if said.setdefault(batch, answer["tokens"]) != answer["tokens"]:
+            raise MespRefError(f"{system}: other tokens than {TALKERS[0]}, batch {batch}")
+        tokens = sum(map(len, answer["tokens"]))
+        talks.append(Talk(system, batch, tokens / answer["cpu" if cpu else "wall"]))
+        say(f"{system}: batch {batch}, {talks[-1].rate:.1f} tokens a second")
+    return talks
 
 
 def products(system: str, seq: int) -> common.Gemms:
@@ -242,6 +285,12 @@ def try_mlx(python: str, folder: Path, threads: int) -> tuple[list[str], float] 
         contender.close()
 
 
+def missing() -> set[str]:
+    """Peers that cannot run here: JAX is not installed, or torch.compile finds no C++ compiler."""
+    found = set() if importlib.util.find_spec("jax") else {"jax"}
+    return found if shutil.which(os.environ.get("CXX", "g++")) else found | {"torch compiled"}
+
+
 def threads_of_blas() -> int:
     """Threads of NumPy's BLAS, which torch is given as well."""
     from threadpoolctl import threadpool_info
@@ -256,6 +305,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}, by sequence length")
     parser.add_argument("--systems", help=f"separated by ';', default: {'; '.join(SYSTEMS[256])}")
     parser.add_argument("--quick", action="store_true", help="times alone, after one step")
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds in place of the clock's")
     parser.add_argument(
         "--mlx", metavar="PYTHON", default=sys.executable, help="interpreter with mlx and mlx-lm"
     )
@@ -277,7 +327,7 @@ def run(args: argparse.Namespace) -> None:
         raise MespRefError("--systems: found no torch, expected it: the report compares with it")
     if not args.out and (chosen or args.seq or args.quick):
         raise MespRefError("--out: missing, expected a directory for a report of less than all")
-    out = args.out or REPORTS
+    out, absent = args.out or REPORTS, missing()
     with tempfile.TemporaryDirectory(prefix="frameworks-") as scratch:
         folder = args.work or Path(scratch)
         prepare(folder)
@@ -286,12 +336,12 @@ def run(args: argparse.Namespace) -> None:
         more = ("mlx",) if mlx and not crippled(mlx[1], common.gemm_rate()) else ()
         measured = [
             measure(
-                [s for s in (*SYSTEMS[seq], *more) if not chosen or s in chosen],
-                folder, seq, args.rounds or ROUNDS[seq], threads, args.mlx, args.quick,
+                [s for s in (*SYSTEMS[seq], *more) if s not in absent and s in (chosen or (s,))],
+                folder, seq, args.rounds or ROUNDS[seq], threads, args.mlx, args.quick, args.cpu,
             )
             for seq in SYSTEMS if args.seq in (None, seq)
         ]  # fmt: skip
-    print(frameworks_report.write(out, measured, threads, mlx))
+    print(frameworks_report.write(out, measured, threads, mlx, args.cpu))
     say(f"wrote {out / 'frameworks.md'}")
 
 

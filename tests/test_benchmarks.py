@@ -20,6 +20,8 @@ import common
 import families
 import frameworks
 import frameworks_report
+import index
+import job
 import length
 import papers
 import pictures
@@ -277,10 +279,21 @@ def side_by_side() -> list[frameworks_report.Measured]:
         facts = {s: frameworks_report.Facts(s, {"Python": 6, "model": 30}, []) for s in systems}
         for s in systems:
             facts[s].peak, facts[s].loss, facts[s].rate = 50.0, 12.5, 3e11
-        seconds = {s: [1.0 + s.startswith("torch")] * 3 for s in systems}
+        seconds = {s: [1.0 + s.startswith("torch") - 0.2 * (s == "jax")] * 3 for s in systems}
         timed = common.Timed(seconds, {s: [1e12] * 3 for s in systems})
         products = {s: frameworks.products(s, seq) for s in systems if frameworks.is_ours(s)}
-        found.append(frameworks_report.Measured(seq, facts, timed, products))
+        talks = (
+            [frameworks_report.Talk(s, 1, 8.0) for s in ("torch", "torch")] if seq == 256 else []
+        )
+        talks += [
+            frameworks_report.Talk("store_all", 1, rate) for rate in (15.0, 17.0)[: len(talks)]
+        ]
+        talks += [
+            frameworks_report.Talk(s, 8, r) for s, r in (("torch", 20.0), ("store_all", 24.0))
+        ]
+        found.append(
+            frameworks_report.Measured(seq, facts, timed, products, talks if seq == 256 else [])
+        )
     return found
 
 
@@ -291,6 +304,7 @@ def test_frameworks_renders(side_by_side: list[frameworks_report.Measured], tmp_
     assert "{" not in text
     for table in _tables(text):
         assert len({len(line) for line in table}) == 1, table
+    assert "| mesp_ref | 16.0 | 24.0 |" in text
     for picture in ("256", "1024", "process"):
         assert f"frameworks-{picture}.png" in text
         assert (tmp_path / f"frameworks-{picture}.png").stat().st_size > 10_000
@@ -301,10 +315,14 @@ def test_goals_are_judged_by_what_was_measured(
 ) -> None:
     """Ours take half of torch's time, and the process 50 MiB: known before the code runs."""
     rows = {goal.what: goal.row()[2:] for goal in frameworks_report.goals(side_by_side)}
-    assert len(rows) == 8 + 1 + 7 + 3
+    assert len(rows) == (3 + 1 + 4 + 1) + 8 + 1 + 4 + 2  # ratios, products, process, products, talk
     assert rows["time of `store_all` / torch + peft, 256 tokens"] == ("0.5", "met")
     both = "`mesp_tiled`, checkpoints on disk / torch + peft, gradient checkpointing"
-    assert rows[f"time of {both}, 1024 tokens"] == ("0.5", "19% above")
+    assert rows[f"time of {both}, 1024 tokens"] == ("0.5", "met")
+    fastest = "`mesp_streamed` / JAX, jit (the fastest peer)"
+    assert rows[f"time of {fastest}, 256 tokens"] == ("1.25", "47% above")
+    assert rows["tokens a second, generated, batch 8: ours / transformers"] == ("1.2", "8% below")
+    assert rows["tokens a second, generated, batch 1: ours / transformers"] == ("2", "met")
     process = "whole process, `mesp_tiled`, on disk, 4-bit base, 256 tokens: MiB"
     assert rows[process] == ("50", "met")
     work = common.flops(common.SHAPES["qwen2.5-0.5b"], "store_all", 256, 8) / 1e12
@@ -403,15 +421,72 @@ def test_the_fit_of_time_against_length() -> None:
     np.testing.assert_allclose(list(flat.values()), b, rtol=1e-6)
 
 
-def test_where_the_time_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_time_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every op is there with its products, which are those that are counted elsewhere."""
     monkeypatch.setattr(common, "_LEAST", 1e-4)
-    text = where.report(CONFIG, 20, 1, ("mesp", "mesp_streamed"))
+    packable = Qwen2Config(137, 64, 128, 2, 2, 1, 32)
+    runs = where.measure(packable, 20, 1, ("mesp_tiled", "mesp_streamed", where.PACKED))
+    text = where.report(packable, 20, 1, runs)
     assert "`streamed_attention_bwd`" in text
     assert "| all |" in text
+    assert "| `mesp_tiled`, 4-bit base |" in text
     for table in _tables(text):
         assert len({len(line) for line in table}) == 1, table
+    where.draw(runs, tmp_path / "where.png")
+    assert (tmp_path / "where.png").stat().st_size > 5_000
     for method, place in where.WAYS.items():
         work = where.flops(CONFIG, method, 20)
         expected = common.gemms(CONFIG, method, 20, where.RANK, checkpoints=place)
         assert sum(work.values()) == common.total_flops(expected)
+
+
+def test_a_step_over_its_products() -> None:
+    """Two seconds for 3 TFLOP at 3 TFLOP/s are twice what the products take."""
+    run = where.Run({"lora_linear": 1.5, where.BETWEEN: 0.5}, Counter({"lora_linear": 3}), 3.0)
+    assert run.over == 2.0
+    assert "| all | 2000 | 1000 | 1000 | 50.0% |" in where.table(run)
+
+
+def _jobs() -> dict[str, list[job.Job]]:
+    """The Trainer's at 64 tokens a second, ours at 128."""
+    names = (job.TRAINER, job.CHECKPOINTED, *job.OURS)
+    seconds = {name: 128.0 if name in job.OURS else 256.0 for name in names}
+    return {name: [job.Job(seconds[name], [2.0, 1.5], 900.0)] for name in names}
+
+
+def test_the_page_of_the_whole_job() -> None:
+    found = job.figures(_jobs(), 16)
+    assert found[job.TRAINER]["tokens a second"] == 64
+    text = job.report(found, 16, 1, True, 1)
+    assert "the fastest of ours reaches **2.00**" in text
+    for table in _tables(text):
+        assert len({len(line) for line in table}) == 1, table
+
+
+def test_jobs_that_learn_otherwise_are_refused() -> None:
+    """A loss that differs, that is missing, that is no number."""
+    for losses, words in (
+        ([2.0, 1.51], "differ from the Trainer's by 6.7e-03"), ([2.0], "expected the Trainer's 2"),
+        ([2.0, float("nan")], "by nan"),
+    ):  # fmt: skip
+        jobs = _jobs()
+        jobs[next(iter(job.OURS))] = [job.Job(1.0, losses, 0.0)]
+        with pytest.raises(mr.MespRefError, match=words):
+            job.figures(jobs, 16)
+
+
+def test_all_pages_in_one_table(
+    side_by_side: list[frameworks_report.Measured], tmp_path: Path
+) -> None:
+    """Every system and both kernels; a figure that is missing is a dash."""
+    frameworks_report.write(tmp_path, side_by_side, 2, None, cpu=True)
+    common.write_report(tmp_path / "where.json", '{"over": {"mesp_tiled": 1.125}, "packed": 1.25}')
+    text = index.report(tmp_path)
+    assert "| `mesp_tiled`, checkpoints on disk | 1.00 | 1.25 | – | – | 1.12 | 20 | 206 |" in text
+    assert "| JAX, jit | 0.80 | 1.00 | – | – | – | 20 | – |" in text
+    assert "batch 1, AVX2 (transformers) | 16.0 | 8.0 | 2.00 | – |" in text
+    assert "| 1.25 | ≤ 1.15 |" in text
+    assert "[frameworks.md](frameworks.md)" in text
+    assert "{" not in text
+    for table in _tables(text):
+        assert len({len(line) for line in table}) == 1, table

@@ -1,7 +1,7 @@
 """MLX affine 4-bit and 8-bit tensors: stored packed, decoded at use, bit for bit as MLX does."""
 
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -9,9 +9,9 @@ import numpy as np
 
 from mesp_ref.ops import Array
 
-# The most weights decoded at a time. Beside its result a decode holds 3 bytes of scratch for each of
-# them, 5 with 16-bit scales (4 more in float64), and the process the 256 KiB of `_nibbles`.
-CHUNK = 1 << 18
+# The most weights decoded at a time. Beside its result a decode holds 2 bytes of scratch for each of
+# them, 5 with 16-bit scales (4 more in float64).
+CHUNK = 1 << 16
 
 # Type of scale and bias: Veltkamp's constant 2^(24−p)+1 for its p significant bits, and a bound
 # below which rounding to p bits is rounding to the type. There is none from below: a subnormal
@@ -86,21 +86,18 @@ def rows_at_once(rows: int, columns: int) -> int:
     return max(1, -(-rows // max(1, -(-rows // most))))
 
 
-@cache
-def _nibbles() -> Array:
-    """The four nibbles of every 16-bit number, lowest first, as the bytes of one uint32."""
-    numbers = np.arange(1 << 16, dtype="<u2")
-    nibbles = np.stack([numbers >> shift & 15 for shift in (0, 4, 8, 12)], axis=-1)
-    return nibbles.astype(np.uint8).view("<u4").ravel()
-
-
 def unpack(packed: Array, bits: int) -> Array:
-    """The integers in little-endian words: uint32 [rows, words] -> uint8 [rows, words·32/bits]."""
+    """The integers in little-endian words: uint32 [rows, words] -> uint8 [rows, words·32/bits].
+
+    Four bits: a byte hg becomes the two bytes 0g, 0h: 16 bits hg, or'ed with hg shifted by four, masked.
+    """
+    octets = np.ascontiguousarray(packed).view(np.uint8)
     if bits == 8:
-        return np.ascontiguousarray(packed).view(np.uint8)
-    quads = np.empty((len(packed), 2 * packed.shape[1]), np.uint32)
-    np.take(_nibbles(), packed.view(np.uint16), out=quads, mode="clip")
-    return quads.view(np.uint8)
+        return octets
+    pairs = octets.astype("<u2")
+    pairs |= pairs << 4
+    pairs &= 0x0F0F
+    return pairs.view(np.uint8)
 
 
 def dequantize(q: Array, scales: Array, biases: Array, out: Array) -> None:

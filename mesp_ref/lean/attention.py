@@ -68,10 +68,14 @@ def _scores(tile: _Tile, q: Array, k: Array, scratch: Array, scale: float | None
     return s
 
 
-def _scratch(q: Array, k: Array, tile: int, dtype: np.dtype, *arrays: int) -> list[list[Array]]:
-    """Flat scratch: so many arrays for a tile of scores, and so many for a tile of queries."""
+def _scratch(
+    q: Array, k: Array, first: Array | None, tile: int, dtype: np.dtype, *arrays: int
+) -> list[list[Array]]:
+    """Flat scratch: so many arrays for a tile of scores, as wide as the most keys that one sees, and so
+    many for a tile of queries."""
     stacked = widest(q.shape[1], tile) * (q.shape[2] // k.shape[2])
-    sizes = stacked * k.shape[1], stacked * q.shape[3]
+    keys = k.shape[1] if first is None else max(t.visible for t in _tiles(q, k, first, tile))
+    sizes = stacked * keys, stacked * q.shape[3]
     return [
         [np.empty(size, dtype, like=q) for _ in range(n)]
         for size, n in zip(sizes, arrays, strict=True)
@@ -94,7 +98,7 @@ def attention(
     dtype = np.result_type(q, k, v)
     o, lse = np.empty(q.shape, dtype, like=q), np.empty(q.shape[:3], dtype, like=q)
     tile = tile or query_tile(q.shape[2] // k.shape[2], k.shape[1])
-    (scores,), (queries, out) = _scratch(q, k, tile, dtype, 1, 2)
+    (scores,), (queries, out) = _scratch(q, k, first, tile, dtype, 1, 2)
     for t in _tiles(q, k, first, tile):
         p = _scores(t, _stack(q, t.queries, queries), k, scores, scale)
         top = p.real.max(axis=1, keepdims=True)
@@ -122,7 +126,7 @@ def attention_bwd(
     dq = np.empty(q.shape, dtype, like=q)
     dk, dv = np.zeros(k.shape, dtype, like=q), np.zeros(v.shape, dtype, like=q)
     tile = tile or query_tile(q.shape[2] // k.shape[2], k.shape[1])
-    (scores, slopes), flat = _scratch(q, k, tile, dtype, 2, 3)
+    (scores, slopes), flat = _scratch(q, k, first, tile, dtype, 2, 3)
     for t in _tiles(q, k, first, tile):
         qt, dot, ot = (_stack(x, t.queries, s) for x, s in zip((q, do, o), flat, strict=True))
         p = _scores(t, qt, k, scores, scale)

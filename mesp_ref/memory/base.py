@@ -34,18 +34,18 @@ class Store(NamedTuple):
     def scratch(self, rows: int, columns: int, itemsize: int) -> int:
         """Bytes that decoding so many rows takes beside its result, see weights/quantized.py.
 
-        For each of a chunk's numbers: four bits are unpacked into a byte by way of two bytes of an
-        index; 16-bit scales need a float32 for the rounding; a group needs a scale. In float64 the
-        decoded float32 comes first.
+        For each of a chunk's numbers: four bits are unpacked into a byte by way of another; 16-bit
+        scales need a float32 for the rounding; a group needs a scale. In float64 the decoded float32
+        comes first.
         """
         if self.affine is None:
             return 0
         chunk = rows_at_once(rows, columns) * columns
-        integer, index = (1, 2) if self.affine.bits == 4 else (0, 0)
+        integer = 1 if self.affine.bits == 4 else 0
         rounding = 4 if self.dtype in ("float16", "bfloat16") else 0
         scales = 4 * chunk // self.affine.group_size
         wide = 0 if itemsize == 4 else 4 * chunk
-        return max((integer + index) * chunk, (integer + rounding) * chunk + scales) + wide
+        return max(2 * integer * chunk, (integer + rounding) * chunk + scales) + wide
 
 
 class Base(NamedTuple):

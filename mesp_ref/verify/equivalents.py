@@ -41,6 +41,8 @@ EQUIVALENTS = tuple(
         # Tiles
         (r"lean\.attention:attention(_bwd)?",
          r"(query_tile\(.*|[qk]\.shape\[\d\]) -> .* in: tile = tile or .*", _WIDTH),
+        (r"lean\.attention:_scratch",
+         r"(.* -> k\.shape\[1\] if (True|False) .*|first is None -> .*) in: keys = .*", _SCRATCH),
         (r"lean\.widths:mlp_width", r".* -> .*(257,|641 if|else 385).*",
          "rounded down to whole groups: the same width"),
         (r"ops\._tiles:fit", r"max\(1, length\) -> max\(2, length\) in: .*",

@@ -94,17 +94,28 @@ def test_mlp_with_gate_and_up_kept(width: int) -> None:
             np.testing.assert_array_equal(got, wanted)
 
 
-def test_attention_holds_no_square_array() -> None:
+def _attention_peak(first: np.ndarray | None) -> int:
+    """tracemalloc's peak of 1,024 queries of two heads a group, forward and backward."""
     q, k = np.zeros((1, 1024, 4, 8), np.float32), np.zeros((1, 1024, 2, 8), np.float32)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        o, res = tiled.attention(q, k, k)
-        tiled.attention_bwd(o, res)
-        most = tracemalloc.get_traced_memory()[1] - before
+        o, res = tiled.attention(q, k, k, first=first)
+        tiled.attention_bwd(o, res, first=first)
+        return tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
-    assert most < 1024 * 1024 * 4  # one head's scores alone
+
+
+def test_attention_holds_no_square_array() -> None:
+    assert _attention_peak(None) < 1024 * 1024 * 4  # one head's scores alone
+
+
+def test_scores_of_a_window_are_as_wide_as_the_window() -> None:
+    """64 queries at once, two heads stacked: two arrays of 128 rows of 100 keys in place of 1,024."""
+    window = np.maximum(np.arange(1024) - 36, 0)[None]
+    saved = _attention_peak(None) - _attention_peak(window)
+    assert abs(saved - 2 * 128 * (1024 - 100) * 4) < 64 * 1024
 
 
 @pytest.mark.parametrize("checkpoints", ["ram", "disk", "offload"])
