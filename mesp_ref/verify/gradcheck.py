@@ -12,6 +12,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.verify import behaviour, elsewhere, narrower
 from mesp_ref.verify.conventions import Convention
 from mesp_ref.verify.judge import Judge
+from mesp_ref.verify.longer import LONG, lengthened
 from mesp_ref.verify.pair import Arrays, Pair, inner, is_float, make_pair
 from mesp_ref.verify.result import Finding
 from mesp_ref.verify.tree import leaves
@@ -287,6 +288,11 @@ class _Check:
         for dtype in self.dtypes:
             if dtype != "float32":
                 found += narrower.half(self.pair, dys, dtype)
+        if "float16" in self.dtypes and not found:
+            long = lengthened(self.pair)
+            if long is not None:
+                where = f", {LONG:,} entries along an axis, all alike"
+                found += narrower.half(long, self._cotangents(long), "float16", where)
         return found
 
     def _second_point(self) -> list[Finding]:

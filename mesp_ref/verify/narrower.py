@@ -58,11 +58,13 @@ def tame(values: Array) -> bool:
     return bool(size.size) and TAME[0] <= size.max() <= TAME[1]
 
 
-def half(pair: Pair, dys: Arrays, name: str) -> Iterator[Finding]:
+def half(pair: Pair, dys: Arrays, name: str, where: str = "") -> Iterator[Finding]:
     """In float16 or bfloat16 the gradient must not be grossly off where the forward is not.
 
     Asked only of tame inputs, where both stay finite and the forward keeps the type: sizes that
     overflow a count, an eps that is nothing, a mask in the wrong type show here.
+
+    where   of the point, for the report
     """
     if not all(tame(pair.point[i]) for i in pair.places):
         return
@@ -82,12 +84,14 @@ def half(pair: Pair, dys: Arrays, name: str) -> Iterator[Finding]:
     if not all(_close(a, b) for a, b in zip(narrow, wide, strict=True)):
         return
     for leaf in pair.places:
-        lost = _lost(high, leaf) * eps(dtype)
-        failed = _gross(found.get(leaf), exact.get(leaf), high.point[leaf], lost)
+        failed = _gross(found.get(leaf), exact.get(leaf), high.point[leaf], 0.0)
+        if failed is not None:
+            lost = _lost(high, leaf) * eps(dtype)
+            failed = _gross(found.get(leaf), exact.get(leaf), high.point[leaf], lost)
         if failed is not None:
             error, got, expected, at = failed
             meaning = f"Right in float64, grossly wrong in {name}, where the forward is well."
-            yield Finding(name, "your op", pair.names[leaf], error, GROSS * abs(expected),
+            yield Finding(name + where, "your op", pair.names[leaf], error, GROSS * abs(expected),
                           meaning, at, got, expected, failed=True)  # fmt: skip
 
 

@@ -199,10 +199,10 @@ def _working(pair: Pair) -> tuple[Pair, float, str]:
         outputs = ()
     if not outputs or any(y.dtype != np.float64 for y in outputs):
         return pair, own, f"in {lowest}, because the forward takes nothing else"
-    return double, *_resolution(double, own)
+    return double, *_resolution(double)
 
 
-def _resolution(double: Pair, own: float) -> tuple[float, str]:
+def _resolution(double: Pair) -> tuple[float, str]:
     """Does a forward that is given float64 compute in a narrower type? Its numbers tell.
 
     Asked a little off the point, where no result is a round number by chance.
@@ -219,7 +219,7 @@ def _resolution(double: Pair, own: float) -> tuple[float, str]:
     values = np.concatenate([np.ravel(y[np.isfinite(y)]) for y in outputs])
     values = values[values != np.round(values)]
     for dtype in (np.float16, np.float32):
-        if len(values) and own < eps(dtype) and np.array_equal(values.astype(dtype), values):
+        if len(values) and np.array_equal(values.astype(dtype), values):
             return eps(dtype), f"in steps that {np.dtype(dtype)} resolves: it computes there"
     return eps(np.float64), ""
 
