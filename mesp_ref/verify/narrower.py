@@ -58,13 +58,11 @@ def tame(values: Array) -> bool:
     return bool(size.size) and TAME[0] <= size.max() <= TAME[1]
 
 
-def half(pair: Pair, dys: Arrays, name: str, where: str = "") -> Iterator[Finding]:
+def half(pair: Pair, dys: Arrays, name: str) -> Iterator[Finding]:
     """In float16 or bfloat16 the gradient must not be grossly off where the forward is not.
 
     Asked only of tame inputs, where both stay finite and the forward keeps the type: sizes that
     overflow a count, an eps that is nothing, a mask in the wrong type show here.
-
-    where   of the point, for the report
     """
     if not all(tame(pair.point[i]) for i in pair.places):
         return
@@ -91,7 +89,7 @@ def half(pair: Pair, dys: Arrays, name: str, where: str = "") -> Iterator[Findin
         if failed is not None:
             error, got, expected, at = failed
             meaning = f"Right in float64, grossly wrong in {name}, where the forward is well."
-            yield Finding(name + where, "your op", pair.names[leaf], error, GROSS * abs(expected),
+            yield Finding(name, "your op", pair.names[leaf], error, GROSS * abs(expected),
                           meaning, at, got, expected, failed=True)  # fmt: skip
 
 
@@ -129,6 +127,8 @@ def _gross(
     differ from type to type.
     """
     if got is None or exact is None or eps(np.asarray(got).dtype) < eps(np.float16):
+        return None
+    if np.shape(got) != x.shape or np.shape(exact) != x.shape:  # promised for other shapes only
         return None
     a, b = np.asarray(got, np.float64), np.asarray(exact, np.float64)
     size = float(np.abs(b).max(initial=0)) if np.isfinite(b).all() else 0.0

@@ -1,8 +1,11 @@
 """Shapes: small ones, lengths around the tiles of kernels, products that overflow 16 bits."""
 
+import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 from hypothesis import strategies as st
 
 TILES = (16, 128, 768, 1024)  # a kernel's block sizes: pass your own as `tiles`
@@ -41,20 +44,33 @@ def _past_16_bits(draw: st.DrawFn, axes: int) -> Shape:
     return tuple(lengths)
 
 
+@lru_cache
+def _by_size(axes: int, largest: int) -> tuple[Shape, ...]:
+    """All shapes of small lengths, the smallest first."""
+    found = itertools.product(range(1, largest + 1), repeat=axes)
+    return tuple(sorted(found, key=lambda shape: (math.prod(shape), shape)))
+
+
+@st.composite
 def shapes(
-    axes: int, largest: int = SMALL, tiles: Sequence[int] = TILES
-) -> st.SearchStrategy[Shape]:
+    draw: st.DrawFn, axes: int, largest: int = SMALL, tiles: Sequence[int] = TILES
+) -> Shape:
     """A shape of `axes` lengths; shrinks to all ones.
 
     More than half are of lengths from 1 to `largest`. The others have one or two lengths around a
     tile, or a product past 2¹⁵ or 2¹⁶; a `largest` other than the default, or tiles=(), means: only
     the small ones.
     """
-    small = st.tuples(*[st.integers(1, largest)] * axes)
-    if largest != SMALL or not tiles or axes == 0:
-        return small
-    kinds = [small] * 9 + [_around_tiles(axes, tiles)] * 4 + [_past_16_bits(axes)] * 3
-    return st.integers(0, len(kinds) - 1).flatmap(lambda k: kinds[k])
+    small = _by_size(axes, largest) if largest**axes <= 2**10 else ()
+    number = draw(st.integers(0, 2**32 - 1))
+    if number < len(small):  # what shrinks ends here
+        return small[number]
+    # Hypothesis draws low numbers and what it had before; a hash of them is as likely any shape.
+    rng = np.random.default_rng([number, axes])
+    kind = int(rng.integers(16))
+    if kind >= 9 and largest == SMALL and tiles and axes:
+        return draw(_around_tiles(axes, tiles) if kind < 13 else _past_16_bits(axes))
+    return tuple(int(n) for n in rng.integers(1, largest + 1, axes))
 
 
 def ranks(
