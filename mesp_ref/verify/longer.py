@@ -100,7 +100,9 @@ def sums_to_one(p: Array) -> bool:
     """Rows of probabilities."""
     if not p.ndim or not p.size or p.dtype.kind != "f" or (p < 0).any():
         return False
-    return p.shape[-1] > 1 and bool(np.allclose(p.sum(axis=-1), 1, 0, 8 * p.shape[-1] * eps(p.dtype)))
+    return p.shape[-1] > 1 and bool(
+        np.allclose(p.sum(axis=-1), 1, 0, 8 * p.shape[-1] * eps(p.dtype))
+    )
 
 
 def _climbed(pair: Pair, chosen: Axes, shapes: list[Any]) -> Pair | None:

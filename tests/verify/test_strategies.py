@@ -34,7 +34,7 @@ def test_my_op(x: np.ndarray, seed: int) -> None:
 
 def wrong_from_three_rows(dy: Any, x: Any) -> Any:
     dx = gelu_bwd(dy, x)
-    if 2 < x.shape[0] < 1000 and x.shape[1] > 1:  # gradcheck looks at longer ones by itself
+    if 2 < x.shape[0] < 99 and 1 < x.shape[1] < 99:  # gradcheck looks at long ones by itself
         dx[2, 1] *= 1.01
     return dx
 

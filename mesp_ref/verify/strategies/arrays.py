@@ -119,7 +119,10 @@ def values(
     kinds = _TAME if len(scales) == 1 else (*_TAME, _mixed, _patchwork_far, _patchwork_far, _far)
     if int(np.prod(size)) >= MANY:
         kinds = (_ordinary, _ordinary, _ones, _constant_rows, _ones, _ties)
-    numbers = draw(seeds), draw(seeds)  # two: hypothesis draws small ones again and again
+    numbers = (
+        draw(seeds),
+        draw(seeds),
+    )  # two: Hypothesis draws the same few low ones again and again
     rng = np.random.default_rng([*numbers, *size])
     # Kind and scale by the seeds, each as often as it stands there; a drawn index would be low mostly.
     kind, scale = kinds[int(rng.integers(len(kinds)))], scales[int(rng.integers(len(scales)))]
