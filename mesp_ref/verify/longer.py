@@ -93,7 +93,12 @@ def _repeated(
 
 def is_sorted(p: Array) -> bool:
     """A vector that only rises or only falls: knots, boundaries."""
-    return p.ndim == 1 and p.size > 1 and len(set(np.sign(np.diff(p)).tolist())) == 1
+    return (
+        p.ndim == 1
+        and p.size > 1
+        and p.dtype.kind in "fiu"
+        and len(set(np.sign(np.diff(p)).tolist())) == 1
+    )
 
 
 def sums_to_one(p: Array) -> bool:
