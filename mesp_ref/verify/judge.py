@@ -465,7 +465,11 @@ class LeafJudge:
             return ruling
         if not whole and self._many_pieces(v):
             return Ruling("unsure", truth.value, _FEW_SEEN)
-        return self._rounded(v, got, truth, entries, cap)
+        ruling = self._rounded(v, got, truth, entries, cap)
+        nothing = 64 * eps(self.x.dtype) * entries  # of the slopes around
+        if ruling.verdict == "fail" and self._off(got, truth) <= nothing * self._typical():
+            return Ruling("unsure", truth.value, " Next to the slopes around it is rounding.")
+        return ruling
 
     def _many_pieces(self, v: Array) -> bool:
         """Is this one of many equal numbers, and the function kinked where they are?"""
@@ -526,8 +530,6 @@ class LeafJudge:
         error = self._off(got, truth)
         if not math.isfinite(truth.value):
             return Ruling("unsure", truth.value, " No truth could be had there.")
-        if error <= 64 * eps(self.x.dtype) * self._typical() * entries:
-            return Ruling("unsure", truth.value, " Next to the slopes around it is rounding.")
         longer = self.judge.longer
         if longer is not None and self.leaf in longer[1]:
             found = longer[0].along({self.leaf: v}).value * self.convention.factor

@@ -34,8 +34,8 @@ def past_tiles(pair: Pair) -> Iterator[Pair]:
             found = _made(pair.at(longer), None)
             if found is None or (_seconds(found) or 1.0) > CHEAP:
                 break
-        else:
-            yield found
+            if length == PAST_TILES:
+                yield found
 
 
 def many_ties(pair: Pair) -> Pair | None:
@@ -66,11 +66,16 @@ def _groups(pair: Pair) -> Iterator[Axes]:
     seen: list[Axes] = []
     for leaf in pair.places:
         for axis, length in enumerate(arrays[leaf].shape):
-            same = {i: tuple(np.flatnonzero(np.equal(p.shape, length))) for i, p in arrays.items()}
-            for chosen in ({i: axes for i, axes in same.items() if axes}, {leaf: (axis,)}):
+            alike = {i: _axes(p, length) for i, p in arrays.items() if length in p.shape}
+            alone: Axes = {leaf: (axis,)}
+            for chosen in (alike, alone):
                 if length and chosen not in seen:
                     seen.append(chosen)
                     yield chosen
+
+
+def _axes(p: Array, length: int) -> tuple[int, ...]:
+    return tuple(a for a, n in enumerate(p.shape) if n == length)
 
 
 def _repeated(

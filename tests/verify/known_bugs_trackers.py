@@ -1,4 +1,4 @@
-"""Twenty-five more kinds from public trackers, written before the checker was asked about any of them."""
+"""Twenty-five more kinds from public trackers, written before the checker was asked about any."""
 
 from typing import Any
 
