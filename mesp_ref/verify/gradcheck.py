@@ -12,7 +12,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.verify import behaviour, elsewhere, narrower
 from mesp_ref.verify.conventions import Convention
 from mesp_ref.verify.judge import Judge
-from mesp_ref.verify.longer import LONG, PAST_TILES, graded, many_ties, past_tiles
+from mesp_ref.verify.longer import LONG, graded, many_ties, past_tiles
 from mesp_ref.verify.pair import Arrays, Pair, inner, is_float, make_pair
 from mesp_ref.verify.result import Finding
 from mesp_ref.verify.tree import leaves
@@ -184,6 +184,11 @@ def _by_leaf(pair: Pair, conventions: Mapping[str, Convention]) -> dict[int, Con
     return {pair.names.index(name): said for name, said in conventions.items()}
 
 
+def _shapes(pair: Pair) -> str:
+    arrays = zip(pair.names, pair.point, strict=True)
+    return ", ".join(f"{name} {list(p.shape)}" for name, p in arrays if isinstance(p, np.ndarray))
+
+
 def _discard(event: str) -> None:
     """Leave the example if a Hypothesis test is running."""
     hypothesis = sys.modules.get("hypothesis")
@@ -338,7 +343,7 @@ class _Check:
         for what, found in (
             ("with one row fewer", elsewhere.shorter(self.pair)),
             (_TALLER, elsewhere.taller(self.pair) if self.ranks else None),
-            *((f"with {PAST_TILES:,} along an axis", longer) for longer in past_tiles(self.pair)),
+            *((f"with {_shapes(longer)}", longer) for longer in past_tiles(self.pair)),
         ):
             if found is not None and elsewhere.usable(found, self._cotangents(found)) is not None:
                 model = replace(found, forward=self.model.forward)
