@@ -14,6 +14,7 @@ PAST_TILES = 1030  # no tile of kernels divides it, and all are shorter
 LONG = 65_600  # float16 ends at 65,504: what counts to here is infinite there
 STEPS = 256, 1024, 4096  # lengths at which the time is taken on the way there
 MOST = 4 * LONG  # entries in all
+MANY = 2**16 + 2**12  # entries of one array that PAST_TILES or indices may make
 CHEAP, DEAR = 5e-4, 0.03  # seconds of a forward and a backward, at PAST_TILES and at LONG
 Axes = dict[int, tuple[int, ...]]
 
@@ -22,20 +23,50 @@ def past_tiles(pair: Pair) -> Iterator[Pair]:
     """The pair with PAST_TILES entries along each axis in turn, where it takes that and it is cheap.
 
     Numbers are the given ones again and again, each up to a sixteenth smaller; what is sorted, whole,
-    or sums to 1 in rows, stays so.
+    or sums to 1 in rows, stays so. Indices into the axis spread over all of it; where there are such,
+    the array is also made longer than 16 bits count.
     """
     rng = np.random.default_rng(0)
     for chosen in _groups(pair):
-        sizes = [pair.point[i].size * PAST_TILES ** len(axes) for i, axes in chosen.items()]
-        if max(sizes) > 32 * PAST_TILES:
-            continue
-        for length in (PAST_TILES // 8, PAST_TILES):
-            longer = {i: _repeated(pair, i, axes, length, rng) for i, axes in chosen.items()}
-            found = _made(pair.at(longer), None)
-            if found is None or (_seconds(found) or 1.0) > CHEAP:
-                break
-            if length == PAST_TILES:
+        leaf, axes = next(iter(chosen.items()))
+        old = pair.point[leaf].shape[axes[0]]
+        goals = [PAST_TILES]
+        if any(_indexes(pair, i, old) for i in range(len(pair.point)) if i not in chosen):
+            goals.append(2**16 // max(pair.point[leaf].size // old, 1) + 9)
+        for goal in goals:
+            found = _affordable(pair, chosen, old, goal, rng)
+            if found is not None:
                 yield found
+
+
+def _affordable(
+    pair: Pair, chosen: Axes, old: int, goal: int, rng: np.random.Generator
+) -> Pair | None:
+    """The pair with `goal` entries along the axes, tried at an eighth of it first."""
+    sizes = [
+        pair.point[i].size // old ** len(axes) * goal ** len(axes) for i, axes in chosen.items()
+    ]
+    if max(sizes) > MANY:
+        return None
+    found = None
+    for length in (goal // 8, goal):
+        longer = {i: _repeated(pair, i, axes, length, rng) for i, axes in chosen.items()}
+        longer |= {
+            i: np.where(p >= 0, p * (length // old) + length // old - 1, p).astype(p.dtype)
+            for i, p in enumerate(pair.point)
+            if i not in chosen and length >= old and _indexes(pair, i, old)
+        }
+        found = _made(pair.at(longer), None)
+        if found is None or (_seconds(found) or 1.0) > CHEAP:
+            return None
+    return found
+
+
+def _indexes(pair: Pair, leaf: int, length: int) -> bool:
+    """Whole numbers that may be places along an axis of this length; −100 and its like aside."""
+    p = pair.point[leaf]
+    ids = isinstance(p, np.ndarray) and p.dtype.kind in "iu" and p.size > 0
+    return bool(ids and 0 <= p.max() < length)
 
 
 def many_ties(pair: Pair) -> Pair | None:
