@@ -293,7 +293,7 @@ class Worker:
         """What it says to a case."""
         self.pipe.send((path, place, wrong))
         try:
-            if self.pipe.poll(10 * self.limit + 20):
+            if self.pipe.poll(30 * self.limit + 60):
                 answer: Answer = self.pipe.recv()
                 return answer
         except EOFError:

@@ -456,6 +456,11 @@ class LeafJudge:
                     return Ruling("ok", truth.value, "a kink")
                 hull = self._hull(v, [low, high])
                 return hull.ruling(got, blur, seen, whole) or hull.beyond(got)
+        near = self.judge.truth.closer(np.abs(self.x[(v != 0) & (self.x != 0)]))
+        if near is not None:
+            truth = Slope(*(factor * part for part in near.along({self.leaf: v})))
+            if self._off(got, truth) <= self._gate(truth, entries):
+                return Ruling("ok", truth.value, "closer than the step")
         for finer in (1.0, _SHORTER):
             real = self._real(v, finer)
             if real.known and abs(got - real.value) <= real.error + rounding:
