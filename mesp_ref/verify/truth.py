@@ -85,7 +85,7 @@ class Truth:
         return True
 
     def closer(self, sizes: Array) -> "Truth | None":
-        """The same where a number is so small that the step leads past it, as at log(1e-300); or None."""
+        """The same with a shorter step where that leads past a number, as at log(1e-300), or None."""
         least = float(sizes.min(initial=1.0))
         if self.name != "complex step" or not 2.0**-1000 < least < 2.0**-100:
             return None
