@@ -22,7 +22,7 @@ MODULES = (
     known_bugs_trackers,
 )  # fmt: skip
 KNOWN = [known for module in MODULES for known in module.KNOWN]
-RIGHT_DRAWS = 3 * TIMES  # python benchmarks/checkers.py --only mesp_ref draws forty
+RIGHT_DRAWS = 2 * TIMES  # python benchmarks/checkers.py --only mesp_ref draws forty
 
 
 def survives(forward: Any, backward: Any, known: Known, count: int) -> str:
