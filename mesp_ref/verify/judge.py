@@ -456,11 +456,6 @@ class LeafJudge:
                     return Ruling("ok", truth.value, "a kink")
                 hull = self._hull(v, [low, high])
                 return hull.ruling(got, blur, seen, whole) or hull.beyond(got)
-        near = self.judge.truth.closer(np.abs(self.x[(v != 0) & (self.x != 0)]))
-        if near is not None:
-            truth = Slope(*(factor * part for part in near.along({self.leaf: v})))
-            if self._off(got, truth) <= self._gate(truth, entries):
-                return Ruling("ok", truth.value, "closer than the step")
         for finer in (1.0, _SHORTER):
             real = self._real(v, finer)
             if real.known and abs(got - real.value) <= real.error + rounding:
@@ -475,6 +470,15 @@ class LeafJudge:
         if ruling.verdict == "fail" and self._off(got, truth) <= nothing * self._typical():
             return Ruling("unsure", truth.value, " Next to the slopes around it is rounding.")
         return ruling
+
+    def _closer(self, v: Array) -> Slope | None:
+        """The slope by a shorter complex step, where the usual one leads past a tiny number."""
+        near = self.judge.truth.closer(np.abs(self.x[(v != 0) & (self.x != 0)]))
+        if near is None:
+            return None
+        factor = self.convention.factor
+        found = near.along({self.leaf: v})
+        return Slope(factor * found.value, abs(factor) * found.error, abs(factor) * found.mag)
 
     def _many_pieces(self, v: Array) -> bool:
         """Is this one of many equal numbers, and the function kinked where they are?"""
@@ -532,6 +536,9 @@ class LeafJudge:
 
     def _rounded(self, v: Array, got: float, truth: Slope, entries: float, cap: float) -> Ruling:
         """Right in longer arithmetic: rounding, then; else the error stands or cannot be judged."""
+        near = self._closer(v)
+        if near is not None and self._off(got, near) <= min(self._gate(near, entries), cap):
+            return Ruling("ok", near.value, "closer than the step")
         error = self._off(got, truth)
         if not math.isfinite(truth.value):
             return Ruling("unsure", truth.value, " No truth could be had there.")
