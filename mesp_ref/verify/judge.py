@@ -536,9 +536,9 @@ class LeafJudge:
 
     def _rounded(self, v: Array, got: float, truth: Slope, entries: float, cap: float) -> Ruling:
         """Right in longer arithmetic: rounding, then; else the error stands or cannot be judged."""
-        near = self._closer(v)
-        if near is not None and self._off(got, near) <= min(self._gate(near, entries), cap):
-            return Ruling("ok", near.value, "closer than the step")
+        closer = self._closer(v)
+        if closer is not None and self._off(got, closer) <= min(self._gate(closer, entries), cap):
+            return Ruling("ok", closer.value, "closer than the step")
         error = self._off(got, truth)
         if not math.isfinite(truth.value):
             return Ruling("unsure", truth.value, " No truth could be had there.")
