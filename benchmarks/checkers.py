@@ -2,7 +2,8 @@
 
 python benchmarks/checkers.py [--draws 40] [--limit 2] [--cases FILE ...] [--only mesp_ref]
 
-Cases are those of tests/verify/known_bugs*.py, or files of one's own with a list KNOWN like theirs.
+Cases are those of tests/verify/known_bugs*.py, or files of one's own: a list KNOWN like theirs, or a
+list CASES whose entries have name, forward, right, wrong, wrong_forward, sample() and draw().
 Each checker gets a pair at the case's one ordinary sample and at `draws` drawn examples, the same for
 all, with its own default tolerances; after `limit` seconds of processor time a case gets no further
 example. Every checker runs in a process of its own, which is replaced if it does not come back. torch,
@@ -209,19 +210,50 @@ def accepts(check: Checker, pair: Pair, known: Any, draws: int, limit: float) ->
     return True
 
 
-def load(path: Path) -> list[Any]:
+class Case(NamedTuple):
+    """A pair right and wrong, an ordinary sample, and a strategy of examples."""
+
+    kind: str
+    forward: Any
+    right: Any
+    wrong: Any
+    sample: Any
+    examples: Any
+    wrong_forward: Any = None
+    reset: Any = None  # clears what the wrong version keeps from call to call
+
+
+def _as_case(entry: Any) -> Case:
+    """An entry of KNOWN or of CASES."""
+    if hasattr(entry, "kind") and hasattr(entry, "examples"):
+        sample, examples, kind = entry.sample, entry.examples, entry.kind
+    else:
+        sample, examples, kind = entry.sample(), entry.draw(), entry.name
+    more = getattr(entry, "wrong_forward", None), getattr(entry, "reset", None)
+    return Case(kind, entry.forward, entry.right, entry.wrong, sample, examples, *more)
+
+
+def load(path: Path) -> list[Case]:
     """The cases of a file.
 
-    Raises SystemExit where it is none.
+    Raises SystemExit where it holds none.
     """
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise SystemExit(f"--cases {path}: found no Python file")
     module = sys.modules.setdefault(path.stem, importlib.util.module_from_spec(spec))
-    if not hasattr(module, "KNOWN"):
+    if not hasattr(module, "KNOWN") and not hasattr(module, "CASES"):
         spec.loader.exec_module(module)
-    return list(module.KNOWN)
+    listed = getattr(module, "KNOWN", None) or getattr(module, "CASES", None)
+    try:
+        return [_as_case(entry) for entry in listed or ()] or _none(path)
+    except AttributeError as error:
+        raise SystemExit(f"--cases {path}: an entry that is no case, {error}") from None
+
+
+def _none(path: Path) -> list[Case]:
+    raise SystemExit(f"--cases {path}: found no cases, expected a list KNOWN or CASES")
 
 
 def _work(pipe: Any, name: str, paths: list[Path], draws: int, limit: float) -> None:
@@ -234,6 +266,8 @@ def _work(pipe: Any, name: str, paths: list[Path], draws: int, limit: float) -> 
     while (wanted := pipe.recv()) is not None:
         path, place, wrong = wanted
         known, start = cases[path][place], time.process_time()
+        if known.reset is not None:
+            known.reset()
         pair = (known.wrong_forward or known.forward, known.wrong)
         pair = pair if wrong else (known.forward, known.right)
         said = accepts(CHECKERS[name][1], pair, known, draws, limit)
@@ -259,7 +293,7 @@ class Worker:
         """What it says to a case."""
         self.pipe.send((path, place, wrong))
         try:
-            if self.pipe.poll(10 * self.limit + 20):
+            if self.pipe.poll(30 * self.limit + 60):
                 answer: Answer = self.pipe.recv()
                 return answer
         except EOFError:
@@ -314,6 +348,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CHECKERS), default=list(CHECKERS))
     options = parser.parse_args()
     paths = options.cases or sorted((ROOT / "tests/verify").glob("known_bugs*.py"))
+    for path in paths:
+        load(path)  # what is wrong with it is said here, not by a process that dies of it
     results = {}
     for name in options.only:
         if importlib.util.find_spec(CHECKERS[name][0]) is None:

@@ -24,15 +24,18 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.models import load_model
 from mesp_ref.job.defaults import data_file
 from mesp_ref.job.directory import finite
+from mesp_ref.ops import IGNORED, Array
 from mesp_ref.train.opening import open_stream
 from mesp_ref.train.rows import as_batch
 from mesp_ref.verify import Finding, checkpoint_gradcheck, failures
+from mesp_ref.verify.whole_model import documents
 
 _HELP = """\
 Prove the gradients of a batch by complex step through the whole model, in float64: the derivative
 of the loss along random directions in all LoRA tensors together, then for each tensor along one
 direction and at single entries, against what the backward gives. Complex step subtracts nothing,
-so the two agree up to rounding or the backward is wrong.
+so the two agree up to rounding or the backward is wrong. Packed rows are held to the loss of their
+documents, each run by itself.
 
 Without --adapter it is a new one with random B (at B = 0, where training starts, all of dA is 0).
 Exit code 0: proven; 1: not; 2: misuse. MeZO's gradient is an estimate, so --method mezo fails.
@@ -84,19 +87,28 @@ def run(args: argparse.Namespace) -> int:
         stream = open_stream(
             model, data, seq_len=args.seq_len, form=args.form, packing=args.packing
         )
-        ids, labels, _ = as_batch(stream.once(args.batch_size))
+        ids, labels, positions = as_batch(stream.once(args.batch_size))
     found = list(
         checkpoint_gradcheck(
-            model, adapter, ids, labels, method=args.method, directions=args.directions,
-            tensors=args.tensors, entries=args.entries, seed=args.seed,
+            model, adapter, ids, labels, position_ids=positions, method=args.method,
+            directions=args.directions, tensors=args.tensors, entries=args.entries, seed=args.seed,
         )
     )  # fmt: skip
     proven = bool(found) and not failures(found)
     if args.json:
         print_json({"proven": proven, "method": args.method, "checks": [_facts(f) for f in found]})
     else:
-        say(f"{args.method}, {ids.shape[0]} x {ids.shape[1]} tokens, float64", *_table(found))
+        packed = "" if positions is None else f", {_packed(labels, positions)} documents packed"
+        say(
+            f"{args.method}, {ids.shape[0]} x {ids.shape[1]} tokens{packed}, float64",
+            *_table(found),
+        )
     return 0 if proven else 1
+
+
+def _packed(labels: Array, positions: Array) -> int:
+    """How many documents there is something to learn from."""
+    return sum((labels[row, a:b] != IGNORED).any() for row, a, b in documents(positions))
 
 
 def _facts(finding: Finding) -> dict[str, Any]:

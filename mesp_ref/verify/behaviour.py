@@ -132,6 +132,17 @@ class Behaviour:
         yield from self.compared(
             "repeatable", again, self.grads, "Two calls with the same inputs differ."
         )
+        yield from self.lasting()
+
+    def lasting(self) -> Iterator[Finding]:
+        """What a call returned is still that after another call: no buffer is used again."""
+        first = self.pair.gradients(self.dys)
+        before = {i: None if g is None else np.array(g) for i, g in first.items()}
+        self.pair.gradients(tuple(-2 * dy for dy in self.dys))
+        for leaf, was in before.items():
+            if was is not None and was.tobytes() != np.asarray(first[leaf]).tobytes():
+                meaning = "The next call wrote into the gradient that this one returned."
+                yield finding("a gradient of its own", False, meaning, self.pair.names[leaf])
 
     def linear(self, rng: np.random.Generator) -> Iterator[Finding]:
         """backward(2·dy₁ − dy₂) = 2·backward(dy₁) − backward(dy₂), and backward(0) = 0"""

@@ -21,6 +21,7 @@ def checkpoint_gradcheck(
     ids: Array,
     labels: Array,
     *,
+    position_ids: Array | None = None,
     method: str = "mesp",
     directions: int = 2,
     tensors: int | None = None,
@@ -33,10 +34,13 @@ def checkpoint_gradcheck(
               tensor (or `tensors` drawn ones), one direction and `entries` single entries
     Gate      1e-12·Σ|g·v|; of an entry 1e-12·max|g|. Magnitudes as for small models would grow with
               every layer of absolute values and say nothing.
+    Packed    rows with position_ids are held to the loss of their documents apart
     Costs     one forward in complex128 per finding; stored weights are decoded as they are used
     Needs     B ≠ 0, or dA is 0 everywhere (init_lora's b_std)
     """
-    subject = model_subject(model, adapter, ids, labels, method=method, trainable="lora")
+    subject = model_subject(
+        model, adapter, ids, labels, method=method, trainable="lora", position_ids=position_ids
+    )
     rng, dy = np.random.default_rng(seed), (np.ones(()),)
     grads = subject.backward(dy, subject.args)
     names = list(subject.differentiable)

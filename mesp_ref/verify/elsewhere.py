@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.verify.behaviour import Grads, finding
+from mesp_ref.verify.longer import is_sorted, sums_to_one
 from mesp_ref.verify.pair import Array, Arrays, Pair, is_float
 from mesp_ref.verify.result import Finding
 from mesp_ref.verify.tree import leaves
@@ -16,16 +17,15 @@ def second_points(pair: Pair) -> Iterator[dict[int, Array]]:
     """Points in reach of any domain: the arrays turned round and 15/16 as large, then only smaller.
 
     Turning keeps every value, and a symmetric positive definite matrix one; sorted vectors stay
-    sorted, whole numbers whole.
+    sorted, whole numbers whole, probabilities such.
     """
     turned, smaller = {}, {}
     for i in pair.places:
         x = pair.point[i]
-        whole = bool((x == np.round(x)).all())
-        smaller[i] = x if whole else (x * 0.9375).astype(x.dtype)
-        ordered = x.ndim == 1 and x.size > 1 and len(set(np.sign(np.diff(x)).tolist())) == 1
+        kept = bool((x == np.round(x)).all()) or sums_to_one(x)
+        smaller[i] = x if kept else (x * 0.9375).astype(x.dtype)
         flip = tuple(slice(None, None, -1) for _ in x.shape)
-        turned[i] = smaller[i] if ordered else smaller[i][flip].copy()
+        turned[i] = smaller[i] if is_sorted(x) else smaller[i][flip].copy()
     yield turned
     yield smaller
 

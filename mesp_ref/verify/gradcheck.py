@@ -12,6 +12,7 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.verify import behaviour, elsewhere, narrower
 from mesp_ref.verify.conventions import Convention
 from mesp_ref.verify.judge import Judge
+from mesp_ref.verify.longer import LONG, graded, many_ties, past_tiles
 from mesp_ref.verify.pair import Arrays, Pair, inner, is_float, make_pair
 from mesp_ref.verify.result import Finding
 from mesp_ref.verify.tree import leaves
@@ -27,8 +28,12 @@ _ADVICE = (
 )
 _STREAM = 24  # of random numbers, apart from everyone else's
 SMALL = 4096  # entries in all, up to which other shapes are tried
-_RANKS = "Meant for as many axes as these only? Then say so: ranks=False."
 _TALLER = "with an axis in front, which the forward takes and the backward silently gets wrong"
+_TIES = f"float16 with {LONG:,} equal entries"
+_HINTS = {
+    _TALLER: "Meant for as many axes as these only? Then say so: ranks=False.",
+    _TIES: "Not meant for float16? Then say so: dtypes=().",
+}
 ENTRIES = 300  # of each argument that are looked at one by one, fewer where calls are dear
 
 
@@ -85,8 +90,9 @@ class GradcheckResult:
                   for n, (a, b) in few.items()]  # fmt: skip
         lines += [f"  note: {remark}" for remark in self.remarks]
         if self.inconclusive:
-            taller = all(_TALLER in f.oracle for f in self.failures)
-            lines.append(_RANKS if taller else _ADVICE)
+            kinds = {f.oracle for f in self.failures}
+            known = [said for ends, said in _HINTS.items() if all(k.endswith(ends) for k in kinds)]
+            lines.append(*known or [_ADVICE])
         return "\n".join([*lines, _SCOPE])
 
 
@@ -102,7 +108,7 @@ def gradcheck(
     conventions: Mapping[str, Convention] | None = None,
     surrogate: Callable[..., Any] | None = None,
     ranks: bool = True,
-    dtypes: Sequence[str] = ("float16",),
+    dtypes: Sequence[str] | None = None,
 ) -> GradcheckResult:
     """Is `backward` the vector-Jacobian product of `forward` at `args`?
 
@@ -118,10 +124,11 @@ def gradcheck(
     conventions     by argument, what is meant instead of the derivative (see conventions.py)
     ranks           False: the pair is meant for arrays of as many axes as these
     surrogate       the function whose gradient is meant: a straight-through estimator's
-    dtypes          what a float64 pair is held to besides: in "float16" (the default) and "bfloat16"
-                    tame inputs give no grossly wrong gradient where the forward is well there;
-                    "float32" in gives float32 out (without it that is a verdict of its own,
-                    result.float32). () asks for none
+    dtypes          what a float64 pair is held to besides: in "float16" and "bfloat16" tame inputs
+                    give no grossly wrong gradient where the forward is well there; "float32" in
+                    gives float32 out (without it that is a verdict of its own, result.float32).
+                    () asks for none; by default float16 is asked, and where only a count of more
+                    ties than float16 holds goes wrong there, the verdict is "inconclusive"
 
     Truth is complex step where the forward allows it, confirmed by Richardson's differences along
     a random direction of every argument; otherwise those differences, whose own error is part of
@@ -129,9 +136,10 @@ def gradcheck(
     then "inconclusive". At a kink every value between the one-sided slopes is right.
 
     Also checked: the forward pure and repeatable; shape, dtype and finiteness of every gradient;
-    inputs and dy unchanged; repeatable; linear in dy; each output alone; other memory layouts of
-    inputs and dy; and where the values are right a second point and a second shape, and the first
-    again; narrower types.
+    inputs and dy unchanged; repeatable, in a buffer of its own; linear in dy; each output alone;
+    other memory layouts of inputs and dy; and where the values are right a second point, one row
+    fewer, an axis more, where calls are cheap 1,030 entries along each axis (longer.py), and the
+    first point again; narrower types.
 
     Inside a Hypothesis test an example at which the forward is not finite, or whose verdict would
     be "inconclusive", is discarded as by assume().
@@ -144,9 +152,10 @@ def gradcheck(
         pair = make_pair(forward, backward, args, names, differentiable)
         model = replace(pair, forward=surrogate) if surrogate else pair
         result = _Check(
-            pair, model, _by_leaf(pair, conventions or {}), seed, rtol, tuple(dtypes), ranks
-        ).run()
-    if result.inconclusive:
+            pair, model, _by_leaf(pair, conventions or {}), seed, rtol,
+            None if dtypes is None else tuple(dtypes), ranks,
+        ).run()  # fmt: skip
+    if result.inconclusive and any(f.oracle != _TIES for f in result.failures):
         _discard("gradcheck: inconclusive")
     return result
 
@@ -176,6 +185,11 @@ def _by_leaf(pair: Pair, conventions: Mapping[str, Convention]) -> dict[int, Con
     return {pair.names.index(name): said for name, said in conventions.items()}
 
 
+def _shapes(pair: Pair) -> str:
+    arrays = zip(pair.names, pair.point, strict=True)
+    return ", ".join(f"{name} {list(p.shape)}" for name, p in arrays if isinstance(p, np.ndarray))
+
+
 def _discard(event: str) -> None:
     """Leave the example if a Hypothesis test is running."""
     hypothesis = sys.modules.get("hypothesis")
@@ -193,7 +207,7 @@ class _Check:
     conventions: dict[int, Convention]
     seed: int
     rtol: float | None
-    dtypes: tuple[str, ...]
+    dtypes: tuple[str, ...] | None
     ranks: bool
     remarks: list[str] = field(default_factory=list)
     float32: str = ""
@@ -279,15 +293,38 @@ class _Check:
 
     def _narrower(self, dys: Arrays) -> list[Finding]:
         found, self.float32 = narrower.promotions(self.pair, dys)
-        if "float32" not in self.dtypes:
+        if "float32" not in (self.dtypes or ()):
             self.remarks += [
                 f"in float32: {f.argument}: {f.meaning}" for f in found if not f.passed
             ]
             found = []
-        for dtype in self.dtypes:
+        for dtype in self.dtypes if self.dtypes is not None else ("float16",):
             if dtype != "float32":
                 found += narrower.half(self.pair, dys, dtype)
+        if not found and (self.dtypes is None or "float16" in self.dtypes):
+            found += self._ties_counted()
         return found
+
+    def _ties_counted(self) -> Iterator[Finding]:
+        """Are more equal numbers than float16 counts to too many for float16?
+
+        Where other numbers are as well, length alone is, as for dy / n: no defect of a NumPy function.
+        """
+        long = many_ties(self.pair)
+        if long is None:
+            return
+        off = self._half(long)
+        if not off or self._half(graded(long)):
+            return
+        asked = self.dtypes is not None
+        meaning = "Ties are counted in float16, where so many are infinitely many."
+        for finding in off:
+            yield replace(finding, oracle=_TIES, meaning=meaning, judged=asked, failed=asked)
+
+    def _half(self, pair: Pair) -> list[Finding]:
+        """In float16, by cotangents of at least 1: divided by LONG smaller ones would be nothing."""
+        dys = tuple(np.asarray(np.copysign(1, dy) + dy, dy.dtype) for dy in self._cotangents(pair))
+        return list(narrower.half(pair, dys, "float16"))
 
     def _second_point(self) -> list[Finding]:
         for changed in elsewhere.second_points(self.pair):
@@ -302,10 +339,12 @@ class _Check:
         return []
 
     def _other_shapes(self) -> Iterator[Finding]:
-        small = sum(p.size for p in self.pair.point if isinstance(p, np.ndarray)) <= SMALL
+        if sum(p.size for p in self.pair.point if isinstance(p, np.ndarray)) > SMALL:
+            return
         for what, found in (
-            ("with one row fewer", elsewhere.shorter(self.pair) if small else None),
-            (_TALLER, elsewhere.taller(self.pair) if small and self.ranks else None),
+            ("with one row fewer", elsewhere.shorter(self.pair)),
+            (_TALLER, elsewhere.taller(self.pair) if self.ranks else None),
+            *((f"with {_shapes(longer)}", longer) for longer in past_tiles(self.pair)),
         ):
             if found is not None and elsewhere.usable(found, self._cotangents(found)) is not None:
                 model = replace(found, forward=self.model.forward)

@@ -295,7 +295,8 @@ class LeafJudge:
         low = eps(dtype) > eps(np.float32)
         default = 4 * eps(dtype) if low else 1e-5 if dtype == np.float32 else 1e-10
         self.relative = default if self.judge.rtol is None else self.judge.rtol
-        self.cap = max(CAP, 16 * eps(dtype) if low else 0, self.judge.rtol or 0) * self.size
+        self.share = max(CAP, 16 * eps(dtype) if low else 0, self.judge.rtol or 0)
+        self.cap = self.share * self.size
         largest = np.abs(np.where(self.fit, np.asarray(self.x, np.float64), 0)).max(initial=0)
         homogeneous = truth.size / (float(largest) or 1.0)
         self.floor = 16 * max(eps(dtype), truth.unit) * max(self.mag, homogeneous)
@@ -385,14 +386,14 @@ class LeafJudge:
         unsure = None
         for v, truth in self.full:
             root = float(np.sqrt((v * v).sum()))
-            got = self.along(v)
-            gate = min(self._gate(truth, 4 * root), self.cap * root)
+            got, cap = self.along(v), self._cap_along(v, truth)
+            gate = min(self._gate(truth, 4 * root), cap)
             if self._off(got, truth) <= gate:
                 continue
             at = self._traced(v)
             found = self._entry(at, self.slope(self.unit(at)))
             if found is None:
-                ruling = self._again(v, got, truth, 4 * root, whole=True)
+                ruling = self._again(v, got, truth, 4 * root, cap)
                 if ruling.verdict != "ok":
                     meaning = f"Along a random direction through all entries. {self._where()}"
                     found = self._made(ruling.verdict, abs(got - ruling.expected), gate,
@@ -402,6 +403,16 @@ class LeafJudge:
                 return found
             unsure = unsure or found
         return unsure
+
+    def _cap_along(self, v: Array, truth: Slope) -> float:
+        """The widest gate along v: of what the gradient gives there, were its terms to add at random.
+
+        A few large entries among many must not widen it by the root of how many there are.
+        """
+        typical = float(np.sqrt(((np.where(self.fit, self.got, 0) * v) ** 2).sum()))
+        slope = abs(truth.value) if math.isfinite(truth.value) else 0.0
+        root = float(np.sqrt((v * v).sum()))
+        return self.share * min(self.size * root, max(typical, slope))
 
     def _traced(self, v: Array) -> tuple[int, ...]:
         """The entry that a direction's error comes from, by halving."""
@@ -418,17 +429,22 @@ class LeafJudge:
         return tuple(int(i) for i in np.unravel_index(int(inside[0]), v.shape))
 
     def _again(
-        self, v: Array, got: float, truth: Slope, entries: float, whole: bool = False
+        self, v: Array, got: float, truth: Slope, entries: float, cap: float | None = None
     ) -> Ruling:
-        """Is it a kink, an infinite slope, a blind spot of the truth, or rounding? Else it is wrong."""
-        factor = self.convention.factor
+        """Is it a kink, an infinite slope, a blind spot of the truth, or rounding? Else it is wrong.
+
+        cap   of a direction through all entries; without it v is one entry
+        """
+        factor, whole = self.convention.factor, cap is not None
+        cap = self.cap if cap is None else cap
         sides = self.judge.truth.one_sided({self.leaf: v})
         if not all(s.known or math.isinf(s.value) for s in sides):
             shorter = self.judge.truth.one_sided({self.leaf: v}, _SHORTER)
             sides = min(sides, shorter, key=lambda pair: max(s.error for s in pair))
         ahead, behind = (Slope(factor * s.value, abs(factor) * s.error) for s in sides)
         seen = whole and len(self.at) == int(self.fit.sum())
-        slack = self.relative * self.mag * entries + 1e-6 * self.size * entries
+        rounding = min(self.relative * self.mag * entries, cap)
+        slack = rounding + 1e-6 * self.size * entries
         known = [s for s in (ahead, behind) if math.isfinite(s.value)]
         if any(math.isinf(s.value) for s in (ahead, behind)):
             return Ruling("unsure", truth.value, " The slope is infinite there.")
@@ -442,17 +458,27 @@ class LeafJudge:
                 return hull.ruling(got, blur, seen, whole) or hull.beyond(got)
         for finer in (1.0, _SHORTER):
             real = self._real(v, finer)
-            if (
-                real.known
-                and abs(got - real.value) <= real.error + self.relative * self.mag * entries
-            ):
+            if real.known and abs(got - real.value) <= real.error + rounding:
                 return Ruling("ok", real.value, "differences see what the truth did not")
         ruling = self._hull(v, []).ruling(got, slack, seen, whole)
         if ruling is not None:
             return ruling
         if not whole and self._many_pieces(v):
             return Ruling("unsure", truth.value, _FEW_SEEN)
-        return self._rounded(v, got, truth, entries)
+        ruling = self._rounded(v, got, truth, entries, cap)
+        nothing = 64 * eps(self.x.dtype) * entries  # of the slopes around
+        if ruling.verdict == "fail" and self._off(got, truth) <= nothing * self._typical():
+            return Ruling("unsure", truth.value, " Next to the slopes around it is rounding.")
+        return ruling
+
+    def _closer(self, v: Array) -> Slope | None:
+        """The slope by a shorter complex step, where the usual one leads past a tiny number."""
+        near = self.judge.truth.closer(np.abs(self.x[(v != 0) & (self.x != 0)]))
+        if near is None:
+            return None
+        factor = self.convention.factor
+        found = near.along({self.leaf: v})
+        return Slope(factor * found.value, abs(factor) * found.error, abs(factor) * found.mag)
 
     def _many_pieces(self, v: Array) -> bool:
         """Is this one of many equal numbers, and the function kinked where they are?"""
@@ -508,8 +534,11 @@ class LeafJudge:
         factor = self.convention.factor
         return Slope(factor * found.value, abs(factor) * found.error, abs(factor) * found.mag)
 
-    def _rounded(self, v: Array, got: float, truth: Slope, entries: float) -> Ruling:
+    def _rounded(self, v: Array, got: float, truth: Slope, entries: float, cap: float) -> Ruling:
         """Right in longer arithmetic: rounding, then; else the error stands or cannot be judged."""
+        closer = self._closer(v)
+        if closer is not None and self._off(got, closer) <= min(self._gate(closer, entries), cap):
+            return Ruling("ok", closer.value, "closer than the step")
         error = self._off(got, truth)
         if not math.isfinite(truth.value):
             return Ruling("unsure", truth.value, " No truth could be had there.")
@@ -520,13 +549,13 @@ class LeafJudge:
             near = 1e-10 * (self.mag + self.size) * entries + 1e-13 * abs(found)
             if abs(there - found) <= max(near, abs(got - there) / 16):
                 why = " In longer arithmetic the formula is right; here rounding eats it."
-                small = abs(got - found) <= self.cap * entries
+                small = abs(got - found) <= cap
                 return Ruling("ok" if small else "unsure", found, why)
             blur = self.floor * entries * longer[0].unit / eps(self.x.dtype)
             if abs(there - found) > near + blur + 10 * truth.error + abs(got - there):
                 return Ruling("fail", truth.value)
         if error <= self._gate(truth, entries) + 16 * self._noise(v):
-            small = error <= self.cap * entries
+            small = error <= cap
             return Ruling("ok" if small else "unsure", truth.value, " Rounding could explain it.")
         return Ruling("fail", truth.value)
 
@@ -542,6 +571,11 @@ class LeafJudge:
             except Exception:  # next to the end of its domain
                 continue
         return max(s for s in seen if math.isfinite(s))
+
+    def _largest_dy(self) -> float:
+        return max(
+            float(np.abs(np.asarray(dy, np.float64)).max(initial=0)) for dy in self.judge.dys
+        )
 
     def _typical(self) -> float:
         """The size of slopes at points around: a gradient that is 0 here errs by rounding of such."""
@@ -579,6 +613,8 @@ class LeafJudge:
         error, got, expected, at = worst
         unmoved = self.size == 0 and error == 0  # no step moved the forward, and 0 is what came
         verdict = "fail" if error > gate else "ok" if zero or unmoved else "unsure"
+        if verdict == "fail" and error <= 64 * eps(self.x.dtype) * self._largest_dy():
+            verdict = "unsure"  # less than the forward's own numbers can tell
         if verdict == "ok" and kinked:
             unsure = self._full_directions() or unsure
         if verdict == "ok" and unsure is not None:

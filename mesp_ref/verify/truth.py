@@ -25,6 +25,7 @@ class Truth:
     dys    cotangents in that precision; 0 where the output is infinite
     unit   spacing at 1 of the numbers that the forward computes in
     size   ⟨|dy|, |forward|⟩
+    step   of the complex step
     """
 
     name: str
@@ -33,6 +34,7 @@ class Truth:
     dys: Arrays
     unit: float
     size: float
+    step: float = STEP
 
     def along(self, v: Direction, finer: float = 1.0) -> Slope:
         """⟨dy, J·v⟩; `finer` shortens the steps of differences."""
@@ -82,6 +84,13 @@ class Truth:
                 return False
         return True
 
+    def closer(self, sizes: Array) -> "Truth | None":
+        """The same with a shorter step where that leads past a number, as at log(1e-300), or None."""
+        least = float(sizes.min(initial=1.0))
+        if self.name != "complex step" or not 2.0**-1000 < least < 2.0**-100:
+            return None
+        return replace(self, step=min(self.step, least * 2.0**-30))
+
     def scale(self, leaf: int) -> Array:
         """A natural step for every entry."""
         return _scale(self.pair.point[leaf])
@@ -103,9 +112,9 @@ class Truth:
         high = np.clongdouble if self.unit < eps(np.float64) else np.complex128
         point = {i: self.pair.point[i].astype(high) for i in self.pair.places}
         for i, step in v.items():
-            point[i] = point[i] + 1j * (STEP * step)
+            point[i] = point[i] + 1j * (self.step * step)
         outputs = self.pair.at(point).floating()
-        return [_product(d, y.imag / STEP) for d, y in zip(self.dys, outputs, strict=True)]
+        return [_product(d, y.imag / self.step) for d, y in zip(self.dys, outputs, strict=True)]
 
 
 class _Probe:
@@ -199,10 +208,10 @@ def _working(pair: Pair) -> tuple[Pair, float, str]:
         outputs = ()
     if not outputs or any(y.dtype != np.float64 for y in outputs):
         return pair, own, f"in {lowest}, because the forward takes nothing else"
-    return double, *_resolution(double, own)
+    return double, *_resolution(double)
 
 
-def _resolution(double: Pair, own: float) -> tuple[float, str]:
+def _resolution(double: Pair) -> tuple[float, str]:
     """Does a forward that is given float64 compute in a narrower type? Its numbers tell.
 
     Asked a little off the point, where no result is a round number by chance.
@@ -219,7 +228,7 @@ def _resolution(double: Pair, own: float) -> tuple[float, str]:
     values = np.concatenate([np.ravel(y[np.isfinite(y)]) for y in outputs])
     values = values[values != np.round(values)]
     for dtype in (np.float16, np.float32):
-        if len(values) and own < eps(dtype) and np.array_equal(values.astype(dtype), values):
+        if len(values) and np.array_equal(values.astype(dtype), values):
             return eps(dtype), f"in steps that {np.dtype(dtype)} resolves: it computes there"
     return eps(np.float64), ""
 

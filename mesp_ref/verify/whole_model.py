@@ -1,5 +1,7 @@
 """A model with its adapter and a batch as one function of all its tensors: the loss."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -60,14 +62,41 @@ def run_step(
     return value, grads
 
 
+def loss_apart(
+    model: Model, adapter: Adapter | None, ids: Array, labels: Array, position_ids: Array | None
+) -> Any:
+    """The loss of a batch; of packed rows that of their documents, each run by itself.
+
+    Σ n_d·L_d / Σ n_d over documents d with n_d targets: no mask and no position of the packed forward
+    has a part in it.
+    """
+    if position_ids is None:
+        return loss(model, adapter, ids, labels)
+    total, count = 0.0, 0
+    for row, a, b in documents(position_ids):
+        targets = int((labels[row, a + 1 : b] != ops.IGNORED).sum())
+        if targets:
+            alone = ids[row : row + 1, a:b], labels[row : row + 1, a:b]
+            total, count = total + targets * loss(model, adapter, *alone), count + targets
+    return total / count
+
+
+def documents(position_ids: Array) -> Iterator[tuple[int, int, int]]:
+    """Row, begin and end of each document of packed rows."""
+    for row, places in enumerate(position_ids):
+        for a, b in itertools.pairwise([*np.flatnonzero(places == 0).tolist(), len(places)]):
+            yield row, a, b
+
+
 def model_subject(
-    model: Model, adapter: Adapter | None, ids: Array, labels: Array,
-    *, method: str = "mesp", trainable: str = "all", **options: Any,
+    model: Model, adapter: Adapter | None, ids: Array, labels: Array, *, method: str = "mesp",
+    trainable: str = "all", position_ids: Array | None = None, **options: Any,
 ) -> Subject:  # fmt: skip
     """The loss of a batch at the float64 values of every trainable tensor.
 
     The backward overwrites each block's parameters when it has their gradients: a method that still
-    needs the old ones is found out. `options` are those of loss_and_grads.
+    needs the old ones is found out. `options` are those of loss_and_grads. Of rows with position_ids
+    the forward is that of their documents apart.
     """
     tensors = {} if adapter is None else dict(adapter.weights)
     if trainable == "all":
@@ -78,12 +107,13 @@ def model_subject(
         return assemble(model, adapter, {name: args[name] for name in tensors})
 
     def forward(args: Args) -> Arrays:
-        return (np.asarray(loss(*placed(args), ids, labels)),)
+        return (np.asarray(loss_apart(*placed(args), ids, labels, position_ids)),)
 
     def gradients(args: Args, overwrite: bool, **options: Any) -> dict[str, Array]:
         point = {name: args[name].copy() for name in tensors}
         given = model, adapter, ids, labels, point
-        return run_step(*given, overwrite=overwrite, trainable=trainable, **options)[1]
+        options |= {"trainable": trainable, "position_ids": position_ids}
+        return run_step(*given, overwrite=overwrite, **options)[1]
 
     def backward(dys: Arrays, args: Args) -> dict[str, Array]:
         grads = gradients(args, True, method=method, **options)
@@ -96,4 +126,5 @@ def model_subject(
 
     name, scale = f"model by {method}", 0.0 if adapter is None else adapter.scale
     given: Args = {"config": model.config, "ids": ids, "labels": labels, "s": scale}
-    return Subject(name, args | given, tuple(args), forward, backward, magnitude, equations.model)
+    equation = equations.model if position_ids is None else None
+    return Subject(name, args | given, tuple(args), forward, backward, magnitude, equation)

@@ -121,7 +121,7 @@ def top(x: Any) -> Any:
 
 def share_among_ties(dy: Any, x: Any) -> Any:
     best = x == x.max(-1, keepdims=True)
-    return dy[..., None] * best / best.sum(-1, keepdims=True).astype(x.dtype)
+    return (dy[..., None] * best / best.sum(-1, keepdims=True)).astype(x.dtype)
 
 
 def gelu(x: Any) -> Any:

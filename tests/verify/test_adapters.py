@@ -66,6 +66,20 @@ def test_torch_argmax_bfloat16_and_dictionaries() -> None:
     assert nested.passed, nested
 
 
+def test_torch_losses_and_arrays_of_one_number() -> None:
+    """A loss is a scalar tensor, and a reversed view of one number has a negative stride."""
+    torch = pytest.importorskip("torch")
+
+    from mesp_ref.verify.adapters.torch import gradcheck_function
+
+    labels = np.array([1, -100, 2])
+    entropy = torch.nn.functional.cross_entropy
+    loss = gradcheck_function(entropy, (X, labels), differentiable=(0,))
+    assert loss.passed, loss
+    one = gradcheck_function(torch_function(1.0), (X[:1, :1], W[:1]))
+    assert one.passed, one
+
+
 def jax_function(factor: float) -> Any:
     jax = pytest.importorskip("jax")
     np_ = jax.numpy
@@ -96,6 +110,25 @@ def test_jax_custom_vjp(dtype: Any) -> None:
     rejected(gradcheck_custom_vjp(jax_function(1.001), args, names=("x", "w")), "x")
 
 
+def test_jax_scalars_bfloat16_and_dictionaries() -> None:
+    jax = pytest.importorskip("jax")
+    import ml_dtypes
+
+    from mesp_ref.verify.adapters.jax import gradcheck_custom_vjp
+
+    powers(gradcheck_custom_vjp, jax_function(1.0), jax.numpy, ml_dtypes.bfloat16)
+
+
+def powers(check: Any, function: Any, library: Any, bfloat16: Any) -> None:
+    """What reaches through every adapter: 16 bits, containers, outputs without a gradient, scalars."""
+    low = check(function, (X.astype(bfloat16), W.astype(bfloat16)))
+    nested = check(lambda p: {"y": function(p["x"], p["w"][0])}, ({"x": X, "w": [W]},))
+    top = check(lambda x: (x.max(-1), x.argmax(-1)), (X,))
+    total = check(lambda x: library.tanh(x).sum(), (X,))
+    for result in (low, nested, top, total):
+        assert result.passed, result
+
+
 def mlx_function(factor: float) -> Any:
     mx = pytest.importorskip("mlx.core")
 
@@ -119,3 +152,12 @@ def test_mlx_custom_function() -> None:
     right = gradcheck_custom(mlx_function(1.0), args, names=("x", "w"))
     assert right.passed, right
     rejected(gradcheck_custom(mlx_function(1.01), args, names=("x", "w")), "x")
+
+
+def test_mlx_float64_scalars_bfloat16_and_dictionaries() -> None:
+    mx = pytest.importorskip("mlx.core")
+    import ml_dtypes
+
+    from mesp_ref.verify.adapters.mlx import gradcheck_custom
+
+    powers(gradcheck_custom, mlx_function(1.0), mx, ml_dtypes.bfloat16)

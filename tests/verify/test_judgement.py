@@ -401,3 +401,62 @@ def test_one_option_of_pytest(tmp_path: Path) -> None:
     assert "1 passed" in run("mine:sample")
     assert "behind a pair, expected (forward, backward," in run("mine:arrays")
     assert "found no pair" in run("json")
+
+
+def test_a_step_that_leads_past_a_tiny_number() -> None:
+    """x·log(x) at 1e-300: the step of complex step is 6e-61, and log is another number there."""
+    x = np.array([1e-300, 1.0, 0.3])
+    right = gradcheck(lambda x: x * np.log(x), lambda dy, x: dy * (np.log(x) + 1), (x,))
+    assert right.passed, right
+    assert not gradcheck(lambda x: x * np.log(x), lambda dy, x: dy * np.log(x), (x,)).passed
+
+
+def test_float16_that_computes_in_float32_inside() -> None:
+    """The mean of float16 numbers summed in float32, as kernels do; and zeros for its gradient."""
+    x = np.random.default_rng(1).standard_normal(1000).astype(np.float16)
+
+    def mean(x: np.ndarray) -> Any:
+        return x.mean(dtype=np.float32).astype(x.dtype)
+
+    def back(dy: Any, x: np.ndarray) -> np.ndarray:
+        return np.full_like(x, np.float32(dy) / x.size)
+
+    assert gradcheck(mean, back, (x,)).verdict != "failed"
+    assert gradcheck(mean, back, (np.ones(1000, np.float16),)).passed
+    for many in (np.ones(70_000, np.float16), np.ones(1000, np.float16)):
+        assert not gradcheck(lambda x: x.max(), lambda dy, x: np.zeros_like(x), (many,)).passed
+
+
+def test_ties_counted_in_float16_are_inconclusive_or_said_not_to_be_meant() -> None:
+    def counted(dy: Any, x: np.ndarray) -> np.ndarray:
+        best = (x == x.max()).astype(x.dtype)
+        return dy * best / best.sum(dtype=x.dtype)
+
+    x = np.random.default_rng(2).standard_normal(5)
+    assert gradcheck(lambda x: x.max(), counted, (x,)).inconclusive
+    assert gradcheck(lambda x: x.max(), counted, (x,), dtypes=()).passed
+    assert gradcheck(lambda x: x.max(), counted, (x,), dtypes=("float16",)).verdict == "failed"
+    mean = gradcheck(lambda x: x.mean(), lambda dy, x: np.full_like(x, dy / x.size), (x,))
+    assert mean.passed, mean  # length alone, which no NumPy function is made for in float16
+
+
+def test_lengths_past_tiles_and_past_16_bits_are_seen_from_one_small_sample() -> None:
+    """Rows after the last whole block of 16; offsets in 16 bits."""
+
+    def blocks(dy: Any, x: np.ndarray, w: np.ndarray) -> Any:
+        kept = len(x) // 16 * 16 if len(x) > 1000 else len(x)
+        return dy * w, (dy * x)[:kept].sum(0)
+
+    def narrow(dy: Any, w: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        dw = np.zeros(w.size)
+        for offset, row in zip(ids.astype(np.int16) * np.int16(w.shape[1]), dy, strict=True):
+            if offset >= 0:
+                dw[offset : offset + w.shape[1]] += row
+        return dw.reshape(w.shape)
+
+    rng = np.random.default_rng(3)
+    x, w, ids = rng.standard_normal((3, 4)), rng.standard_normal(4), np.array([0, 2, 2])
+    found = gradcheck(lambda x, w: x * w, blocks, (x, w))
+    assert "arg0 [1030, 4], arg1 [4]" in str(found), found
+    found = gradcheck(lambda w, ids: w[ids], narrow, (x, ids))
+    assert "arg0 [16393, 4], arg1 [3]" in str(found), found

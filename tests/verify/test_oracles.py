@@ -205,3 +205,26 @@ def test_checkpoint_gradcheck_proves_and_rejects() -> None:
 
     with planted({"engine.mlp_half:mlp_half_bwd": forgetful}):
         assert failures(list(checkpoint_gradcheck(model, adapter, *batch, directions=1, tensors=0)))
+
+
+def test_packed_rows_are_held_to_their_documents_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proven with their positions; a backward without them lets documents see each other."""
+    from mesp_ref.verify import checkpoint_gradcheck, whole_model
+
+    rng, config = np.random.default_rng(12), small_config()
+    model, adapter = sample_model(rng, config), sample_adapter(rng, config)
+    ids = rng.integers(0, config.vocab_size, (2, 9))
+    places = np.array([[*range(4), *range(5)], [*range(2), *range(4), *range(3)]])
+    labels = np.where(np.arange(9) < [[9], [6]], ids, -100)  # the last document is padding
+    options: dict[str, Any] = {"directions": 1, "tensors": 1, "position_ids": places}
+    for method in ("mesp", "mesp_tiled"):
+        found = list(checkpoint_gradcheck(model, adapter, ids, labels, method=method, **options))
+        assert len(found) == 3
+        require(found)
+    real = whole_model.loss_and_grads
+
+    def leaking(*args: Any, position_ids: Any, **more: Any) -> Any:
+        return real(*args, **more)
+
+    monkeypatch.setattr(whole_model, "loss_and_grads", leaking)
+    assert failures(list(checkpoint_gradcheck(model, adapter, ids, labels, **options)))

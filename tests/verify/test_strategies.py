@@ -32,9 +32,9 @@ def test_my_op(x: np.ndarray, seed: int) -> None:
     assert result.passed, result
 
 
-def wrong_beyond_two_rows(dy: Any, x: Any) -> Any:
+def wrong_from_three_rows(dy: Any, x: Any) -> Any:
     dx = gelu_bwd(dy, x)
-    if x.shape[0] > 2 and x.shape[1] > 1:
+    if 2 < x.shape[0] < 99 and 1 < x.shape[1] < 99:  # gradcheck looks at long ones by itself
         dx[2, 1] *= 1.01
     return dx
 
@@ -44,14 +44,14 @@ def test_a_failure_shrinks_to_the_smallest_failing_shape() -> None:
     cases = strategies.values(strategies.shapes(2), scales=(1.0,))
     smallest = find(
         cases,
-        lambda x: not gradcheck(gelu, wrong_beyond_two_rows, (x,)).passed,
+        lambda x: not gradcheck(gelu, wrong_from_three_rows, (x,)).passed,
         settings=settings(
             max_examples=300, derandomize=True, deadline=None, database=None,
             phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
     assert smallest.shape == (3, 2)
-    report = str(gradcheck(gelu, wrong_beyond_two_rows, (smallest,), names=("x",)))
+    report = str(gradcheck(gelu, wrong_from_three_rows, (smallest,), names=("x",)))
     assert "gradient of x" in report
     assert "index [2, 1]: got" in report
     assert "x is [3, 2]" in report

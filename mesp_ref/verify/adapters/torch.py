@@ -21,7 +21,9 @@ class _Bridge:
         """A leaf; what is no array stays."""
         if not isinstance(value, np.ndarray):
             return value
-        dense = np.ascontiguousarray(value)
+        dense = np.array(
+            value, order="C"
+        )  # keeps a scalar one, and torch takes no negative strides
         if dense.dtype.name == "bfloat16":
             made = self.torch.tensor(dense.view(np.int16)).view(self.torch.bfloat16)
         else:

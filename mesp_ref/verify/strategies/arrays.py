@@ -116,14 +116,17 @@ def values(
     special=False draws normal numbers only.
     """
     size = draw(shape) if isinstance(shape, st.SearchStrategy) else shape
-    kinds = _TAME if len(scales) == 1 else (*_TAME, _mixed, _patchwork_far, _patchwork_far)
+    kinds = _TAME if len(scales) == 1 else (*_TAME, _mixed, _patchwork_far, _patchwork_far, _far)
     if int(np.prod(size)) >= MANY:
         kinds = (_ordinary, _ordinary, _ones, _constant_rows, _ones, _ties)
-    number = draw(seeds)
-    rng = np.random.default_rng([number, *size])  # hypothesis draws some seeds again and again
-    # Kind and scale by the seed, each as often as it stands there; a drawn index would be low mostly.
+    numbers = (
+        draw(seeds),
+        draw(seeds),
+    )  # two: Hypothesis draws the same few low ones again and again
+    rng = np.random.default_rng([*numbers, *size])
+    # Kind and scale by the seeds, each as often as it stands there; a drawn index would be low mostly.
     kind, scale = kinds[int(rng.integers(len(kinds)))], scales[int(rng.integers(len(scales)))]
-    if number == 0:
+    if numbers == (0, 0):
         kind, scale = _ordinary, scales[0]
     return np.asarray((kind if special else _ordinary)(rng, size) * scale, dtype)
 
