@@ -52,7 +52,10 @@ _ENGINE = "ops", "engine", "lean", "memory"
 
 
 class Cell(NamedTuple):
-    """A published shape, or the same with another depth or vocabulary, at one length and rank."""
+    """A published shape, or the same with another depth or vocabulary, at one length and rank.
+
+    shape     a size of Qwen2.5, or the whole name of another shape
+    """
 
     shape: str = "0.5B"
     tokens: int = 256
@@ -62,9 +65,14 @@ class Cell(NamedTuple):
 
     @property
     def config(self) -> Qwen2Config:
-        config = SHAPES[f"qwen2.5-{self.shape.lower()}"]
+        name = f"qwen2.5-{self.shape.lower()}"
+        config = SHAPES[name if name in SHAPES else self.shape]
         if self.layers:
-            config = replace(config, num_hidden_layers=self.layers)
+            kinds = config.layer_types
+            if kinds:  # such that the last has no window
+                end = kinds.index("full_attention") + 1
+                kinds = kinds[end - self.layers : end]
+            config = replace(config, num_hidden_layers=self.layers, layer_types=kinds)
         return replace(config, vocab_size=self.vocabulary) if self.vocabulary else config
 
     def __str__(self) -> str:

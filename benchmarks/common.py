@@ -8,6 +8,7 @@ time that a step of nothing but GEMMs would take.
 import argparse
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
@@ -479,9 +480,41 @@ def write_report(path: str | Path, text: str) -> None:
 
 
 def save_figure(figure: Any, path: str | Path) -> None:
-    """Write a matplotlib figure as PNG, without a date, so that equal pictures are equal files."""
+    """Write a matplotlib figure as PNG, without a date, so that equal pictures are equal files.
+
+    Its metadata hold what it shows, so that a test can compare it with today's numbers.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL.PngImagePlugin import PngInfo
 
     FigureCanvasAgg(figure)
+    held = PngInfo()
+    held.add_text("Description", drawn(figure), zip=True)
     with write_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=120, metadata={"Software": None})
+        figure.savefig(aside, format="png", dpi=120, pil_kwargs={"pnginfo": held})
+
+
+def drawn(figure: Any) -> str:
+    """What a figure shows as JSON: every line, bar, mark and word, numbers to five digits."""
+    panels = [
+        {
+            "title": axes.get_title(), "x": axes.get_xlabel(), "y": axes.get_ylabel(),
+            "lines": [
+                [line.get_label().lstrip("_"), *map(_digits, line.get_data(orig=True))]
+                for line in axes.lines
+            ],
+            "bars": [_digits(bar.get_bbox().bounds) for bar in axes.patches if hasattr(bar, "get_bbox")],
+            "marks": [
+                _digits(np.ravel(marks.get_offsets() if len(marks.get_offsets()) > 1 else [
+                    v for path in marks.get_paths() for v in path.vertices
+                ])) for marks in axes.collections
+            ],
+            "words": [text.get_text() for text in axes.texts],
+        }
+        for axes in figure.axes
+    ]  # fmt: skip
+    return json.dumps(panels, ensure_ascii=True)
+
+
+def _digits(values: Iterable[Any]) -> list[str]:
+    return [v if isinstance(v, str) else f"{float(v):.5g}" for v in values]

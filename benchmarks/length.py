@@ -5,6 +5,8 @@
     python benchmarks/length.py attention      what attention alone runs at
     python benchmarks/length.py ratio          beside mesp_tiled at 1,024 tokens, in turns
     python benchmarks/length.py full           one step of all 24 blocks at 8,192 tokens: 15 minutes
+    python benchmarks/length.py large          one step of Qwen2.5-7B's shape on 4 bits, 256 tokens, by
+                                               two methods: 6 minutes of CPU, 4.3 GB of disk
     python benchmarks/length.py report         writes docs/benchmarks/length.md from what was measured
 
 Each part writes what it found into docs/benchmarks/length.json, where the report finds it. Times are CPU
@@ -14,10 +16,12 @@ seconds of one thread, which a busy machine lengthens less than the hours of a c
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +40,12 @@ from common import (
 from matplotlib.figure import Figure
 
 import mesp_ref as mr
+from mesp_ref.files.affine import Affine
 from mesp_ref.files.models import random_checkpoint
-from mesp_ref.memory import PeakResident, Shapes, cost, measure_speed, peak, torch_peak
+from mesp_ref.memory import Base, PeakResident, Shapes, cost, measure_speed, peak, torch_peak
 
-SHAPE, RANK, DEPTH = "qwen2.5-0.5b", 8, 2
+SHAPE, RANK, DEPTH, LR = "qwen2.5-0.5b", 8, 2, 1e-4
+LARGE, LARGE_TOKENS, LARGE_METHODS = "qwen2.5-7b", 256, ("mesp_tiled", "mesp_streamed")
 VOCABULARY = 16_384  # of the timed steps: the head takes a share of their time as in a deep model
 PEAKS_AT, TIMES_AT = (256, 1024, 8192), (512, 1024, 2048, 4096, 8192)
 LINE = [2**i for i in range(8, 18)]
@@ -125,24 +131,46 @@ def attention() -> float:
 
 def full(tokens: int) -> dict[str, Any]:
     """One step of all blocks, on a checkpoint that is mapped."""
+    return _whole(random_checkpoint(SHAPE, "float32", None), tokens, "mesp_streamed")
+
+
+def large() -> dict[str, Any]:
+    """The same of a shape whose weights are 4.3 GB in 4 bits, each method in a process of its own."""
+    random_checkpoint(LARGE, "bfloat16", Affine())
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        return {method: pool.submit(_large, method).result() for method in LARGE_METHODS}
+
+
+def _large(method: str) -> dict[str, Any]:
+    return _whole(random_checkpoint(LARGE, "bfloat16", Affine()), LARGE_TOKENS, method)
+
+
+def _whole(model: mr.Model, tokens: int, method: str) -> dict[str, Any]:
+    """One step of all blocks with SGD, which changes a block as soon as its gradients are there."""
     mr.keep_freed_memory()
-    model = random_checkpoint(SHAPE, "float32", None)
     adapter = mr.init_lora(model.config, rank=RANK, b_std=0.02)
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, tokens))
     begin, clock = time.process_time(), time.perf_counter()
 
-    def note(number: int, grads: object) -> None:
+    def update(number: int, grads: dict[str, Any]) -> None:
+        for name, grad in grads.items():
+            grad *= LR
+            adapter.weights[name] -= grad
         seconds = time.process_time() - begin
         print(f"block {number}: {seconds:.0f} s of CPU", file=sys.stderr, flush=True)
 
     def run() -> None:
-        mr.loss_and_grads(model, adapter, ids, ids, method="mesp_streamed", on_gradients=note)
+        mr.loss_and_grads(
+            model, adapter, ids, ids, method=method, checkpoints="disk", on_gradients=update
+        )  # fmt: skip
 
     with PeakResident(0.05) as seen:
         traced = _traced(run)
     return {
         "tokens": tokens, "cpu": time.process_time() - begin, "wall": time.perf_counter() - clock,
         "traced": traced, "own_before": seen.before.anonymous, "own_peak": seen.peak.anonymous,
+        "mapped": seen.peak.mapped,
     }  # fmt: skip
 
 
@@ -254,6 +282,38 @@ def _full_section(found: dict[str, Any]) -> str:
     )
 
 
+def _mapped(found: dict[str, Any]) -> float:
+    """The most GB of mapped files that were resident."""
+    return max(x["mapped"] for x in found.values()) / 1e9
+
+
+def _large_section(found: dict[str, Any]) -> str:
+    config, rows = SHAPES[LARGE], []
+    base = Base.uniform(config, "bfloat16", Affine())
+    for method, x in found.items():
+        shapes = Shapes(config, 1, x["tokens"], RANK, disk=True, base=base)
+        own, known = (x["own_peak"] - x["own_before"]) / 1e6, cost(method, shapes)
+        rows.append(
+            [
+                f"`{method}`", f"{peak(method, shapes).total / 1e6:.2f}", f"{x['traced'] / 1e6:.2f}",
+                f"{own:.1f}", f"{known.file / 1e6:,.0f}", f"{x['cpu']:,.0f}",
+                f"{known.flops / 1e9:,.0f}",
+            ]
+        )  # fmt: skip
+    head = [
+        "method", "predicted, MB", "NumPy's peak, MB", "process, MB", "its file, MB", "CPU seconds",
+        "GFLOP",
+    ]  # fmt: skip
+    return (
+        f"## A 7B shape on 4 bits\n\nOne exact LoRA step with SGD of {LARGE}, {LARGE_TOKENS} tokens, "
+        f"rank {RANK}, all {config.num_hidden_layers} blocks: weights random and mapped, 4 bits in "
+        "groups of 64, checkpoints in a file, one thread; the first step of a process, whose caches "
+        "count. MB are above weights, LoRA parameters and optimiser state; those of the process are its "
+        f"own memory, buffers of BLAS included. The {_mapped(found):.1f} GB of mapped files that it has "
+        f"read come on top: pages that the system may drop.\n\n{markdown_table(head, rows)}"
+    )
+
+
 def report(facts: dict[str, Any]) -> str:
     """The page."""
     file = cost("mesp_streamed", Shapes(SHAPES[SHAPE], 1, 32_768, RANK, disk=True)).file
@@ -278,6 +338,7 @@ def report(facts: dict[str, Any]) -> str:
 
 SECTIONS: dict[str, Callable[[Any], str]] = {
     "peaks": _peaks_section, "time": _time_section, "ratio": _ratio_section, "full": _full_section,
+    "large": _large_section,
 }  # fmt: skip
 
 
@@ -295,7 +356,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "peaks": lambda: peaks(tuple(args.tokens)), "time": lambda: times(args.rounds),
         "ratio": lambda: ratio(args.rounds), "full": lambda: full(args.tokens[-1]),
-        "attention": attention,
+        "attention": attention, "large": large,
     }  # fmt: skip
     found = parts[args.part]()
     facts = json.loads(FACTS.read_text()) if FACTS.exists() else {}

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from cells import DISK, STORE_H, Bench, Cell, Peak, Time, open_cache
 from common import machines, markdown_table, on_ranks, write_report
+from families import without_section
 from pictures import draw_memory, draw_ratios, draw_waterfall
 from prose import tidy
 from waterfall import H, Step, contents, waterfall
@@ -483,8 +484,10 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
     peaks = {_label(c): (results.mb(c, "mebp"), results.mb(c, "mesp")) for c in FALLS}
     steps = {_label(cell): found for cell, found in falls(results).items()}
     draw_waterfall(args.out / "papers-waterfall.png", peaks, steps)
-    write_report(args.out / "papers.md", tidy(report(results, args.rounds, machine)))
-    print(f"{args.out}/papers.md")
+    page = args.out / "papers.md"
+    _, families = without_section(page.read_text(encoding="utf-8") if page.exists() else "")
+    write_report(page, f"{tidy(report(results, args.rounds, machine))}\n\n{families}".rstrip())
+    print(page)
     return 0
 
 

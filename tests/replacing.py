@@ -73,7 +73,7 @@ def _read_folder(place: Path) -> int:
 
 def _event(step: int) -> dict[str, Any]:
     names = ("loss", "lr", "grad_norm", "tokens", "computed_tokens", "seconds",
-             "tokens_per_second", "memory_mib")  # fmt: skip
+             "tokens_per_second", "memory_mb")  # fmt: skip
     return {"event": "step", "step": step, **dict.fromkeys(names, 1)}
 
 

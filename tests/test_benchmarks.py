@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 import mesp_ref as mr
-from mesp_ref.engine.config import Qwen2Config
+from mesp_ref.engine.config import FAMILIES, Qwen2Config
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import cells
 import common
+import families
 import frameworks
 import frameworks_report
 import length
@@ -193,6 +195,37 @@ def test_paper_tables_render(papers_results: papers.Results) -> None:
     assert ["`mesp`", "1.20 (1,000)"] in [row[:2] for row in tables[2]]  # 4 s · 3e11 / 1e12
 
 
+def test_gemma_beside_the_papers_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks, the second without a window; and the section of a page that has it already."""
+    kinds = ("sliding_attention",) * 5 + ("full_attention", "sliding_attention")
+    gemma = Qwen2Config(
+        130,
+        64,
+        96,
+        7,
+        4,
+        2,
+        16,
+        traits=FAMILIES["gemma3_text"],
+        layer_types=kinds,
+        sliding_window=9,
+    )
+    monkeypatch.setitem(cells.SHAPES, "gemma", gemma)
+    monkeypatch.setattr(families, "QWEN", ())
+    cell = cells.Cell("gemma", 21, 3, layers=2)
+    assert cell.config.layer_types == kinds[4:6]
+    peaks = {v: cells.measure_peak(cell.config, 21, 3, v) for v in families.VARIANTS}
+    text = families.section([cell], {cell: peaks})
+    for table in _tables(text):
+        assert len({len(line) for line in table}) == 1, table
+    assert f"{peaks['mebp'].total / 1e6:.2f} (" in text
+    assert families.without_section(f"# A page\n\nof words\n\n{text}") == (
+        "# A page\n\nof words\n\n",
+        text,
+    )
+    assert families.without_section("# A page\n") == ("# A page\n", "")
+
+
 def test_waterfall_table_adds_up(papers_results: papers.Results) -> None:
     first, *steps, last, _, _ = _tables(papers.waterfall_table(papers_results))[0][2:]
     for column in range(1, len(papers.FALLS) + 1):
@@ -324,6 +357,7 @@ def test_a_training_step_imports_little() -> None:
 def tiny_lengths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """benchmarks/length.py on a tiny shape; returns where it writes."""
     monkeypatch.setitem(length.SHAPES, length.SHAPE, CONFIG)
+    monkeypatch.setitem(length.SHAPES, length.LARGE, replace(CONFIG, hidden_size=64))
     for name, value in (
         ("OUT", tmp_path), ("FACTS", tmp_path / "length.json"), ("TIMES_AT", (8, 16, 24, 32)),
         ("VOCABULARY", 64), ("PEAKS_AT", (8, 40)),
@@ -340,6 +374,10 @@ def test_the_page_of_lengths(tiny_lengths: Path) -> None:
         },
         "full": {"tokens": 40, "cpu": 90.0, "traced": 8_000_000, "own_before": 0, "own_peak": 2**24},
     }  # fmt: skip
+    model = mr.random_model(CONFIG)
+    facts["large"] = {
+        "mesp_tiled": length._whole(model, 8, "mesp_tiled") | {"mapped": 4_300_000_000}
+    }
     assert all(0 <= x["measured"] - x["predicted"] < 300_000 for x in facts["peaks"].values())
     length.draw(tiny_lengths / "length-memory.png")
     assert (tiny_lengths / "length-memory.png").stat().st_size > 10_000
@@ -348,6 +386,7 @@ def test_the_page_of_lengths(tiny_lengths: Path) -> None:
         "on disk 2.00 s of CPU, medians of 1: **1.05**",
         "1.5 minutes of CPU",
         "16 MiB of its own",
+        "The 4.3 GB of mapped files",
     ):
         assert words in text
     assert "{" not in text

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import re
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 import mesp_ref
-from mesp_ref import ops
+from mesp_ref import learn, ops
 from mesp_ref.engine import block, methods, model
 from mesp_ref.learn import drawing
 
@@ -144,14 +145,15 @@ def test_the_package_is_imported_and_not_pasted(notebook: dict[str, Any]) -> Non
     )
 
 
-def test_links_lead_somewhere(notebook: dict[str, Any]) -> None:
+def test_links_are_whole_addresses(notebook: dict[str, Any]) -> None:
+    """None that breaks where a notebook is copied alone; where they lead, tests/test_site.py says."""
     text = "\n".join(
         "".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown"
     )
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    links = re.findall(r"\]\(([^)]+)|(?:href|src)=[\"']([^\"']+)", text)
     assert links
-    for link in links:
-        assert (FOLDER / link).exists(), link
+    for link in ("".join(found) for found in links):
+        assert link.startswith(("https://", "#")), link
 
 
 def test_pictures_have_a_white_ground(notebook: dict[str, Any]) -> None:
@@ -208,16 +210,43 @@ def test_a_stale_notebook_is_found(how: str) -> None:
     assert set(problems(notebook)) - set(before)
 
 
-def test_every_notebook_has_a_check_by_the_tutor(notebook: dict[str, Any]) -> None:
-    """An empty cell for each exercise, and the tutor in one of them."""
+def test_every_exercise_has_a_cell_and_a_check_by_the_tutor(notebook: dict[str, Any]) -> None:
+    """Empty cells and solutions, each judged: as many as there are exercises."""
     open_cells = ["".join(c["source"]) for c in code_cells(notebook) if not is_solution(c)]
-    assert any("learn.check(" in text or "take(" in text for text in open_cells)
-    assert any("# your code" in text for text in open_cells)
+    solutions = "\n".join("".join(c["source"]) for c in code_cells(notebook) if is_solution(c))
+    text = "\n".join("".join(c["source"]) for c in notebook["cells"])
+    asked = len(re.findall(r"^\*\*Exercise \d", text, re.MULTILINE))
+    assert sum("# your code" in cell for cell in open_cells) == asked
+    judged = re.findall(r"(?:learn\.check|take)\(\"(\w+)\"", "\n".join(open_cells))
+    assert len(set(judged)) == len(judged) == asked
+    for name in judged:
+        assert learn.find(name).name == name
+        assert re.search(rf"(my|solved)_{name}\b", solutions), name
 
 
-def test_a_notebook_can_be_copied_elsewhere(notebook: dict[str, Any]) -> None:
-    """It imports what is installed, and no file beside it."""
+def test_a_notebook_can_be_copied_elsewhere(notebook: dict[str, Any], tmp_path: Path) -> None:
+    """It imports what is installed and reads nothing beside it."""
     text = "\n".join("".join(c["source"]) for c in code_cells(notebook))
     beside = {path.stem for path in FOLDER.glob("*.py")}
     for module in re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE):
         assert module not in beside
+    assert not re.findall(r"""(?:open|Path|load\w*|read\w*)\(["'][^"'/]*\.""", text)
+    assert "../" not in text
+
+
+def test_a_copy_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    """The first notebook, alone; `pytest -m slow` runs them all so."""
+    _run_alone(NOTEBOOKS[0], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
+def test_every_copy_runs_in_an_empty_folder(path: Path, tmp_path: Path) -> None:
+    _run_alone(path, tmp_path)
+
+
+def _run_alone(path: Path, folder: Path) -> None:
+    copied = shutil.copy(path, folder)
+    notebook = refresh.run(Path(copied))
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    assert sorted(folder.iterdir()) == [Path(copied)]

@@ -15,7 +15,7 @@ from build import ROOT, place_of, relinked, sources
 import mesp_ref
 from check import problems
 from formulas import with_formulas
-from pages_api import api_pages, page_of
+from pages_api import HOME, SOURCE, api_pages, page_of
 from pages_notebooks import notebook_page
 
 NOT_HERE = (  # frameworks or MPI may be missing
@@ -85,6 +85,21 @@ def test_links_of_documents_become_links_of_pages(pages: dict[str, str]) -> None
     ]  # fmt: skip
     with pytest.raises(SystemExit, match="leads nowhere"):
         relinked("[a](nowhere.md)", source, set(pages))
+
+
+def test_addresses_of_the_project_become_links_of_pages(pages: dict[str, str]) -> None:
+    """What a notebook says in full, so that it can be copied, is a link between pages on the site."""
+    source = ROOT / "notebooks" / "00_the_chain_rule_by_hand.ipynb"
+    text = (
+        f"[a]({HOME}/docs/kill-table/#x) [b]({HOME}/notebooks/04_what_is_in_memory/) "
+        f"[c]({SOURCE}/Makefile)"
+    )
+    assert re.findall(r"\]\((.*?)\)", relinked(text, source, set(pages))) == [
+        "../docs/kill-table.md#x", "04_what_is_in_memory.md", f"{SOURCE}/Makefile",
+    ]  # fmt: skip
+    for address in (f"{HOME}/docs/nowhere/", f"{SOURCE}/nowhere.py"):
+        with pytest.raises(SystemExit, match="leads nowhere"):
+            relinked(f"[a]({address})", source, set(pages))
 
 
 def test_formulas_are_made_outside_of_code_only() -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from check import problems
 from formulas import outside_code, with_formulas
-from pages_api import ROOT, SOURCE, api_pages, page_of
+from pages_api import HOME, ROOT, SOURCE, api_pages, page_of
 from pages_notebooks import notebook_page
 
 HERE, PAGES, SITE = Path(__file__).parent, ROOT / "build" / "pages", ROOT / "site"
 _BLOCK = "block.html"  # the interactive page of a block
 _TOP = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+_OWN = re.compile(rf"(?<=\]\()({re.escape(HOME)}|{re.escape(SOURCE)})/([^)\s#]*)(#[^)\s]*)?(?=\))")
 _LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:|data:)([^)\s]+)(?=\))")
 
 
@@ -37,6 +38,22 @@ def place_of(file: Path) -> Path:
     if path.suffix == ".ipynb":
         return path.with_suffix(".md")
     return path
+
+
+def at_home(text: str, source: Path) -> str:
+    """Addresses of the project's own pages and files as links within the repository.
+
+    A notebook that is copied elsewhere needs whole addresses; here they are held against what there is.
+    """
+    pages = {place_of(file).with_suffix("").as_posix(): file for file in sources()}
+
+    def one(found: re.Match[str]) -> str:
+        file = pages.get(found[2].strip("/")) if found[1] == HOME else ROOT / found[2]
+        if file is None or not file.exists():
+            raise SystemExit(f"{source.relative_to(ROOT)}: {found[0]}: leads nowhere")
+        return Path(os.path.relpath(file, source.parent)).as_posix() + (found[3] or "")
+
+    return _OWN.sub(one, text)
 
 
 def relinked(text: str, source: Path, api: set[str], made: Iterable[str] = ()) -> str:
@@ -65,7 +82,7 @@ def relinked(text: str, source: Path, api: set[str], made: Iterable[str] = ()) -
             f"#{fragment}" if fragment else ""
         )
 
-    return outside_code(text, lambda part: _LINK.sub(one, part))
+    return outside_code(text, lambda part: _LINK.sub(one, at_home(part, source)))
 
 
 def commands() -> str:

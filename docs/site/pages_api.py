@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
+HOME = "https://mesp-ref.github.io/mesp-ref"
 SOURCE = "https://github.com/mesp-ref/mesp-ref/blob/main"
 _WIDE = "---\nhide: [navigation]\n---\n"  # lines of a hundred characters
 NOT_API = ("cli", "__main__")  # commands have a page of their own

@@ -4,7 +4,9 @@ Results go to standard output, progress to standard error. A user's mistake is o
 error and exit code 2; Ctrl-C is 130.
 """
 
+import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -32,7 +34,7 @@ from mesp_ref.cli import (
 )
 from mesp_ref.cli.options import Parser
 from mesp_ref.errors import MespRefError, MespRefWarning, escaped, shown
-from mesp_ref.spread.launcher import check_alone
+from mesp_ref.spread.launcher import check_alone, is_first
 
 _DESCRIPTION = """\
 Qwen2.5 with LoRA in pure NumPy, every backward pass written by hand.
@@ -84,17 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 for Ctrl-C, 128 and its number for another signal."""
     warnings.formatwarning = _warning
     try:
-        parser = build_parser()
-        given = list(sys.argv[1:] if argv is None else argv)
-        if not given:
-            parser.print_help()
+        args = _parsed(list(sys.argv[1:] if argv is None else argv))
+        if args is None:
             return 0
-        if given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
-            raise MespRefError(
-                f"found {shown(given[0])} before a command, expected the command first, such as "
-                "mesp-ref finetune; see mesp-ref --help"
-            )
-        args = parser.parse_args(argv)
         if getattr(args, "quiet", False):  # huggingface_hub reads it when it is imported
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         if not getattr(args, "mpi", False) and not check_alone(hasattr(args, "mpi"), os.environ):
@@ -115,6 +109,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"found characters that are no text, {shown(error.object)}, expected UTF-8")
     except (MemoryError, OverflowError):
         return _fail("out of memory; try a smaller --batch-size or --seq-len")
+
+
+def _parsed(given: list[str]) -> argparse.Namespace | None:
+    """The words of a command line; None where there is nothing to run.
+
+    Of the processes of mpiexec, which are all given the same words, rank 0 alone says what is wrong
+    with them, or helps; the others end without a word, and with 0: theirs is not to stop it.
+    """
+    if not is_first(os.environ):
+        with (
+            contextlib.suppress(MespRefError, SystemExit),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            return _understood(given)
+        return None
+    return _understood(given)
+
+
+def _understood(given: list[str]) -> argparse.Namespace | None:
+    parser = build_parser()
+    if not given:
+        parser.print_help()
+        return None
+    if given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
+        raise MespRefError(
+            f"found {shown(given[0])} before a command, expected the command first, such as "
+            "mesp-ref finetune; see mesp-ref --help"
+        )
+    return parser.parse_args(given)
 
 
 _usual = warnings.formatwarning

@@ -241,7 +241,7 @@ def _describe(summary: Event) -> list[str]:
     lines.append(
         f"{summary['steps']} steps, {summary['computed_tokens']} tokens, {summary['tokens']} of them "
         f"learned, in {summary['seconds']:.1f} s, "
-        f"peak memory {summary['peak_memory_mib']:.0f} MiB beside the mapped weights"
+        f"peak memory {summary['peak_memory_mb']:.0f} MB beside the mapped weights"
     )
     lines.append(
         f"adapter in {summary['adapter']}, metrics in {summary['out']}/metrics.jsonl, "

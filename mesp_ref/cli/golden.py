@@ -59,7 +59,7 @@ one is refuted.
 
 examples:
   mesp-ref golden certify
-  mesp-ref golden certify --only 'ops/attention/*'
+  mesp-ref golden certify --only 'ops/rmsnorm/*'
 """
 _EXPORT = """\
 Copy the shipped suite, every file held against its SHA-256 first.

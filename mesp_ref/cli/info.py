@@ -2,9 +2,11 @@
 
 import argparse
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from mesp_ref.cli.options import add_command, add_json, add_revision, print_json, say
+from mesp_ref.engine.config import SLIDING
 from mesp_ref.engine.init import adapter_shapes, parse_targets
 from mesp_ref.files.checkpoint import weight_files
 from mesp_ref.files.config import config_fields
@@ -57,6 +59,22 @@ def _facts(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _peculiar(config: Mapping[str, Any]) -> dict[str, str]:
+    """Rows for what not every model has: windows, blocks without RoPE, scaled RoPE."""
+    kinds, scaling, rows = config.get("layer_types", []), config.get("rope_scaling"), {}
+    if SLIDING in kinds:
+        rows["windows"] = (
+            f"{kinds.count(SLIDING)} of {len(kinds)} blocks see {config['sliding_window']} tokens, "
+            f"RoPE theta {config['rope_local_base_freq']:g} there"
+        )
+    if not all(config.get("no_rope_layers", ())):
+        without = config["no_rope_layers"].count(0)
+        rows["without RoPE"] = f"{without} of {len(kinds)} blocks"
+    if scaling:
+        rows["RoPE scaling"] = f"{scaling['rope_type']}, factor {scaling['factor']:g}"
+    return rows
+
+
 def run(args: argparse.Namespace) -> int:
     facts = _facts(args)
     if args.json:
@@ -72,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         "vocabulary": f"{config['vocab_size']}, head "
         + ("tied" if config["tie_word_embeddings"] else "of its own"),
         "RoPE theta": f"{config['rope_theta']:g}, norm eps {config['rms_norm_eps']:g}",
+        **_peculiar(config),
         "end tokens": f"{config['eos_token_id']}",
         "parameters": f"{facts['parameters']:,} in {facts['tensors']} tensors, "
         f"{facts['bytes'] / 1e6:.1f} MB on disk",

@@ -105,9 +105,9 @@ def add_model_only(parser: Any) -> None:
     """--model."""
     parser.add_argument(
         "--model", metavar="DIR",
-        help="Hugging Face checkpoint directory (Qwen2), or a name of the hub such as "
-        "Qwen/Qwen2.5-0.5B-Instruct; default: the one an --adapter was trained on, or the small story "
-        "model that comes with this package",
+        help="Hugging Face checkpoint directory (Qwen2, Qwen3, Llama, SmolLM3, text of Gemma 3), or a "
+        "name of the hub such as Qwen/Qwen2.5-0.5B-Instruct; default: the one an --adapter was trained "
+        "on, or the small story model that comes with this package",
     )  # fmt: skip
     add_revision(parser)
 

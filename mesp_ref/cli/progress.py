@@ -99,7 +99,7 @@ class Progress:
         self._say(f"quiz after step {event['step']}: {event['right']} of {event['of']} right")
 
     def _step(self, event: Event) -> None:
-        speed, memory = event["tokens_per_second"], event["memory_mib"]
+        speed, memory = event["tokens_per_second"], event["memory_mb"]
         if self.terminal:
             if self.bar is None or self.bar.desc != "training":
                 self._new_bar(
@@ -108,11 +108,11 @@ class Progress:
                 self.bar.desc = "training"
                 self.bar.start_t = self.began  # a resumed run's clock goes on
             self.bar.set_postfix_str(
-                f"loss {event['loss']:.3f}, {speed:.0f} tokens/s, {memory:.0f} MiB", refresh=False
+                f"loss {event['loss']:.3f}, {speed:.0f} tokens/s, {memory:.0f} MB", refresh=False
             )
             self.bar.update(event["step"] - self.bar.n)
         elif event["step"] % max(self.steps // _LINES, 1) == 0 or event["step"] in (1, self.steps):
             self._say(
                 f"step {event['step']}/{self.steps}: loss {event['loss']:.4f}, "
-                f"lr {event['lr']:.2e}, {speed:.0f} tokens/s, {memory:.0f} MiB"
+                f"lr {event['lr']:.2e}, {speed:.0f} tokens/s, {memory:.0f} MB"
             )

@@ -28,12 +28,14 @@ def check_export(config: Qwen2Config) -> None:
     name = OF_FAMILY[config.traits.model_type]
     types = [config.layer_type(i) for i in range(config.num_hidden_layers)]
     usual = layer_types(name, len(types)) or ("full_attention",) * len(types)
+    other = [i for i, (kind, wanted) in enumerate(zip(types, usual, strict=True)) if kind != wanted]
+    at = other[0] if other else 0
     shared = config.head_dim * config.num_attention_heads == config.hidden_size
     own = config.attention_scale is None or np.isclose(config.attention_scale**-2, config.head_dim)
     for field, found, fits, expected in (
         ("head_dim", config.head_dim, shared or name != "qwen2",
          f"hidden_size / num_attention_heads = {config.hidden_size} / {config.num_attention_heads}"),
-        ("layer_types", types, tuple(types) == usual, f"those of every {name}"),
+        ("layer_types", f"{types[at]} in layer {at}", not other, usual[at]),
         ("attention_bias", config.attention_bias, not config.attention_bias or name == "llama",
          "false"),
         ("rope_scaling", config.rope_scaling,

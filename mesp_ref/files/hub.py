@@ -5,6 +5,7 @@ The huggingface_hub package does the work: its cache (HF_HOME), its account (HF_
 wins. Only what is read is fetched: configurations, tokenizer, safetensors; never a pickle.
 """
 
+import fnmatch
 import glob
 import importlib
 import re
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from mesp_ref.errors import MespRefError, escaped
 from mesp_ref.files.config import read_config
 from mesp_ref.files.names import HUB
+from mesp_ref.files.shards import families, require_all
 from mesp_ref.files.strict import read_object
 
 _INDEX = "model.safetensors.index.json"
@@ -106,9 +108,11 @@ def adapter_directory(name: str | Path) -> Path:
 
 
 def data_path(name: str | Path) -> Path:
-    """A data file: a path as it is; of a data set on the hub its one file, or that for training.
+    """Data: a path as it is; of a data set on the hub its one file, or that for training, or all
+    shards of it: FOLDER/train-*-of-00003.parquet, which open_data reads in order.
 
-    org/name, org/name@revision, or one file of several, hf://datasets/org/name/FILE.
+    org/name, org/name@revision, or one file of several, hf://datasets/org/name/FILE, with a star in
+    the place of a number for all its shards.
 
     Raises MespRefError as model_directory does, and where there are several files to choose from
     """
@@ -125,25 +129,35 @@ def data_path(name: str | Path) -> Path:
 
 
 def _data_file(found: HubName) -> Path:
-    """The file that is meant, in the cache."""
-    file = found.file or _chosen(found, _listed(found))
-    path = _fetch(found, "dataset", [file]) / file
-    if not path.exists():
-        raise MespRefError(f"{found}: {file}: not found in this data set of the hub")
-    return path
+    """The file that is meant, or the name of all its shards, in the cache."""
+    file, names = found.file or "", [found.file or ""]
+    if not file or "*" in file:
+        file, names = _chosen(found, _listed(found))
+    folder = _fetch(found, "dataset", names)
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise MespRefError(f"{found}: {missing[0]}: not found in this data set of the hub")
+    return folder / file
 
 
-def _chosen(found: HubName, files: Iterable[str]) -> str:
-    """The one data file, or the one whose name says train."""
+def _chosen(found: HubName, files: Iterable[str]) -> tuple[str, list[str]]:
+    """The one data file, or the one whose name says train; shards of one are one, in order."""
     held = sorted(f for f in files if f.lower().endswith(_DATA) and Path(f).name not in _NO_DATA)
-    wanted = held if len(held) == 1 else [file for file in held if _TRAIN.search(file.lower())]
+    if found.file:
+        held = [file for file in held if fnmatch.fnmatchcase(file, found.file)]
+    every = families(held)
+    wanted = every
+    if len(every) != 1:
+        wanted = {name: group for name, group in every.items() if _TRAIN.search(name.lower())}
     if len(wanted) != 1:
-        shown = ", ".join((wanted or held)[:4]) or "none"
+        shown = ", ".join(list(wanted or every)[:4]) or "none"
         raise MespRefError(
-            f"{found}: found {len(wanted or held)} data files ({shown}), expected one; name it: "
-            f"{_URI}{found}/FILE"
+            f"{found}: found {len(wanted or every)} data files ({shown}), expected one; name it: "
+            f"{_URI}{found._replace(file=None)}/FILE"
         )
-    return wanted[0]
+    ((file, names),) = wanted.items()
+    if "*" in file:
+        require_all(found, file, names)
+    return file, names
 
 
 def _listed(found: HubName) -> list[str]:

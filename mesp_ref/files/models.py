@@ -41,8 +41,9 @@ def _gemma(
     )  # fmt: skip
 
 
-# Published shapes by name: config.json of Qwen/Qwen2.5-*, Qwen/Qwen3-*, meta-llama/Llama-3.2-* and
-# google/gemma-3-*, text alone.
+# Published shapes by name: config.json of Qwen/Qwen2.5-* (base), Qwen/Qwen3-*, meta-llama/Llama-3.2-*
+# and google/gemma-3-*, text alone. Checked against torchtune's model builders (qwen2_5, qwen3, llama3_2)
+# and transformers' convert_gemma3_weights.py, which adds 64 tokens where there is a vision tower, too.
 SHAPES = {
     "qwen2.5-0.5b": Qwen2Config(151936, 896, 4864, 24, 14, 2, 64),
     "qwen2.5-1.5b": Qwen2Config(151936, 1536, 8960, 28, 12, 2, 128),
@@ -50,7 +51,7 @@ SHAPES = {
     "qwen2.5-7b": Qwen2Config(152064, 3584, 18944, 28, 28, 4, 128, **_UNTIED),
     "qwen2.5-14b": Qwen2Config(152064, 5120, 13824, 48, 40, 8, 128, 1e-5, **_UNTIED),
     "qwen2.5-32b": Qwen2Config(152064, 5120, 27648, 64, 40, 8, 128, 1e-5, **_UNTIED),
-    "qwen2.5-72b": Qwen2Config(152064, 8192, 29568, 80, 64, 8, 128, **_UNTIED),
+    "qwen2.5-72b": Qwen2Config(152064, 8192, 29568, 80, 64, 8, 128, 1e-5, **_UNTIED),
     "qwen3-0.6b": Qwen2Config(151936, 1024, 3072, 28, 16, 8, 128, **_QWEN3),
     "qwen3-1.7b": Qwen2Config(151936, 2048, 6144, 28, 16, 8, 128, **_QWEN3),
     "qwen3-4b": Qwen2Config(151936, 2560, 9728, 36, 32, 8, 128, **_QWEN3),

@@ -13,7 +13,7 @@ from mesp_ref.job.metrics import Event
 
 _COLUMNS = (
     "step", "loss", "heldout_loss", "heldout_accuracy", "lr", "grad_norm",
-    "tokens", "seconds", "tokens_per_second", "memory_mib", "best_step",
+    "tokens", "seconds", "tokens_per_second", "memory_mb", "best_step",
 )  # fmt: skip
 
 

@@ -409,7 +409,7 @@ class Run:
                     self.adapter = self._best_adapter()
                 self._decorate("sample", self._sample)
                 self._decorate("quiz", self._ask)
-                self.totals.peak_mib = max(self.totals.peak_mib, memory.take())
+                self.totals.peak_mb = max(self.totals.peak_mb, memory.take())
                 return self._finish()
             except KeyboardInterrupt:
                 interrupted = Interrupted(self._interrupted())
@@ -495,7 +495,7 @@ class Run:
             seconds = max(time.perf_counter() - begin, 1e-9)  # the clock of some systems is coarse
             event = {"event": "step", **result._asdict(), "epoch": self.stream.cursor.epoch}
             event |= {"seconds": seconds, "tokens_per_second": result.computed_tokens / seconds}
-            event["memory_mib"] = memory.take()
+            event["memory_mb"] = memory.take()
             self.totals.add(event)
             self._log(event)
             if self._due():
@@ -707,7 +707,7 @@ class Run:
             "tokens_per_second": totals.computed_tokens / totals.seconds
             if totals.seconds
             else None,
-            "peak_memory_mib": totals.peak_mib,
+            "peak_memory_mb": totals.peak_mb,
             "warnings": list(self.report.warnings),
             "prompt": sample and sample["prompt"],
             "prompt_source": sample and self.prompt_source,

@@ -16,7 +16,7 @@ Event = dict[str, Any]
 _KINDS = ("step", "eval", "sample", "quiz")
 # What tables, curves and summaries take from each kind of event.
 _NUMBERS = {
-    "step": ("loss", "lr", "grad_norm", "seconds", "tokens_per_second", "memory_mib"),
+    "step": ("loss", "lr", "grad_norm", "seconds", "tokens_per_second", "memory_mb"),
     "eval": ("loss", "accuracy"),
     "sample": (),
     "quiz": (),
@@ -30,14 +30,14 @@ class Totals:
     steps: int = 0
     computed_tokens: int = 0
     seconds: float = 0.0
-    peak_mib: float = 0.0
+    peak_mb: float = 0.0
 
     def add(self, event: Event) -> None:
         """One more step."""
         self.steps += 1
         self.computed_tokens += event["computed_tokens"]
         self.seconds += event["seconds"]
-        self.peak_mib = max(self.peak_mib, event["memory_mib"])
+        self.peak_mb = max(self.peak_mb, event["memory_mb"])
 
 
 class Metrics:
@@ -133,7 +133,8 @@ def _checked(line: bytes, where: str, last: int) -> Event:
         event = parse_json(line)
     except ValueError as error:
         raise MespRefError(f"{where}: not JSON: {error}; {advice}") from None
-    kind = event.get("event") if isinstance(event, dict) else None
+    event = _in_mb(event) if isinstance(event, dict) else {}
+    kind = event.get("event")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise MespRefError(f"{where}: event: found {shown(kind)}, {advice}")
     fields: list[tuple[str, bool]] = [("step", _count(event.get("step")))]
@@ -154,6 +155,15 @@ def _checked(line: bytes, where: str, last: int) -> Event:
         if not holds:
             raise MespRefError(f"{where}: {name}: found {shown(event.get(name))}, {advice}")
     return dict(event)
+
+
+def _in_mb(event: Event) -> Event:
+    """A step as earlier versions wrote it, in MiB, in MB."""
+    old = event.get("memory_mib")
+    if "memory_mb" in event or old is None or not _number(old):
+        return event
+    rest = {name: value for name, value in event.items() if name != "memory_mib"}
+    return rest | {"memory_mb": old * 2**20 / 1e6}
 
 
 def _count(value: object) -> bool:

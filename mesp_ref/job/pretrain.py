@@ -150,7 +150,7 @@ def _train(trainer: Trainer, report: Report) -> float:
             start = time.perf_counter()
             result = trainer.advance()
             speed = result.computed_tokens / (time.perf_counter() - start)
-            facts = {"tokens_per_second": speed, "memory_mib": memory.take()}
+            facts = {"tokens_per_second": speed, "memory_mb": memory.take()}
             report({"event": "step", **result._asdict(), **facts})
     return time.perf_counter() - begin
 

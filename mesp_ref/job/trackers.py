@@ -12,7 +12,7 @@ from mesp_ref.files.output import writing
 from mesp_ref.job.metrics import Event
 
 _SHOWN = {
-    "step": ("train", ("loss", "lr", "grad_norm", "tokens_per_second", "memory_mib")),
+    "step": ("train", ("loss", "lr", "grad_norm", "tokens_per_second", "memory_mb")),
     "eval": ("eval", ("loss", "perplexity", "accuracy")),
 }
 Log = Callable[[int, Mapping[str, float]], None]

@@ -15,6 +15,7 @@ from mesp_ref.engine.block import Halves
 from mesp_ref.engine.half import Gradients, project, project_bwd
 from mesp_ref.engine.layer import Layer
 from mesp_ref.lean.halves_tiled import tiled
+from mesp_ref.lean.tiled_weight import in_tiles
 from mesp_ref.ops import NOTHING, Array
 
 
@@ -30,6 +31,7 @@ def attention_half(n: Array, layer: Layer, *, drop: frozenset[str] = NOTHING) ->
     Keeps     keys, values, the attention output and log-sum-exp, in `layer.past`
     """
     past: Any = layer.past
+    layer = in_tiles(layer)
     q, k, v = qkv(n, layer)
     k, v = past.extend(k, v)
     scale = layer.config.attention_scale
@@ -49,6 +51,7 @@ def attention_half_bwd(
     Rebuilds  q, and q and k before their norms
     """
     past: Any = layer.past
+    layer = in_tiles(layer)
     k, v, o, lse = past.kept()
     flat = o.reshape(*n.shape[:2], -1)
     do, grads = project_bwd("self_attn.o_proj", dy, flat, layer, params=params)

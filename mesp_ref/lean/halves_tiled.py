@@ -19,6 +19,7 @@ from mesp_ref.engine.attention_half import qkv, qkv_bwd
 from mesp_ref.engine.block import PLAIN, Halves
 from mesp_ref.engine.half import Gradients, project, project_bwd
 from mesp_ref.engine.layer import Layer
+from mesp_ref.lean.tiled_weight import in_tiles
 from mesp_ref.ops import NOTHING, Array, Table
 
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -56,7 +57,7 @@ def attention_half(
 
     Shapes    n [N, T, C] -> y [N, T, C]
     """
-    raw: Gradients | None = {} if keep else None
+    layer, raw = in_tiles(layer), Gradients() if keep else None
     res, kept = _attention(n, layer, raw=raw), None
     o = res.o.reshape(*n.shape[:2], -1)
     if keep and raw is not None:
@@ -73,7 +74,7 @@ def attention_half_bwd(
 
     Shapes    dy, n [N, T, C] -> dn [N, T, C]
     """
-    raw = dict(kept.raw) if kept else {}
+    layer, raw = in_tiles(layer), dict(kept.raw) if kept else Gradients()
     res = kept.attention if kept else _attention(n, layer, raw=raw)
     del kept
     o = res.o.reshape(*n.shape[:2], -1)

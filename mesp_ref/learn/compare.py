@@ -92,9 +92,9 @@ def first_wrong(every: Sequence[Seen], name: str, tolerance: float) -> str:
         if seen.want[name] is None or not (wrong := seen.error(name) > tolerance).any():
             continue
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
-        index = list(at) if at else ""
+        where = f" in {int(wrong.sum())} of {wrong.size} entries; first {name}{list(at)}"
         return (
-            f"{name} is wrong in {int(wrong.sum())} of {wrong.size} entries; first {name}{index}: "
+            f"{name} is wrong{where if at else ''}: "
             f"got {seen.got[name][at]:.6g}, expected {seen.want[name][at]:.6g} "
             f"(case “{seen.case.name}”: {seen.case.note})."
         )

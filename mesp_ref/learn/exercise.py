@@ -140,7 +140,8 @@ class Exercise:
         return np.random.default_rng(zlib.crc32(f"{self.name}/{case.name}".encode()))
 
     def truth(self, case: Case) -> Outputs:
-        return self.named(self.function(**self.draw(case)))
+        found = self.named(self.function(**self.draw(case)))
+        return {n: None if value is None else np.asarray(value) for n, value in found.items()}
 
     def pool(self, case: Case) -> Given:
         """Arguments, and the fields of the residuals."""

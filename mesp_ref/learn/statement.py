@@ -8,7 +8,7 @@ from typing import Any
 from mesp_ref.learn.exercise import Exercise
 
 _LABEL = re.compile(r"^    ([A-Z][a-z]+)  +(.*)$")
-SHOWN = ("Forward", "Shapes", "Estimate", "Step", "Source")
+SHOWN = ("Asked", "Forward", "Shapes", "Estimate", "Step", "Source")
 
 
 class Statement:
@@ -98,4 +98,4 @@ def hints(exercise: Exercise, level: int) -> list[str]:
 
 def _backward(function: Callable[..., Any]) -> list[str]:
     labels = sections(function)
-    return labels.get("Backward", []) or labels.get("Estimate", []) or labels.get("Step", [])
+    return next((labels[l] for l in ("Answer", "Backward", "Estimate", "Step") if l in labels), [])

@@ -26,6 +26,7 @@ import numpy as np
 from mesp_ref import lean, ops
 from mesp_ref.engine.config import PROJECTIONS
 from mesp_ref.lean.shards import Window
+from mesp_ref.lean.tiled_weight import TiledWeight
 from mesp_ref.memory.ghost import Ghost, Meter
 from mesp_ref.ops import Array, Table
 
@@ -157,7 +158,7 @@ class Ledger:
         """The op, and which of the seven projections it was given the weight of, or a part of it:
         lora_linear mlp.gate_proj."""
         table = frame.f_locals.get("w")
-        while isinstance(table, Window):
+        while isinstance(table, Window | TiledWeight):
             table = table.table
         return f"{frame.f_code.co_name} {self._parts.get(id(table), '')}".rstrip()
 

@@ -11,6 +11,7 @@ from mesp_ref.ops import Array
 MOST = 1 << 20  # tokens: the longest context of a published Qwen2.5 is 1,010,000
 _FINE, _COARSE = 16, 256  # tokens: lengths that are looked at, below and above _LONG
 _LONG = 4096
+_LINES = 4  # lengths that are guessed by a line
 
 # MiB of the process above the model, of Qwen2.5-0.5B with rank 8 and batch 1 in float32, at 256 and at
 # 1024 tokens: docs/benchmarks/frameworks.md. Both grow with the length alone.
@@ -55,20 +56,39 @@ def _reach(schedule: Schedule, shapes: Shapes, limit: int, room: float) -> Reach
         if bound:
             break
         low, sizes, high = high, (size, file), 2 * high
-    while bound and (middle := _between(low, high)):
+    above, tries = (size, file), 0
+    while bound and (middle := _between(low, high, _share(sizes, above, limit, room, tries))):
+        tries += 1
         size, file, wrong = at(middle)
         if wrong:
-            high, bound = middle, wrong
+            high, above, bound = middle, (size, file), wrong
         else:
             low, sizes = middle, (size, file)
     return Reach(schedule, low, *sizes, bound)
 
 
-def _between(low: int, high: int) -> int:
-    """The length in the middle that is looked at; 0 where there is none."""
+def _share(
+    low: tuple[int, int], high: tuple[int, int], limit: int, room: float, tries: int
+) -> float:
+    """How far between two lengths the limit or the room is met, if memory and file grow on a line.
+
+    They nearly do; where a few tries by the line do not end it, it is the middle.
+    """
+    if tries > _LINES:
+        return 0.5
+    met = [
+        (most - below) / (above - below)
+        for most, below, above in zip((limit, room), low, high, strict=True)
+        if above > most
+    ]
+    return min(met)
+
+
+def _between(low: int, high: int, share: float) -> int:
+    """The length between two that is looked at, at that share of the way; 0 where there is none."""
     step = _FINE if high <= _LONG else _COARSE
-    middle = (low + high) // 2 // step * step
-    return middle if low < middle < high else 0
+    middle = int(low + (high - low) * share) // step * step
+    return min(max(middle, low + step), high - step) if high - low > step else 0
 
 
 def torch_peak(tokens: Array) -> dict[str, Array]:

@@ -11,6 +11,7 @@ time.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -22,11 +23,15 @@ from mesp_ref.memory.dry_run import dry_run
 from mesp_ref.memory.kinds import by_kind
 from mesp_ref.memory.ledger import Moment
 from mesp_ref.memory.shapes import Shapes
+from mesp_ref.ops._tiles import SCRATCH
 
 Parts = dict[str, int]  # name -> bytes
 
 END = "what follows the last op"
-STREAMED = "mesp_streamed"
+STREAMED, TILED = "mesp_streamed", "mesp_tiled"
+# Tiles are as narrow as they get, and whole, from so many rows on (256 columns of the MLP or of the
+# vocabulary, 16 queries); tiles of all kinds begin anew at so many.
+_NARROW, _NARROWEST, _ROWS = SCRATCH // 256, SCRATCH // 16, 64
 _FEW, _MORE = 2, 3  # blocks of the steps that are run: from these on, each block adds the same
 
 
@@ -75,17 +80,9 @@ def at_length(shapes: Shapes) -> Cost:
         for i in range(min(left, 2) + 1)
     )
 
-    def extended(*found: int) -> int:
-        steps, differences = 1, list(found)
-        total = 0
-        for order in range(len(found)):
-            total += steps * differences[0]
-            differences = [b - a for a, b in pairwise(differences)]
-            steps = steps * (left - order) // (order + 1)
-        return total * n // few
-
     files, flops = ([getattr(c, name) for c in (first, *others)] for name in ("file", "flops"))
-    return Cost(first.peaks, extended(*files), extended(*flops))
+    file, work = (extended(left, *each) * n // few for each in (files, flops))
+    return Cost(first.peaks, file, work)
 
 
 @lru_cache(maxsize=512)
@@ -105,32 +102,90 @@ def at_depth(method: str, shapes: Shapes) -> Cost:
         for n in (_FEW, _MORE)
     )
 
-    def deeper(low: int, high: int) -> int:
-        return low + (depth - _FEW) * (high - low) // (_MORE - _FEW)
-
-    def parts(low: Parts, high: Parts) -> Parts:
-        return {name: deeper(low.get(name, 0), high.get(name, 0)) for name in {**low, **high}}
-
+    steps = depth - _FEW
     peaks = {
-        op: Peak(op, parts(few.peaks[op].held, high.held), parts(few.peaks[op].added, high.added))
+        op: Peak(
+            op, *(_line(a, b, steps) for a, b in zip(few.peaks[op][1:], high[1:], strict=True))
+        )
         for op, high in more.peaks.items()
     }
-    return Cost(peaks, deeper(few.file, more.file), deeper(few.flops, more.flops))
+    return Cost(peaks, extended(steps, few.file, more.file), extended(steps, few.flops, more.flops))
 
 
 def run_cost(method: str, shapes: Shapes) -> Cost:
     """What a step of a method takes, all of its blocks run."""
+    found = _run_of_rows(shapes) if method == TILED else _run(method, shapes)
+    peaks: dict[str, Peak] = {}
+    for peak in (*found.ops, *found.before):
+        if peak.op not in peaks or peak.total > peaks[peak.op].total:
+            peaks[peak.op] = peak
+    peaks[END] = Peak(END, {}, {"sums": found.after})
+    return Cost(peaks, found.file, found.flops)
+
+
+class _Run(NamedTuple):
+    """What a ledger over ghosts tells, moment by moment."""
+
+    ops: list[Peak]
+    before: list[Peak]  # what precedes each
+    after: int
+    file: int
+    flops: int
+
+
+def _run(method: str, shapes: Shapes) -> _Run:
     found = dry_run(method, shapes)
     pairs = [
         _peaks(moment, found.beside.get(number, 0), shapes.rank)
         for number, moment in enumerate(found.ledger.moments)
     ]
-    peaks: dict[str, Peak] = {}
-    for peak in (*(peak for peak, _ in pairs), *(peak for _, peak in pairs)):  # ops come first
-        if peak.op not in peaks or peak.total > peaks[peak.op].total:
-            peaks[peak.op] = peak
-    peaks[END] = Peak(END, {}, {"sums": found.ledger.after})
-    return Cost(peaks, found.file, found.flops)
+    ops, before = ([pair[side] for pair in pairs] for side in (0, 1))
+    return _Run(ops, before, found.ledger.after, found.file, found.flops)
+
+
+def _run_of_rows(shapes: Shapes) -> _Run:
+    """A step of mesp_tiled, a long one from three shorter ones.
+
+    Once its tiles are as narrow as they get, and longer than a window, a moment takes so many bytes
+    more for each further row; its arithmetic grows as a square.
+    """
+    share = shapes.config.num_attention_heads // shapes.config.num_key_value_heads
+    narrow = max(_NARROW * shapes.workers, _NARROWEST // share) + (
+        shapes.config.sliding_window or 0
+    )
+    unit = math.lcm(_ROWS, shapes.workers)
+    left = (shapes.tokens - narrow) // unit - 2
+    if left * unit < 3 * narrow:  # it is not worth it
+        return _run(TILED, shapes)
+    first, second, third = (
+        _run(TILED, shapes._replace(tokens=shapes.tokens - (left - i) * unit)) for i in range(3)
+    )
+
+    def longer(low: Peak, high: Peak) -> Peak:
+        return Peak(low.op, *(_line(a, b, left) for a, b in zip(low[1:], high[1:], strict=True)))
+
+    return _Run(
+        list(map(longer, first.ops, second.ops)),
+        list(map(longer, first.before, second.before)),
+        extended(left, first.after, second.after),
+        extended(left, first.file, second.file),
+        extended(left, first.flops, second.flops, third.flops),
+    )
+
+
+def _line(low: Parts, high: Parts, steps: int) -> Parts:
+    """Parts so many steps on, each of which adds what lies between two."""
+    return {n: extended(steps, low.get(n, 0), high.get(n, 0)) for n in {**low, **high}}
+
+
+def extended(steps: int, *found: int) -> int:
+    """The value `steps` on, on the polynomial through those at 0, 1 …: Newton's differences."""
+    weight, total, differences = 1, 0, list(found)
+    for order in range(len(found)):
+        total += weight * differences[0]
+        differences = [b - a for a, b in pairwise(differences)]
+        weight = weight * (steps - order) // (order + 1)
+    return total
 
 
 def _peaks(moment: Moment, beside: int, rank: int) -> tuple[Peak, Peak]:

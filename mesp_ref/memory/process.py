@@ -54,10 +54,10 @@ class PeakResident:
             self._look()
 
     def take(self) -> float:
-        """The peak of the process's own memory since the last call, in MiB."""
+        """The peak of the process's own memory since the last call, in MB (10⁶ bytes)."""
         self._look()
         peak, self.peak = self.peak, Resident()
-        return peak.anonymous / 2**20
+        return peak.anonymous / 1e6
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()

@@ -54,6 +54,7 @@ for _row in (
     embedding.ROW,
     cross_entropy.ROW,
     lm_loss.ROW,
+    lora_linear.TILED,
     attention.TILED,
     attention.PACKED,
     attention.TILED_PACKED,

@@ -1,10 +1,12 @@
 """lora_linear: y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mesp_ref import ops
+from mesp_ref.lean.tiled_weight import TiledWeight
 from mesp_ref.ops import Array
 from mesp_ref.registry import absolute, cases, linear
 from mesp_ref.registry.cases import ONE_TOKEN, USUAL, OpCase
@@ -93,4 +95,32 @@ ROW = OpSpec(
         torch=torch_twin,
         functional=functional_twin,
     ),
+)
+
+
+def in_tiles(
+    x: Array, w: Array, b: Array | None, A: Array, B: Array, *, s: float, at_once: int
+) -> tuple[Array, ops.LoraLinearRes]:
+    """lora_linear of a weight that is multiplied `at_once` rows at a time."""
+    return ops.lora_linear(x, TiledWeight(w, at_once, at_once), b, A, B, s=s)
+
+
+def in_tiles_bwd(
+    dy: Array, res: ops.LoraLinearRes, w: Array, b: Array | None, A: Array, B: Array,
+    *, s: float, at_once: int,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """VJP of in_tiles, `at_once` columns of the weight at a time."""
+    return ops.lora_linear_bwd(dy, res, TiledWeight(w, at_once, at_once), b, A, B, s=s)
+
+
+TILED = replace(
+    ROW,
+    name="tiled_lora_linear",
+    forward=in_tiles,
+    backward=in_tiles_bwd,
+    reference=ops.lora_linear,
+    attributes=("s", "at_once"),
+    droppable=(),
+    sample=lambda rng, z, dtype: sample(rng, z, dtype) | {"at_once": 2},
+    golden=None,
 )

@@ -42,6 +42,11 @@ def check_library(version: str, environment: Mapping[str, str]) -> None:
         raise MespRefError(f"--mpi: found {library} started by Open MPI's mpirun: {_OTHER}")
 
 
+def is_first(environment: Mapping[str, str]) -> bool:
+    """Whether this process says what all ranks find alike: the only one, or rank 0 of several."""
+    return all(environment.get(name, "0") == "0" for name in _RANKS)
+
+
 def check_alone(knows_mpi: bool, environment: Mapping[str, str]) -> bool:
     """Whether a command without --mpi may run: False on ranks other than 0 of several.
 
@@ -51,7 +56,7 @@ def check_alone(knows_mpi: bool, environment: Mapping[str, str]) -> bool:
     sizes = [environment[name] for name in _SIZES if environment.get(name, "1") != "1"]
     if not sizes:
         return True
-    if any(environment.get(name, "0") != "0" for name in _RANKS):
+    if not is_first(environment):
         return False
     advice = "add --mpi" if knows_mpi else "start this command without mpiexec"
     raise MespRefError(

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mesp_ref.errors import MespRefError, shown
+from mesp_ref.files.shards import shards
 from mesp_ref.files.strict import open_regular, parse_json
 from mesp_ref.ops import Array
 from mesp_ref.train.chat import FIELDS, ROLES
@@ -70,6 +71,7 @@ class DataFile:
     format: str = "text"  # as `sources.recognised` names it
     unused: tuple[str, ...] = ()  # fields of records that nobody reads
     held: Held | None = None
+    shards: tuple["DataFile", ...] = ()  # whose pages these are, one after the other
 
     @property
     def pages(self) -> int:
@@ -77,6 +79,9 @@ class DataFile:
 
     def read(self, page: int) -> bytes:
         """The bytes of one page."""
+        if self.shards:
+            shard, page = self._shard(page)
+            return shard.read(page)
         start, stop = int(self.offsets[page]), int(self.offsets[page + 1])
         if self.held is not None:
             return self.held.read(start, stop - start)
@@ -95,11 +100,23 @@ class DataFile:
 
     def records(self, page: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every record of a page of records, as `forms.turned` makes it, and where it stands."""
+        if self.shards:
+            shard, page = self._shard(page)
+            yield from shard.records(page)
+            return
         first = int(self.first_lines[page])
         for number, line in enumerate(self.read(page).split(b"\n"), first):
             if line.strip():
                 where = _place(self.path, self.format, number)
                 yield where, turned(parse_json(line), where).value
+
+    def _shard(self, page: int) -> tuple["DataFile", int]:
+        """The shard that a page is of, and which of its pages it is."""
+        for shard in self.shards:
+            if page < shard.pages:
+                return shard, page
+            page -= shard.pages
+        raise IndexError(page)
 
 
 def open_data(
@@ -107,6 +124,8 @@ def open_data(
 ) -> DataFile:
     """Check a data file and cut it into pages; nothing is tokenised yet.
 
+    path      a file; a data set's directory of `save_to_disk`; or shards by one name with a star
+              for their numbers, train-*-of-00003.parquet, which are read in order
     Forms     "text": UTF-8. "jsonl": an object per line. "json": a list of objects. "csv", "tsv":
               named columns. "auto": what the content is, Parquet, Arrow, a data set's directory of
               `save_to_disk` and gzip of any file included. Records: see `forms`
@@ -117,6 +136,11 @@ def open_data(
     path = Path(path)
     if form not in FORMATS:
         raise MespRefError(f"format: found {form!r}, expected one of {', '.join(FORMATS)}")
+    if "*" in path.name and not path.exists():
+        return _joined(path, [
+            open_data(shard, seq_len=seq_len, form=form, vocab_size=vocab_size)
+            for shard in shards(path)
+        ])  # fmt: skip
     if not path.exists():
         raise MespRefError(f"{path}: not found, expected a file of texts or records")
     if path.is_dir() and any((path / n).is_file() for n in ("state.json", "dataset_dict.json")):
@@ -132,6 +156,24 @@ def open_data(
             return _open_file(path, file, seq_len, form, vocab_size)
     except OSError as error:
         raise MespRefError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _joined(path: Path, parts: list[DataFile]) -> DataFile:
+    """Shards as one file of all their pages; its hash is that of their hashes."""
+    forms = sorted({part.format for part in parts})
+    if len(forms) > 1:
+        raise MespRefError(f"{path}: found shards of {' and '.join(forms)}, expected one format")
+    ends = np.cumsum([0, *(part.offsets[-1] for part in parts)], dtype=np.uint64)
+    offsets = [part.offsets[1:] + end for part, end in zip(parts, ends[:-1], strict=True)]
+    return DataFile(
+        path=path, jsonl=parts[0].jsonl, offsets=np.concatenate([ends[:1], *offsets]),
+        first_lines=np.concatenate([part.first_lines for part in parts]),
+        kinds=tuple(sorted({kind for part in parts for kind in part.kinds})),
+        sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
+        size=sum(part.size for part in parts), written=max(part.written for part in parts),
+        format=forms[0], unused=tuple(dict.fromkeys(n for part in parts for n in part.unused)),
+        shards=tuple(parts),
+    )  # fmt: skip
 
 
 def _open_file(

@@ -51,6 +51,8 @@ EQUIVALENTS = tuple(
          r"(\(2, 0, 0\) -> \(2, (0, 1|1, 0)\)|.* if True .*) in: mix, product = .*", _KEPT),
         (r"lean\._mlp_tiles:backward_tiles", r"2 \* size -> 3 \* size in: spare = .*",
          _SCRATCH),
+        (r"lean\.tiled_weight:in_tiles", r".*",
+         "weights of a sample are below LARGEST, and one that is a single tile is multiplied as it is"),
         # Chunks
         (r"lean\.streamed_attention:streamed_attention", r"0 -> 1 in: mixed.*",
          "multiplied by exp(−∞) = 0 before the first piece of keys is added"),

@@ -272,7 +272,7 @@ def test_progress_goes_to_standard_error(here, capsys):
     assert main(argv) == 0
     shown = capsys.readouterr()
     json.loads(shown.out)
-    assert re.search(r"step 3/3: loss \d+\.\d+, lr .*, \d+ tokens/s, \d+ MiB", shown.err)
+    assert re.search(r"step 3/3: loss \d+\.\d+, lr .*, \d+ tokens/s, \d+ MB", shown.err)
     assert re.search(r"held out after step 0: loss", shown.err)
 
 

@@ -22,7 +22,16 @@ from mesp_ref.files.quantize import quantize_checkpoint
 from mesp_ref.ops import RopeScaling
 from mesp_ref.verify.samples import FAMILY_SIZES, small_config
 
-# As the hub has them, but for what every decoder's file has and no number depends on.
+# As the hub has them, but for what every decoder's file has and no number depends on. Sizes are those of
+# torchtune's model builders (qwen2_5, qwen3, llama3_2) and of transformers' convert_gemma3_weights.py.
+_QWEN2: dict[str, Any] = {
+    "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0,
+    "bos_token_id": 151643, "eos_token_id": 151643, "hidden_act": "silu",
+    "max_position_embeddings": 32768, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0, "tie_word_embeddings": True, "use_sliding_window": False,
+    "vocab_size": 151936,
+}  # fmt: skip
+_LARGE = _QWEN2 | {"tie_word_embeddings": False, "vocab_size": 152064, "num_key_value_heads": 8}
 _LLAMA: dict[str, Any] = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_bias": False,
     "attention_dropout": 0.0, "bos_token_id": 128000, "eos_token_id": 128001, "hidden_act": "silu",
@@ -58,9 +67,17 @@ def sizes(hidden: int, inner: int, layers: int, heads: int) -> dict[str, int]:
 
 
 PUBLISHED = {
+    "qwen2.5-0.5b": _QWEN2 | sizes(896, 4864, 24, 14),
+    "qwen2.5-1.5b": _QWEN2 | sizes(1536, 8960, 28, 12),
+    "qwen2.5-3b": _QWEN2 | sizes(2048, 11008, 36, 16),
+    "qwen2.5-7b": _LARGE | {"num_key_value_heads": 4} | sizes(3584, 18944, 28, 28),
+    "qwen2.5-14b": _LARGE | {"rms_norm_eps": 1e-05} | sizes(5120, 13824, 48, 40),
+    "qwen2.5-32b": _LARGE | {"rms_norm_eps": 1e-05} | sizes(5120, 27648, 64, 40),
+    "qwen2.5-72b": _LARGE | {"rms_norm_eps": 1e-05} | sizes(8192, 29568, 80, 64),
     "llama-3.2-1b": _LLAMA | {"head_dim": 64} | sizes(2048, 8192, 16, 32),
     "llama-3.2-3b": _LLAMA | {"head_dim": 128} | sizes(3072, 8192, 28, 24),
     "qwen3-0.6b": _QWEN3 | sizes(1024, 3072, 28, 16),
+    "qwen3-1.7b": _QWEN3 | sizes(2048, 6144, 28, 16),
     "qwen3-4b": _QWEN3 | sizes(2560, 9728, 36, 32),
     "qwen3-8b": _QWEN3 | {"tie_word_embeddings": False} | sizes(4096, 12288, 36, 32),
     "gemma-3-1b": _GEMMA | sizes(1152, 6912, 26, 4),
@@ -70,10 +87,16 @@ PUBLISHED = {
         "_sliding_window_pattern": 6, "use_bidirectional_attention": False,
     }
     | sizes(640, 2048, 18, 4),
+    "gemma-3-4b": _GEMMA
+    | {
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        "num_key_value_heads": 4, "vocab_size": 262144 + 64, "max_position_embeddings": 131072,
+    }
+    | sizes(2560, 2560 * 8 // 2, 34, 8),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SHAPES)
 def test_published_configs_are_the_shapes_by_name(name: str) -> None:
     found = config_of(PUBLISHED[name])
     own = {"source": "config", "bos_token_id": None, "eos_token_id": None}
@@ -213,7 +236,17 @@ def test_info(directory: Path, capsys: pytest.CaptureFixture) -> None:
     assert facts["config"]["model_type"] == config.traits.model_type
     assert facts["tensors"] == len(config.weight_shapes())
     assert main(["info", str(directory)]) == 0
-    assert config.traits.model_type in capsys.readouterr().out
+    rows = capsys.readouterr().out
+    assert config.traits.model_type in rows
+    peculiar = {
+        "llama": ["RoPE scaling   llama3, factor 3"], "smollm3": ["without RoPE   1 of 2 blocks"],
+        "qwen3": [], "gemma3_text": [
+            "windows        1 of 2 blocks see 3 tokens, RoPE theta 30 there",
+            "RoPE scaling   linear, factor 2",
+        ],
+    }  # fmt: skip
+    for family, lines in peculiar.items():
+        assert all((line in rows) == (family == config.traits.model_type) for line in lines)
 
 
 def test_every_family_has_its_shape_of_a_block() -> None:

@@ -17,6 +17,7 @@ import mesp_ref as mr
 from mesp_ref.cli import main
 from mesp_ref.errors import MespRefError
 from mesp_ref.files.hub import HubName, data_path, hub_name, model_directory
+from mesp_ref.train.data import open_data
 
 ROOT, NAME = Path(__file__).parents[2], "mila/tiny"
 QUICK = ["--steps", "2", "--seq-len", "24", "--sample-tokens", "3", "--quiet", "--out", "run"]
@@ -260,6 +261,66 @@ def test_a_data_set_of_several_files(hub: Hub, tmp_path: Path) -> None:
         data_path("hf://datasets/mila/data")
     with pytest.raises(MespRefError, match=r"xx\.csv: not found"):
         data_path("hf://datasets/mila/data/xx.csv")
+
+
+SHARDS = "data/train-{:05d}-of-00003.{}"
+
+
+def _sharded(hub: Hub, tmp_path: Path, kind: str, missing: int | None = None) -> list[str]:
+    """A data set whose training split lies in three files, beside another split."""
+    repo, texts = tmp_path / "repos" / "sharded", [f"story {i} of many." for i in range(9)]
+    (repo / "data").mkdir(parents=True)
+    for number in range(3):
+        file = repo / SHARDS.format(number, kind)
+        rows = [{"text": text} for text in texts[3 * number : 3 * number + 3]]
+        if kind == "parquet":
+            pyarrow = pytest.importorskip("pyarrow")
+            parquet = pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+        else:
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            file.write_text(lines, encoding="utf-8")
+        if number == missing:
+            file.unlink()
+    (repo / "data" / f"test-00000-of-00001.{kind}").write_text("{}", encoding="utf-8")
+    hub.add("mila/sharded", repo, "datasets")
+    return texts
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("name", ["mila/sharded", "hf://datasets/mila/sharded/data/train-*"])
+def test_all_shards_of_a_split_are_read_in_order(
+    kind: str, name: str, hub: Hub, tmp_path: Path
+) -> None:
+    texts = _sharded(hub, tmp_path, kind)
+    path = data_path(name)
+    assert path.name == f"train-*-of-00003.{kind}"
+    assert sorted(hub.fetched) == [SHARDS.format(number, kind) for number in range(3)]
+    data = open_data(path)
+    records = [record for page in range(data.pages) for record in data.records(page)]
+    assert [record["text"] for _, record in records] == texts
+    what = "line" if kind == "jsonl" else "record"
+    assert records[-1][0].endswith(f"{SHARDS.format(2, kind)}: {what} 3")
+
+
+def test_a_missing_shard_is_told(hub: Hub, tmp_path: Path) -> None:
+    _sharded(hub, tmp_path, "jsonl", missing=1)
+    with pytest.raises(MespRefError, match="found no shard 1 among 2 files, expected 3"):
+        data_path("mila/sharded")
+    assert not hub.fetched
+
+
+def test_a_run_on_shards(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the hub, and of the same files here: the same run; and the hash of all is kept."""
+    _sharded(hub, tmp_path, "jsonl")
+    train = ["finetune", "--model", NAME, *QUICK]
+    assert main([*train, "--data", "mila/sharded", "--out", "a"]) == 0
+    here = str(tmp_path / "repos" / "sharded" / "data" / "train-*.jsonl")
+    assert main([*train, "--data", here, "--out", "b"]) == 0
+    first, second = (
+        Path(run, "adapter", "adapter_model.safetensors").read_bytes() for run in ("a", "b")
+    )
+    assert first == second
 
 
 def test_a_mistyped_file_is_nobodys_name(hub: Hub) -> None:

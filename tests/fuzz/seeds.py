@@ -175,7 +175,7 @@ def _resume(folder: Path) -> list[bytes]:
             "computed_tokens": 4,
             "seconds": 0.1,
             "tokens_per_second": 40.0,
-            "memory_mib": 9.0,
+            "memory_mb": 9.0,
         },
         {"event": "eval", "step": 1, "loss": 1.0, "accuracy": 0.5, "perplexity": None},
         {"event": "sample", "step": 1, "prompt": "a", "text": "b"},

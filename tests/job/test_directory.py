@@ -13,8 +13,10 @@ import pytest
 
 import mesp_ref as mr
 from mesp_ref.cli import main
+from mesp_ref.errors import MespRefError
 from mesp_ref.job.directory import RunDirectory
 from mesp_ref.job.finetune import FinetuneOptions, Interrupted, finetune
+from mesp_ref.job.metrics import Metrics
 from mesp_ref.job.state import load_state
 from mesp_ref.train.trainer import TrainConfig
 
@@ -173,3 +175,22 @@ def test_a_run_killed_before_its_first_save_starts_again(
     finetune(dataclasses.replace(options, rank=3, resume=True))
     assert mr.load_adapter(tmp_path / "run" / "adapter").rank == 3
     assert not (tmp_path / "run.new").exists()
+
+
+def test_steps_that_were_written_in_mib_are_read_in_mb(tmp_path: Path) -> None:
+    """Earlier versions said memory_mib; a run that goes on from them holds one unit."""
+    step = dict.fromkeys(
+        ("loss", "lr", "grad_norm", "tokens", "computed_tokens", "seconds", "tokens_per_second"), 1
+    )
+    old = {"event": "step", "step": 1, **step, "memory_mib": 100.0}
+    new = {"event": "step", "step": 2, **step, "memory_mb": 90.0}
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps(old) + "\n" + json.dumps(new) + "\n", encoding="utf-8")
+    metrics = Metrics(file)
+    totals = metrics.cut(2)
+    assert totals.peak_mb == pytest.approx(104.8576)
+    assert [event["memory_mb"] for event in metrics] == pytest.approx([104.8576, 90.0])
+    assert "mib" not in file.read_text(encoding="utf-8")
+    file.write_text(json.dumps(old | {"memory_mib": "x"}) + "\n", encoding="utf-8")
+    with pytest.raises(MespRefError, match="line 1: memory_mb: found None"):
+        list(metrics)

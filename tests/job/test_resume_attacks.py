@@ -174,7 +174,7 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
     "metrics a pipe": fifo("metrics.jsonl"), "metrics linked": link("metrics.jsonl", ""),
     "metrics loop": link("metrics.jsonl", "metrics.jsonl"),
     **{f"metrics step {n} {v!r}": metric(v, "step", n)
-       for n in ("step", "loss", "seconds", "memory_mib") for v in (..., None, "x", float("nan"))},
+       for n in ("step", "loss", "seconds", "memory_mb") for v in (..., None, "x", float("nan"))},
     **{f"metrics eval {n}": metric("x", "eval", n) for n in ("step", "loss", "accuracy", "perplexity")},
     **{f"metrics sample {n}": metric([], "sample", n) for n in ("prompt", "text", "step")},
     "metrics kind": metric(["step"], "step", "event"),

@@ -204,6 +204,122 @@ def mezo(loss, weights, *, seeds, eps):
     return grads
 """,
     ),
+    "stays_right as a list": (
+        "stays_right",
+        """
+def stays_right(place):
+    order = ["down_proj", "up_proj", "gate_proj", "o_proj", "v_proj", "k_proj", "q_proj"]
+    keep = {"the residual path of the MLP": 3, "the residual path of attention": 7, "the slope of silu": 2,
+            "dq is not turned back": 6, "the row sum of softmax": 5, "dn of k_proj": 7}
+    return order[: keep[place]]
+""",
+    ),
+    "qkv_bias_bwd by loops": (
+        "qkv_bias_bwd",
+        """
+def qkv_bias_bwd(dq, dk, dv, cos, sin):
+    found = []
+    for d, turn in ((dq, True), (dk, True), (dv, False)):
+        total = np.zeros(d.shape[2:])
+        for n in range(d.shape[0]):
+            for t in range(d.shape[1]):
+                a, b = np.split(d[n, t], 2, axis=-1)
+                row = [a * cos[t] + b * sin[t], b * cos[t] - a * sin[t]] if turn else [a, b]
+                total += np.concatenate(row, axis=-1)
+        found.append(total.ravel().tolist())
+    return found
+""",
+    ),
+    "rope_order as a list": (
+        "rope_order",
+        """
+def f(D):
+    return [i for k in range(D // 2) for i in (k, k + D // 2)]
+""",
+    ),
+    "averaged_heads as a tuple": (
+        "averaged_heads",
+        """
+def f(H, G):
+    share = H // G
+    return 1, 1 / share, 1 / share, 1
+""",
+    ),
+    "layernorm_bwd in float32": (
+        "layernorm_bwd",
+        """
+def layernorm_bwd(dy, x, w, *, eps):
+    dy, x, w = (a.astype(np.float32) for a in (dy, x, w))
+    c = x - x.mean(-1, keepdims=True)
+    r = 1 / np.sqrt(c.var(-1, keepdims=True) + np.float32(eps))
+    u, n = dy * w, c * r
+    return r * (u - u.mean(-1, keepdims=True) - n * (u * n).mean(-1, keepdims=True))
+""",
+    ),
+    "blind_spot by a Jacobian": (
+        "blind_spot",
+        """
+def f(dy, p):
+    return np.linalg.norm((np.diag(p) - np.outer(p, p)) @ dy)
+""",
+    ),
+    "x_from_h by least squares": (
+        "x_from_h",
+        """
+def f(h, A):
+    return h @ np.linalg.pinv(A).T
+""",
+    ),
+    "late_dx by taking two": (
+        "late_dx",
+        """
+def late_dx(dy, x, A, B, *, s, lr):
+    dh = s * dy @ B
+    late = A - lr * np.einsum("mr,mi->ri", dh, x)
+    return dh @ late - dh @ A
+""",
+    ),
+    "best_pair with numbers of NumPy": (
+        "best_pair",
+        """
+def best_pair(marks):
+    missed = (~marks).astype(int)
+    both = missed.T @ missed + 10**6 * np.eye(marks.shape[1], dtype=int)
+    return np.unravel_index(both.argmin(), both.shape)
+""",
+    ),
+    "to_bfloat16 by arithmetic": (
+        "to_bfloat16",
+        """
+def to_bfloat16(x):
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    return np.ldexp(np.rint(mantissa * 256), exponent - 8)
+""",
+    ),
+    "mezo_steps by loops": (
+        "mezo_steps",
+        """
+def mezo_steps(grad, lam):
+    size = along = trace = 0.0
+    for a, c in zip(grad, lam):
+        size, along, trace = size + a * a, along + c * a * a, trace + c
+    return 2 + size * trace / along
+""",
+    ),
+    "head_bwd with one-hot rows": (
+        "head_bwd",
+        """
+def head_bwd(n, w, labels):
+    z = np.einsum("ntc,vc->ntv", n, w)
+    z = z - z.max(-1, keepdims=True)
+    logp = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    counted = labels != -100
+    onehot = np.eye(len(w))[np.where(counted, labels, 0)] * counted[..., None]
+    count = counted.sum()
+    dz = (np.exp(logp) * counted[..., None] - onehot) / count
+    return -(onehot * logp).sum() / count, np.einsum("ntv,vc->ntc", dz, w)
+""",
+    ),
 }
 TORCH = {
     "rmsnorm_bwd by autograd": (
@@ -244,6 +360,23 @@ def linear_bwd(dy, res, w, b=None):
 def embedding_bwd_params(dy, res, w):
     dw = torch.zeros(w.shape, dtype=torch.float64)
     return dw.index_add_(0, torch.tensor(res.ids.reshape(-1)), torch.tensor(dy.reshape(-1, dy.shape[-1])))
+""",
+    ),
+    "merged_weight in torch": (
+        "merged_weight",
+        """
+def merged_weight(W, A, B, s):
+    W, A, B = (torch.as_tensor(a) for a in (W, A, B))
+    return torch.addmm(W, B, A, alpha=s)
+""",
+    ),
+    "layernorm_bwd by autograd": (
+        "layernorm_bwd",
+        """
+def layernorm_bwd(dy, x, w, *, eps):
+    x, w, dy = torch.tensor(x, requires_grad=True), torch.tensor(w), torch.tensor(dy)
+    torch.nn.functional.layer_norm(x, x.shape[-1:], w, eps=eps).backward(dy)
+    return x.grad
 """,
     ),
 }

@@ -17,12 +17,14 @@ from mesp_ref.memory.dry_run import dry_run
 
 PYTHON = 96 * 1024  # bytes of Python objects and small temporaries beside the arrays
 
-# (config, batch, tokens, rank): rows of whole groups; "narrow" and "wide" peak where they decode
+# (config, batch, tokens, rank): rows of whole groups; "narrow" and "wide" peak where they decode,
+# "large" has projections of attention that tiled methods decode a tile at a time
 CASES = {
     "grouped": (Qwen2Config(3001, 96, 352, 3, 6, 2, 16), 1, 97, 4),
     "batch": (Qwen2Config(1201, 96, 704, 2, 3, 3, 32, tie_word_embeddings=False), 3, 50, 16),
     "narrow": (Qwen2Config(65, 256, 288, 2, 4, 2, 64), 1, 20, 4),
     "wide": (Qwen2Config(131, 128, 1312, 2, 4, 4, 32), 1, 30, 4),
+    "large": (Qwen2Config(65, 1024, 96, 1, 16, 4, 80), 1, 20, 4),
 }
 BASES = {
     "float32": ("float32", None),
@@ -36,8 +38,11 @@ ALL = [
     (case, base, method, checkpoints)
     for case in CASES
     for base in BASES
-    if case in ("narrow", "wide") or base in ("bfloat16", "4 bits")
+    if case in ("narrow", "wide")
+    or base == "4 bits"
+    or (base, case != "large") == ("bfloat16", True)
     for method in PEAKS
+    if case != "large" or method in ("mesp_tiled", "mesp_streamed")
     for checkpoints in KINDS
     if checkpoints in PLACES_OF.get(method, ("ram",))
 ]

@@ -14,7 +14,7 @@ from mesp_ref.engine.methods import checkpointed_forward
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.models import named_shape
 from mesp_ref.lean.steps import METHODS
-from mesp_ref.memory import SCHEDULES, Base, Schedule, Shapes, cost, measure, peak
+from mesp_ref.memory import SCHEDULES, Base, Schedule, Shapes, cost, measure, peak, predict
 from mesp_ref.memory.dry_run import dry_run
 from mesp_ref.memory.predict import run_cost
 
@@ -99,6 +99,30 @@ def test_a_long_row_is_three_short_ones(batch: int, tokens: int, chunk: int) -> 
     tops = [max(peak.total for peak in c.peaks.values()) for c in (whole, found)]
     assert tops[0] == tops[1]
     assert found[1:] == whole[1:]
+
+
+@pytest.mark.parametrize(
+    ("changed", "window"),
+    [({"tokens": 4501}, 0), ({"tokens": 4400, "packed": True, "offload": True}, 0),
+     ({"batch": 2, "tokens": 9001, "workers": 2}, 0), ({"tokens": 7000}, 300)],
+)  # fmt: skip
+def test_a_long_row_of_tiles_is_three_short_ones(
+    changed: dict[str, Any], window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tile run: the same bytes of every op, file and arithmetic, with and without a window."""
+    kinds = ("sliding_attention", "full_attention") if window else ()
+    config = Qwen2Config(
+        301, 64, 352, 2, 16, 1, 4, layer_types=kinds, sliding_window=window or None
+    )
+    shapes = Shapes(config, rank=4, disk=True)._replace(**changed)
+    seen = []
+    monkeypatch.setattr(predict, "dry_run", lambda m, s: seen.append(s.tokens) or dry_run(m, s))
+    found = run_cost("mesp_tiled", shapes)
+    assert len(seen) == 3
+    assert max(seen) < shapes.tokens / 2.5
+    monkeypatch.setattr(predict, "_NARROW", shapes.tokens)
+    assert found == run_cost("mesp_tiled", shapes)
+    assert seen[3:] == [shapes.tokens]
 
 
 def test_memory_of_chunks_does_not_grow_with_length() -> None:

@@ -1,13 +1,14 @@
 """Small random models of every family as GGUF files: llama.cpp writes the same text, and back again
 every weight is the one that it was."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import byte_level_tokenizer, write_model
-from test_gguf import Llama, log_softmax
+from test_gguf import Llama, log_softmax, same_next_tokens
 
 import mesp_ref as mr
 from mesp_ref.cli import main
@@ -15,6 +16,7 @@ from mesp_ref.engine.config import FAMILIES, Qwen2Config
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.config import pattern
 from mesp_ref.files.peft import save_adapter
+from mesp_ref.job.pretrain import PretrainOptions, pretrain
 from mesp_ref.ops import RopeScaling
 
 _LLAMA3 = RopeScaling(32.0, 8192, 1.0, 4.0)
@@ -93,3 +95,36 @@ def test_there_and_back(directory: Path, tmp_path: Path) -> None:
         assert np.allclose(old.weights[name][...], new.weights[name][...], rtol=2**-22, atol=0), (
             name
         )
+
+
+STORIES: dict[str, dict[str, Any]] = {
+    "llama": {}, "smollm3": {"layer_types": ("full_attention", "no_rope")}, "qwen3": {},
+    "gemma3_text": {"layer_types": ("sliding_attention", "full_attention"), "sliding_window": 32},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", STORIES)
+def test_next_tokens_of_q8_0(family: str, tmp_path: Path) -> None:
+    """A small model of the family learns the stories (20 s): what it writes is likely to it, as a random
+    model's text is not. Along it 95 % of the next tokens stay as they are in q8_0."""
+
+    class Options(PretrainOptions):
+        def model_config(self, tokenizer: Any) -> Qwen2Config:
+            traits = {"traits": FAMILIES[family]} | STORIES[family]
+            return replace(super().model_config(tokenizer), **traits)
+
+    directory, file = tmp_path / "model", tmp_path / "m.gguf"
+    pretrain(
+        Options(
+            str(directory), steps=300, seq_len=128, vocab_size=640, hidden_size=128,
+            intermediate_size=256, layers=2, heads=4, heldout=1, samples=1,
+        )
+    )  # fmt: skip
+    assert main(["convert", "gguf-model", str(directory), str(file), "--type", "q8_0"]) == 0
+    end = mr.load_model(directory).config.eos_token_ids[0]
+    words = mr.load_tokenizer(directory).encode("One day, a fox and a hare went to the lake").ids
+    same = same_next_tokens(Llama(file), directory, [[end], words[1:], [end, *words[4:7]]])
+    print(f"{family}: {sum(same)} of {len(same)}")
+    assert len(same) > 2 * 64
+    assert sum(same) >= 0.95 * len(same)

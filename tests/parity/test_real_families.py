@@ -9,7 +9,7 @@ import torch
 import torch_oracle
 from peft import PeftModel
 from smollm2 import gemma3_directory, smollm2_directory
-from test_gguf import Llama
+from test_gguf import Llama, same_next_tokens
 from torch_oracle import TOLERANCE, assert_all_close
 
 import mesp_ref as mr
@@ -74,6 +74,17 @@ def test_greedy_text(directory: Path, tmp_path: Path) -> None:
     for text in (TEXT, "def f(x):\n    return x\n\n\n<td>", "日本語 🙂  two\t\tblanks"):
         assert judge.tokenize(text) == ids_of(directory, text)
     assert judge.greedy(prompt, 40)[: len(new)] == new  # its answer may lack the last tokens
+
+
+def test_next_tokens_of_q8_0(directory: Path, tmp_path: Path) -> None:
+    """Along the model's own greedy text 95 % of the next tokens stay as they are."""
+    file = tmp_path / "model.gguf"
+    assert main(["convert", "gguf-model", str(directory), str(file), "--type", "q8_0"]) == 0
+    prompts = [ids_of(directory, text) for text in ("The capital of France is", TEXT)]
+    same = same_next_tokens(Llama(file), directory, prompts)
+    print(f"{sum(same)} of {len(same)}")
+    assert len(same) >= 64
+    assert sum(same) >= 0.95 * len(same)
 
 
 def test_a_fine_tuned_adapter_in_peft(directory: Path, tmp_path: Path) -> None:

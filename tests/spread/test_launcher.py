@@ -59,3 +59,25 @@ def test_the_command_line_refuses(
     assert main(["finetune"]) == 0
     found = capsys.readouterr()
     assert (found.out, found.err) == ("", "")
+
+
+@pytest.mark.parametrize("started", [MPICH, OPEN_MPI])
+@pytest.mark.parametrize("words", [["finetune", "--mpi", "--steps", "x"], ["--mpi"], ["nonsense"]])
+def test_words_that_are_wrong_are_told_once(
+    words: list[str],
+    started: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All ranks are given the same words: rank 0 says what is wrong with them."""
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    assert main(words) == 2
+    [_] = capsys.readouterr().err.splitlines()
+    for name in started:
+        if name.endswith("RANK"):
+            monkeypatch.setenv(name, "1")
+    assert main(words) == 0
+    assert main(["finetune", "--help"]) == 0
+    found = capsys.readouterr()
+    assert (found.out, found.err) == ("", "")

@@ -5,9 +5,14 @@ import difflib
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.learn.exercise import Exercise
 from mesp_ref.learn.exercises import (
+    adapter,
     attention,
     block,
+    calculus,
+    count,
     embedding,
+    head,
+    judging,
     linear,
     loss,
     mezo,
@@ -16,14 +21,23 @@ from mesp_ref.learn.exercises import (
     softmax,
     swiglu,
     training,
+    wiring,
+    zeroth,
 )
 
 ROWS = (
     linear.LINEAR, linear.LINEAR_PARAMS, linear.LORA, norm.NORM, norm.NORM_PARAMS, rope.ROPE,
     softmax.SOFTMAX, attention.ONE_HEAD, attention.SHARED, swiglu.SWIGLU, loss.CROSS_ENTROPY,
-    embedding.EMBEDDING, embedding.TIED, block.BLOCK, block.MESP, mezo.MEZO, training.TRAINING,
+    embedding.EMBEDDING, embedding.TIED, head.HEAD, block.BLOCK, block.MESP, mezo.MEZO, training.TRAINING,
+    training.ADAMW,
 )  # fmt: skip
-EXERCISES: dict[str, Exercise] = {row.name: row for row in ROWS}
+QUESTIONS = (  # of notebooks 0 to 8, in their order
+    calculus.LOGISTIC, calculus.LAYERNORM, calculus.BLIND, wiring.STAYS, wiring.BIAS, wiring.ORDER, adapter.RANK,
+    adapter.GUESS, adapter.LATE, count.EQUAL_LENGTH, count.BLOCK_GRADS, count.CHECKPOINTS, count.STREAMED,
+    count.NEEDS, zeroth.EPS, zeroth.STEPS, adapter.MERGED, adapter.EQUAL_RANK, judging.FORGETTING, calculus.OUTSIDE,
+    calculus.NOTICED, judging.PAIR, wiring.AVERAGED, wiring.VERDICT, judging.BFLOAT16,
+)  # fmt: skip
+EXERCISES: dict[str, Exercise] = {row.name: row for row in (*ROWS, *QUESTIONS)}
 
 
 def find(name: str) -> Exercise:

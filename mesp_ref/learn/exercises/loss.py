@@ -47,7 +47,8 @@ def _labels(g: Given, m: Wrong) -> Array:
     return found
 
 
-def _loss(g: Given, m: Wrong) -> Outputs:
+def dlogits_of(g: Given, m: Wrong) -> Array:
+    """The gradient of the logits, or what is taken for it; also within the exercise of the head."""
     z, labels = g.logits, _labels(g, m)
     counted = labels != IGNORED
     onehot = np.zeros_like(z)
@@ -73,7 +74,12 @@ def _loss(g: Given, m: Wrong) -> Outputs:
     )  # fmt: skip
     dloss = m.pick(g.dloss, no_dloss=1.0, over_dloss=1 / g.dloss, dloss_twice=g.dloss**2)
     dlogits = np.where(kept, dloss * difference * scale, 0)
-    return {"dlogits": m.pick(dlogits, dloss_added=np.where(kept, difference * scale, 0) + g.dloss)}
+    found: Array = m.pick(dlogits, dloss_added=np.where(kept, difference * scale, 0) + g.dloss)
+    return found
+
+
+def _loss(g: Given, m: Wrong) -> Outputs:
+    return {"dlogits": dlogits_of(g, m)}
 
 
 def _places(g: Given, want: Outputs) -> dict[str, dict[str, Array]]:

@@ -102,14 +102,8 @@ def _moments(g: Given, grad: Array, m: Wrong) -> tuple[Array, Array]:
     return mean, square
 
 
-def _step(g: Given, m: Wrong) -> Outputs:
-    grad = m.pick(
-        g.gradient(g.w), gradient_at_decayed=g.gradient(g.w * (1 - g.lr * g.weight_decay))
-    )
-    coupled = g.weight_decay * g.w
-    grad = m.pick(grad, decay_in_gradient=grad + coupled, decay_in_both=grad + coupled)
-    grad = _clipped(g, grad, m)
-    grad = m.pick(grad, decay_after_clipping=grad + coupled)
+def adam(g: Given, grad: Array, m: Wrong) -> tuple[Array, ...]:
+    """m, v, both without their bias, and what m is divided by."""
     mean, square = _moments(g, grad, m)
     t = m.pick(g.t, t_late=g.t + 1, t_early=g.t - 1 or np.inf, t_times=1)
     m_hat = m.pick(
@@ -123,6 +117,18 @@ def _step(g: Given, m: Wrong) -> Outputs:
         np.sqrt(v_hat) + g.eps, eps_inside=np.sqrt(v_hat + g.eps), no_eps=np.sqrt(v_hat), no_root=v_hat + g.eps,
         eps_squared=np.sqrt(v_hat + g.eps**2), no_v=1.0, eps_before_correction=(np.sqrt(square) + g.eps) / np.sqrt(1 - g.beta2**g.t),
     )  # fmt: skip
+    return mean, square, m_hat, v_hat, root
+
+
+def _step(g: Given, m: Wrong) -> Outputs:
+    grad = m.pick(
+        g.gradient(g.w), gradient_at_decayed=g.gradient(g.w * (1 - g.lr * g.weight_decay))
+    )
+    coupled = g.weight_decay * g.w
+    grad = m.pick(grad, decay_in_gradient=grad + coupled, decay_in_both=grad + coupled)
+    grad = _clipped(g, grad, m)
+    grad = m.pick(grad, decay_after_clipping=grad + coupled)
+    mean, square, m_hat, v_hat, root = adam(g, grad, m)
     move = g.lr * m_hat / root
     decay = 0 * g.w if m.keys & {"decay_in_gradient", "decay_after_clipping"} else g.lr * coupled
     decay = m.pick(decay, no_decay=0 * g.w, decay_without_lr=coupled, decay_added=-g.lr * coupled, decay_twice=2 * g.lr * coupled,
@@ -232,3 +238,81 @@ TRAINING = Exercise(
         "exchanged": "m and v are exchanged when they are returned (wrong order).",
     },
 )  # fmt: skip
+
+
+def adamw_step(
+    w: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    t: int,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> tuple[Array, Array, Array]:
+    """One step of AdamW without decay.
+
+    Step      m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·g²;  m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ);
+              w ← w − lr·m̂/(√v̂ + eps)
+    Shapes    w, m, v, g of one shape; t = 1, 2, … is the number of this step -> new w, m, v
+    Source    Kingma & Ba 2015, algorithm 1
+    """
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+    return w - lr * m_hat / (np.sqrt(v_hat) + eps), m, v
+
+
+def _gradient_case(case: Case) -> Case:
+    """A case of the whole step with its gradient, for a step that is handed one."""
+
+    def draw(rng: np.random.Generator) -> Args:
+        args = case.draw(rng)
+        args |= {"g": args["gradient"](args["w"])}
+        return {
+            name: args[name] for name in ("w", "m", "v", "g", "t", "lr", "beta1", "beta2", "eps")
+        }
+
+    return Case(
+        case.name, case.note.replace(", clipped", "").replace(", nothing to clip", ""), draw
+    )
+
+
+def _adamw(g: Given, m: Wrong) -> Outputs:
+    mean, square, m_hat, v_hat, root = adam(g, g.g, m)
+    move = g.lr * m_hat / root
+    w = m.pick(
+        g.w - move, uphill=g.w + move, no_lr=g.w - m_hat / root, w_unchanged=g.w, move_alone=-move, plain_sgd=g.w - g.lr * g.g,
+        eps_behind=g.w - g.lr * m_hat / np.sqrt(v_hat) + g.eps, rate_over_root_t=g.w - move / np.sqrt(g.t), rate_over_t=g.w - move / g.t,
+    )  # fmt: skip
+    found: Outputs = m.pick(
+        {"w": w, "m": mean, "v": square}, hats_returned={"w": w, "m": m_hat, "v": v_hat},
+        exchanged={"w": w, "m": square, "v": mean},
+    )  # fmt: skip
+    return found
+
+
+_CLIPS = {"gradient_at_decayed", "not_clipped", "always_scaled", "by_entry", "to_unit", "by_square", "not_rooted",
+          "by_mean", "by_sum", "by_largest", "upside_down", "not_moved"}  # fmt: skip
+ADAMW = Exercise(
+    name="adamw_step",
+    title="one step of AdamW, without clipping or decay",
+    function=adamw_step,
+    about=(adamw_step,),
+    named=named_outputs(("w", "m", "v")),
+    cases=tuple(_gradient_case(case) for case in (*_CASES[:2], _CASES[3])),
+    formula=_adamw,
+    numbers=_numbers,
+    given="m, v  what the last step left, 0 before the first.  Return the new w, m and v.",
+    hints=(
+        "Update m and v, take their bias away, move w.",
+        "m and v start at 0, so they are too small at first: by 1 − βᵗ.",
+    ),
+    mistakes={
+        key: text
+        for key, text in TRAINING.mistakes.items()
+        if key not in _CLIPS and "decay" not in key.replace("not_decayed", "")
+    },
+)

@@ -31,6 +31,10 @@ BUGS = [
          "product(dy, wd[:, a:b], dhd, Ad[:, a:b], dz, other)", "np.matmul(dy, wd[:, a:b], out=dz)"),
     ),
     *one(
+        "lean.tiled_weight:TiledWeight.__rmatmul__", "backward", "tiled_lora_linear",
+        ("tiles: the first tile of a weight for all", "self._tile(a, b)", "self._tile(0, b - a)"),
+    ),
+    *one(
         "lean.mlp:mlp", "method", "mesp_tiled/offload",
         ("offload: gate kept after its silu", f"{_KEPT}\n        {_SILU}",
          f"{_SILU}\n        {_KEPT}"),
