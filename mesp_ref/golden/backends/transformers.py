@@ -1,9 +1,10 @@
 """transformers and PEFT: the modules that most people train with, differentiated by torch's autograd.
 
-Covers rmsnorm, rope, positions, attention (by torch's fused attention, whose backward on a CPU is
-written by hand), causal_softmax, swiglu, geglu, cross_entropy, lora_linear by PEFT's layer, and
-Qwen2's blocks (with fused attention) and models (with eager attention). Intermediates are its own:
-ask for `golden check --roles result,base`. float64 is left out: its norms compute in float32 always.
+Covers rmsnorm, rope, positions, attention and masked_attention (by torch's fused attention, whose
+backward on a CPU is written by hand), causal_softmax, swiglu, geglu, cross_entropy, head_loss; with
+PEFT's layer lora_linear, qkv_lora, mlp_lora, gelu_mlp_lora; blocks of Qwen2, Qwen3 and Llama (with
+fused attention), models of every family (with eager attention). Intermediates are its own: ask for
+`golden check --roles result,base`. float64 is left out: its norms compute in float32 always.
 pip install torch transformers peft.
 """
 
@@ -14,17 +15,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.activations import ACT2FN
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.loss.loss_utils import fixed_cross_entropy
-from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2DecoderLayer,
     Qwen2RMSNorm,
     apply_rotary_pos_emb,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.backends.kernels import (
@@ -56,12 +57,26 @@ def _rope(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
 
 
 def _attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    queries, keys = v["q"].shape[1], v["k"].shape[1]
+    seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    return _sdpa(v, None if queries == keys else seen[None, None])
+
+
+def _masked_attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    token = torch.arange(v["q"].shape[1])
+    first = token[None] - v.get("positions", token[None])
+    if "window" in at:
+        first = torch.maximum(first, token[None] - at["window"] + 1)
+    seen = (token <= token[:, None]) & (token >= first[..., None])
+    return _sdpa(v, seen[:, None], at.get("scale"))
+
+
+def _sdpa(v: Tensors, seen: torch.Tensor | None, scale: float | None = None) -> torch.Tensor:
+    """Its call of torch's fused attention; no mask is the causal one."""
     q, k, u = (v[n].transpose(1, 2) for n in "qkv")
-    seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
-    square = q.shape[2] == k.shape[2]
     module: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], is_causal=True)
     y: torch.Tensor = sdpa_attention_forward(
-        module, q, k, u, None if square else seen[None, None], is_causal=square
+        module, q, k, u, seen, scaling=scale, is_causal=seen is None
     )[0]
     return y
 
@@ -88,29 +103,59 @@ def _cross_entropy(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     return y
 
 
-def _lora_linear(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
-    rank, (rows, columns) = len(v["A"]), v["w"].shape
-    holder = torch.nn.ModuleDict({"part": torch.nn.Linear(columns, rows, bias="b" in v)})
-    config = LoraConfig(r=rank, lora_alpha=at["s"] * rank, target_modules=["part"])
+def _head_loss(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    logits = F.linear(_rmsnorm(v, at), v["head"]).flatten(0, -2)
+    return _cross_entropy({"logits": logits, "labels": v["labels"].flatten()}, at)
+
+
+def _part(x: torch.Tensor, v: Tensors, s: float, letter: str = "") -> torch.Tensor:
+    """PEFT's layer with the weights of a part."""
+    rank, (rows, columns) = len(v[f"A{letter}"]), v[f"w{letter}"].shape
+    bias = v.get(f"b{letter}")
+    holder = torch.nn.ModuleDict({"part": torch.nn.Linear(columns, rows, bias=bias is not None)})
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=s * rank,  # type: ignore[arg-type]
+        target_modules=["part"],
+    )
     layer = inject_adapter_in_model(config, holder).get_submodule("part")
     values = {
-        "base_layer.weight": v["w"],
-        "lora_A.default.weight": v["A"],
-        "lora_B.default.weight": v["B"],
-    } | ({"base_layer.bias": v["b"]} if "b" in v else {})
-    y: torch.Tensor = torch.func.functional_call(layer, values, (v["x"],))
+        "base_layer.weight": v[f"w{letter}"],
+        "lora_A.default.weight": v[f"A{letter}"],
+        "lora_B.default.weight": v[f"B{letter}"],
+    } | ({} if bias is None else {"base_layer.bias": bias})
+    y: torch.Tensor = torch.func.functional_call(layer, values, (x,))
     return y
+
+
+def _lora_linear(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    return _part(v["x"], v, at["s"])
+
+
+def _qkv_lora(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    return torch.cat([_part(v["x"], v, at["s"], letter) for letter in "qkv"], -1)
+
+
+def _mlp_lora(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    gate, up = (_part(v["x"], v, at["s"], letter) for letter in "gu")
+    gated = _geglu if at.get("is_gelu") else _swiglu
+    return _part(gated({"gate": gate, "up": up}, at), v, at["s"], "d")
 
 
 OPS: Library = {
     "rmsnorm": _rmsnorm,
     "rope": _rope,
     "attention": _attention,
+    "masked_attention": _masked_attention,
     "causal_softmax": _causal_softmax,
     "swiglu": _swiglu,
     "geglu": _geglu,
     "cross_entropy": _cross_entropy,
+    "head_loss": _head_loss,
     "lora_linear": _lora_linear,
+    "qkv_lora": _qkv_lora,
+    "mlp_lora": _mlp_lora,
+    "gelu_mlp_lora": _mlp_lora,
 }
 
 
@@ -132,15 +177,24 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer", "").replace(".default", "")
 
 
+LAYERS: dict[str, tuple[Any, Any]] = {
+    "qwen2": (Qwen2Config, Qwen2DecoderLayer),
+    "qwen3": (Qwen3Config, Qwen3DecoderLayer),
+    "llama": (LlamaConfig, LlamaDecoderLayer),
+}
+
+
 def _block(case: Case, given: Tensors) -> Tensors:
-    """A decoder layer of Qwen2 with PEFT's layers in it."""
+    """A decoder layer with PEFT's layers in it."""
     at = case.attributes
-    if at["config"].get("model_type", "qwen2") != "qwen2":
+    family = at["config"].get("model_type", "qwen2")
+    if family not in LAYERS:
         raise NotCovered
-    config = Qwen2Config(**at["config"] | {"attn_implementation": "sdpa"})
+    config_class, layer_class = LAYERS[family]
+    config = config_class(**at["config"] | {"attn_implementation": "sdpa"})
     parts = sorted({n.split(".lora_")[0].split(".")[-1] for n in given if ".lora_" in n})
     lora = LoraConfig(r=at["rank"], lora_alpha=at["alpha"], target_modules=parts)
-    layer = inject_adapter_in_model(lora, Qwen2DecoderLayer(config, 0))
+    layer = inject_adapter_in_model(lora, layer_class(config, 0))
     values = {name: given[_plain(name)] for name, _ in layer.named_parameters()}
     tables = tuple(doubled(given[n]) for n in ("cos", "sin"))
     y = torch.func.functional_call(layer, values, (given["x"],), {"position_embeddings": tables})
