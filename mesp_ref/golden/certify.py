@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mesp_ref.golden.rows import ROWS
 from mesp_ref.golden.suite import Case, Suite
-from mesp_ref.registry import OPS
 from mesp_ref.verify.balls import WIDTHS, enclose, is_rounded
 
 
@@ -23,7 +23,7 @@ def certify(suite: Suite, case: Case) -> Certificate:
 
     Raises MespRefError without python-flint
     """
-    spec, vectors = OPS[case.attributes["op"]], suite.read(case)
+    spec, vectors = ROWS[case.attributes["op"]], suite.read(case)
     args: dict[str, Any] = dict.fromkeys(spec.optional) | {
         n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in vectors.inputs.items()
     }

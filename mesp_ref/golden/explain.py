@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.errors import MespRefError
+from mesp_ref.files.config import config_of
 from mesp_ref.golden import places, terms
 from mesp_ref.golden.answer import Answer, Arrays, floor, judged, left, weights
 from mesp_ref.golden.mistakes import known, title
@@ -287,7 +288,8 @@ def _one_site(answer: Answer, run: Run) -> list[str]:
     """A known mistake at one projection, norm or rotation only."""
     if answer.kind not in ("block", "e2e"):
         return []
-    names = _explaining(answer, run, at_one_site(answer.kind))
+    sites = at_one_site(answer.kind, config_of(answer.attributes["config"]))
+    names = _explaining(answer, run, sites)
     return [_named(names) if len(names) <= MOST else _several(names)] if names else []
 
 

@@ -1,4 +1,4 @@
-"""Qwen2 with LoRA written once more, so that a step can be wrong, or rounded, on purpose.
+"""Qwen2, Qwen3, Llama and Gemma 3 with LoRA written once more, so that a step can be wrong, or rounded.
 
 Every operation and every fan-out is a method: a mistake is a subclass that overrides one of them
 (see mistakes.py), an emulation of a precision one that overrides `keep`. It shares no code with
@@ -12,6 +12,9 @@ import numpy as np
 
 from mesp_ref.ops import IGNORED, Array
 
+SLIDING = "sliding_attention"  # a layer's type in Hugging Face's configs
+QWEN2_NORMS = ("input_layernorm", ""), ("post_attention_layernorm", "")
+
 
 class Setting(NamedTuple):
     """What a block computes with. Weights by the part of their name after model.layers.N."""
@@ -24,10 +27,29 @@ class Setting(NamedTuple):
     alpha: float
     cos: Array  # [T, D/2]
     sin: Array
+    score_scale: float | None = None  # in place of 1/√D
+    window: int | None = None  # keys that a query sees at most, its own included
+    positions: Array | None = None  # [N, T], 0 where a document begins; one document without
+    norms: tuple[tuple[str, str], ...] = QWEN2_NORMS  # of each half: before it, and behind it
+    head_norms: bool = False  # q and k are normalised before RoPE
+    gelu: bool = False  # GELU in place of SiLU
+    gain: float = 0.0  # of a norm: gain + w
+    embedding: float = 1.0  # the factor of the embedding
+    kinds: tuple[str, ...] = ()  # of layers; those called SLIDING have the window and `local`
+    local: tuple[Array, Array] | None = None  # cos and sin of sliding layers
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+    def of_layer(self, number: int) -> "Setting":
+        """That of one layer of a model whose layers are not all alike."""
+        if not self.kinds:
+            return self
+        if self.kinds[number] != SLIDING or self.local is None:
+            return self._replace(window=None)
+        cos, sin = self.local
+        return self._replace(cos=cos, sin=sin)
 
 
 Weights = Mapping[str, Array]
@@ -42,7 +64,12 @@ class Plain:
     at = ""  # the part of a block that is worked on: "self_attn.q_proj", "input_layernorm"
 
     def __init__(self, setting: Setting):
-        self.set, self.trace = setting, Arrays()
+        self.set, self.trace = setting.of_layer(0), Arrays()
+        self.whole = setting
+
+    def enter(self, number: int) -> None:
+        """Work on a layer of a model."""
+        self.number, self.set = number, self.whole.of_layer(number)
 
     def stepped(self, name: str, value: Array) -> Array:
         """A matrix after a step of an optimiser."""
@@ -110,11 +137,29 @@ class Plain:
         n, t, _, d = dk.shape
         return dk.reshape(n, t, self.set.groups, -1, d).sum(axis=3)
 
-    def visible(self, tq: int, tk: int) -> Array:
+    def causal(self, tq: int, tk: int) -> Array:
         return np.tri(tq, tk, tk - tq, dtype=bool)
 
+    def window(self) -> int | None:
+        """How many keys a query sees at most."""
+        return self.set.window
+
+    def positions(self) -> Array | None:
+        """Of tokens in their documents."""
+        return self.set.positions
+
+    def visible(self, tq: int, tk: int) -> Array:
+        """[Tq, Tk], or [N, 1, Tq, Tk] where rows hold documents."""
+        seen, window, positions = self.causal(tq, tk), self.window(), self.positions()
+        ago = np.arange(tk - tq, tk)[:, None] - np.arange(tk)  # how far back a key lies
+        if window is not None:
+            seen = seen & (ago < window)
+        if positions is not None:
+            seen = seen & (ago <= positions[:, None, :, None])
+        return seen
+
     def score_scale(self) -> float:
-        return self.set.head_dim**-0.5
+        return self.set.score_scale or self.set.head_dim**-0.5
 
     def score_scale_bwd(self) -> float:
         return self.score_scale()
@@ -148,24 +193,46 @@ class Plain:
     def unshare_v(self, dv: Array) -> Array:
         return self.unshare(dv)
 
-    def silu(self, gate: Array) -> Array:
+    def activation(self, gate: Array) -> Array:
+        """silu, or gelu in its tanh form."""
+        if self.set.gelu:
+            return gate / 2 * (1 + np.tanh(gelu_argument(gate)))
         return gate / (1 + np.exp(-gate))
 
-    def silu_slope(self, gate: Array) -> Array:
+    def activation_slope(self, gate: Array) -> Array:
+        """The activation's derivative."""
+        if self.set.gelu:
+            t = np.tanh(gelu_argument(gate))
+            inner = (2 / np.pi) ** 0.5 * (1 + 3 * 0.044715 * gate**2)
+            return (1 + t) / 2 + gate / 2 * (1 - t * t) * inner
         sig = 1 / (1 + np.exp(-gate))
         return sig + gate * sig * (1 - sig)
 
     def swiglu_bwd(self, dz: Array, gate: Array, up: Array) -> tuple[Array, Array]:
-        return dz * up * self.silu_slope(gate), dz * self.silu(gate)
+        return dz * up * self.activation_slope(gate), dz * self.activation(gate)
 
     def add(self, what: str, a: Array, b: Array) -> Array:
         """Where two gradients meet; `what` names b."""
         return a + b
 
+    def side_by_side(self, parts: list[Array]) -> Array:
+        """Results of a fused op, side by side."""
+        return np.concatenate(parts, axis=-1)
+
+    def apart(self, dy: Array, sizes: list[int]) -> list[Array]:
+        """The cotangent of each of them."""
+        return np.split(dy, np.cumsum(sizes)[:-1], axis=-1)
+
+    @property
+    def gated(self) -> str:
+        """What of gate and up is called."""
+        return "mlp.geglu" if self.set.gelu else "mlp.swiglu"
+
     def swiglu(self, gate: Array, up: Array) -> tuple[Array, Array]:
-        """silu and z."""
-        silu = self.keep("mlp.swiglu.silu", self.silu(gate))
-        return silu, silu * up
+        """silu or gelu, and z."""
+        name = f"{self.gated}.{'gelu' if self.set.gelu else 'silu'}"
+        found = self.keep(name, self.activation(gate))
+        return found, found * up
 
     def cross_entropy(self, logits: Array, targets: Array) -> tuple[Array, Array]:
         """Loss and dlogits of logits [N, T, V] and the label that each position predicts."""
@@ -276,15 +343,28 @@ class Plain:
             self.keep(f"{part}.bias.grad", db)
         return dx
 
+    def gain(self, w: Array) -> Array:
+        """A norm's factor of its weight."""
+        return self.set.gain + w if self.set.gain else w
+
     def norm_at(self, w: Weights, part: str, x: Array) -> Array:
         self.at = part
-        return self.keep(part, self.norm(x, w[f"{part}.weight"]))
+        return self.keep(part, self.norm(x, self.gain(w[f"{part}.weight"])))
 
     def norm_back(self, w: Weights, part: str, dy: Array, x: Array) -> Array:
         self.at = part
-        dy = self.keep(f"{part}.grad", dy)
-        self.keep(f"{part}.weight.grad", self.norm_params(dy, x, w[f"{part}.weight"]))
-        return self.norm_bwd(dy, x, w[f"{part}.weight"])
+        dy, gain = self.keep(f"{part}.grad", dy), self.gain(w[f"{part}.weight"])
+        self.keep(f"{part}.weight.grad", self.norm_params(dy, x, gain))
+        return self.norm_bwd(dy, x, gain)
+
+    def behind(self, w: Weights, half: int, y: Array) -> Array:
+        """What a half gives, normalised where the family does that."""
+        part = self.set.norms[half][1]
+        return self.norm_at(w, part, y) if part else y
+
+    def behind_back(self, w: Weights, half: int, dy: Array, y: Array) -> Array:
+        part = self.set.norms[half][1]
+        return self.norm_back(w, part, dy, y) if part else dy
 
     def heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], -1, self.set.head_dim)
@@ -297,9 +377,25 @@ class Plain:
         self.at = part
         return self.rotate_bwd(self.keep(f"{part}.grad", dy))
 
-    def qkv(self, w: Weights, n: Array) -> tuple[Array, ...]:
-        q, k, v = (self.heads(self.project(w, f"self_attn.{c}_proj", n)) for c in "qkv")
-        return self.rotate_at("self_attn.q_rope", q), self.rotate_at("self_attn.k_rope", k), v
+    def head_norm(self, w: Weights, letter: str, x: Array) -> Array:
+        """q or k [N,T,heads,D], each head normalised where the family does that."""
+        return self.norm_at(w, f"self_attn.{letter}_norm", x) if self.set.head_norms else x
+
+    def head_norm_back(self, w: Weights, letter: str, dy: Array, x: Array) -> Array:
+        return self.norm_back(w, f"self_attn.{letter}_norm", dy, x) if self.set.head_norms else dy
+
+    def turned(self, w: Weights, letter: str, x: Array) -> Array:
+        """q or k as attention reads it."""
+        return self.rotate_at(f"self_attn.{letter}_rope", self.head_norm(w, letter, x))
+
+    def turned_back(self, w: Weights, letter: str, dy: Array, x: Array) -> Array:
+        return self.head_norm_back(w, letter, self.rotate_back(f"self_attn.{letter}_rope", dy), x)
+
+    def qkv(self, w: Weights, n: Array, raw: Arrays) -> tuple[Array, ...]:
+        """q, k and v; `raw` is given q and k as their projections have them."""
+        for letter in "qkv":
+            raw[letter] = self.heads(self.project(w, f"self_attn.{letter}_proj", n))
+        return self.turned(w, "q", raw["q"]), self.turned(w, "k", raw["k"]), raw["v"]
 
     def rebuilt_qkv(self, w: Weights, res: Arrays) -> tuple[Array, ...]:
         """q, k and v as the backward of attention sees them."""
@@ -307,19 +403,22 @@ class Plain:
 
     def block(self, w: Weights, x: Array) -> tuple[Array, Arrays]:
         """Output and residuals of a block."""
-        res = {"x": x, "n1": self.norm_at(w, "input_layernorm", x)}
-        res["q"], res["k"], res["v"] = self.qkv(w, res["n1"])
+        raw, res = Arrays(), {"x": x, "n1": self.norm_at(w, self.set.norms[0][0], x)}
+        res["q"], res["k"], res["v"] = self.qkv(w, res["n1"], raw)
+        res |= {"raw q": raw["q"], "raw k": raw["k"]}
         res["p"], o = self.attention(res["q"], res["k"], res["v"])
         res["o"] = flat_heads(self.keep("self_attn.attention", o))
-        mixed = self.project(w, "self_attn.o_proj", res["o"])
+        res["mixed"] = self.project(w, "self_attn.o_proj", res["o"])
+        mixed = self.behind(w, 0, res["mixed"])
         res["a"] = self.keep(
             "after_attention", self.join("residual around the attention", x, mixed)
         )
-        res["n2"] = self.norm_at(w, "post_attention_layernorm", res["a"])
+        res["n2"] = self.norm_at(w, self.set.norms[1][0], res["a"])
         res["gate"] = self.project(w, "mlp.gate_proj", res["n2"])
         res["up"] = self.project(w, "mlp.up_proj", res["n2"])
-        res["z"] = self.keep("mlp.swiglu", self.swiglu(res["gate"], res["up"])[1])
-        down = self.project(w, "mlp.down_proj", res["z"])
+        res["z"] = self.keep(self.gated, self.swiglu(res["gate"], res["up"])[1])
+        res["down"] = self.project(w, "mlp.down_proj", res["z"])
+        down = self.behind(w, 1, res["down"])
         return self.keep("y", self.join("residual around the MLP", res["a"], down)), res
 
     def join(self, what: str, x: Array, f: Array) -> Array:
@@ -328,34 +427,41 @@ class Plain:
 
     def block_bwd(self, w: Weights, dy: Array, res: Arrays) -> Array:
         """dx; the parameters' gradients are kept."""
-        dz = self.project_bwd(w, "mlp.down_proj", dy, res["z"])
-        dz = self.keep("mlp.swiglu.grad", dz)
+        dz = self.behind_back(w, 1, dy, res["down"])
+        dz = self.project_bwd(w, "mlp.down_proj", dz, res["z"])
+        dz = self.keep(f"{self.gated}.grad", dz)
         dgate, dup = self.swiglu_bwd(dz, res["gate"], res["up"])
         dn = self.project_bwd(w, "mlp.gate_proj", dgate, res["n2"])
         dn = self.add("up_proj", dn, self.project_bwd(w, "mlp.up_proj", dup, res["n2"]))
-        da = self.norm_back(w, "post_attention_layernorm", dn, res["a"])
+        da = self.norm_back(w, self.set.norms[1][0], dn, res["a"])
         da = self.keep("after_attention.grad", self.add("residual around the MLP", da, dy))
-        do = self.heads(self.project_bwd(w, "self_attn.o_proj", da, res["o"]))
+        dn = self.attention_half_bwd(w, self.behind_back(w, 0, da, res["mixed"]), res)
+        dx = self.norm_back(w, self.set.norms[0][0], dn, res["x"])
+        return self.keep("dx", self.add("residual around the attention", dx, da))
+
+    def attention_half_bwd(self, w: Weights, dy: Array, res: Arrays) -> Array:
+        """dn of what q, k and v are projected from."""
+        do = self.heads(self.project_bwd(w, "self_attn.o_proj", dy, res["o"]))
         do = self.keep("self_attn.attention.grad", do)
         q, k, v = self.rebuilt_qkv(w, res)
         dq, dk, dv = self.attention_bwd(do, q, k, v, res["p"])
-        dq = self.rotate_back("self_attn.q_rope", dq)
-        dk = self.rotate_back("self_attn.k_rope", dk)
+        dq = self.turned_back(w, "q", dq, res["raw q"])
+        dk = self.turned_back(w, "k", dk, res["raw k"])
         dn = self.project_bwd(w, "self_attn.q_proj", flat_heads(dq), res["n1"])
         for letter, d in (("k", dk), ("v", dv)):
             part = f"self_attn.{letter}_proj"
             dn = self.add(part, dn, self.project_bwd(w, part, flat_heads(d), res["n1"]))
-        dx = self.norm_back(w, "input_layernorm", dn, res["x"])
-        return self.keep("dx", self.add("residual around the attention", dx, da))
+        return dn
 
     # -- the whole model ----------------------------------------------------------------------
 
     def model(self, layers: Sequence[Weights], top: Weights, ids: Array, labels: Array) -> Arrays:
         """Trace of a step: every tensor under its name in the whole model."""
         whole, kept = Arrays(), []
-        x = self.keep("model.embed_tokens", self.embed(top["embed"], ids))
+        x = self.embedding() * self.embed(top["embed"], ids)
+        x = self.keep("model.embed_tokens", x)
         for number, w in enumerate(layers):
-            self.number = number
+            self.enter(number)
             x, res = self.block(w, x)
             kept.append(res)
             whole |= self._named(number)
@@ -370,18 +476,26 @@ class Plain:
         for number in reversed(range(len(layers))):
             dx = self.cut(number, dx)
             whole[f"model.layers.{number}.grad"] = dx
-            self.trace, self.number = Arrays(), number
+            self.trace = Arrays()
+            self.enter(number)
             dx = self.block_bwd(layers[number], dx, kept.pop())
             whole |= self._named(number)
         whole["model.embed_tokens.grad"] = dx
         return whole | self._embedding(ids, dx, self.linear_params(dlogits, n)[0], top)
+
+    def embedding(self) -> float:
+        """The factor of the embedding."""
+        return self.set.embedding
+
+    def embedding_bwd(self) -> float:
+        return self.embedding()
 
     def cut(self, number: int, dx: Array) -> Array:
         """The gradient that reaches the output of a layer."""
         return dx
 
     def _embedding(self, ids: Array, dx: Array, dhead: Array, top: Weights) -> Arrays:
-        dw = self.embed_bwd(dx, ids, top["embed"])
+        dw = self.embed_bwd(self.embedding_bwd() * dx, ids, top["embed"])
         if top["head"] is top["embed"]:
             return {"model.embed_tokens.weight.grad": self.add("head", dw, dhead)}
         return {"model.embed_tokens.weight.grad": dw, "lm_head.weight.grad": dhead}
@@ -390,6 +504,12 @@ class Plain:
         """The block's tensors under their names in the model; empties the block's trace."""
         found, self.trace = self.trace, Arrays()
         return {model_name(name, number): a for name, a in found.items() if name != "dx"}
+
+
+def gelu_argument(gate: Array) -> Array:
+    """√(2/π)·(gate + 0.044715·gate³)"""
+    found: Array = (2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)
+    return found
 
 
 def flat(x: Array) -> Array:

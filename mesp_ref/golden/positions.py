@@ -14,7 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from mesp_ref.engine.config import SLIDING, Qwen2Config
+from mesp_ref.files.config import rope_fields
 from mesp_ref.ops import Array
+
+Tables = tuple[Array, Array]
 
 
 def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any] | None) -> Array:
@@ -38,3 +42,13 @@ def tables(
     """cos and sin [T, D/2] of each position, in float64."""
     angle = positions.astype(np.float64)[:, None] * frequencies(head_dim, theta, scaling)
     return np.cos(angle), np.sin(angle)
+
+
+def model_tables(config: Qwen2Config, tokens: int) -> tuple[Tables, Tables | None]:
+    """cos and sin of a model's layers on positions from 0; and of those with a window, if there are."""
+    at, rope = np.arange(tokens), rope_fields(config)
+    scaling = rope if "factor" in rope else None
+    whole = tables(at, config.head_dim, config.rope_theta, scaling)
+    if SLIDING not in config.layer_types:
+        return whole, None
+    return whole, tables(at, config.head_dim, config.rope_local_base_freq)

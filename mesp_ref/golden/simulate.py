@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.engine.adapter import Adapter
+from mesp_ref.engine.config import SLIDING, Qwen2Config
 from mesp_ref.engine.model import Model
+from mesp_ref.files.checkpoint import is_gain
+from mesp_ref.files.config import config_of
 from mesp_ref.files.models import load_model
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.golden.plain import Arrays, Plain, Setting
-from mesp_ref.golden.positions import tables
+from mesp_ref.golden.positions import model_tables, tables
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
 
@@ -30,7 +33,8 @@ def simulator(case: Case, inputs: Arrays, root: Path) -> Run | None:
     if case.kind == "quant":
         return lambda kind: _quantised(kind(_setting(wide, {})), wide, case.attributes)
     if case.kind == "block":
-        return lambda kind: block(kind(_block_setting(case, wide["cos"], wide["sin"])), wide)
+        setting = _case_setting(case, wide["cos"], wide["sin"])
+        return lambda kind: block(kind(setting), wide)
     if case.kind in ("e2e", "traj"):
         return _model_simulator(case, wide, root)
     return None
@@ -43,18 +47,20 @@ def of_op(op: str, inputs: Arrays, attributes: Mapping[str, Any]) -> Run | None:
     """An op's output "y" and its gradients "d…" from float64 arguments, cotangent "dy" among them."""
     if op not in OF_OPS or "first" in inputs:
         return None
-    setting = _setting(inputs, attributes)
+    setting = _setting(inputs, {**attributes, **({"is_gelu": True} if op == "geglu" else {})})
     return lambda kind: OF_OPS[op](kind(setting), inputs)
 
 
 def _setting(v: Arrays, attributes: Mapping[str, Any]) -> Setting:
     """What Plain needs to know of an op."""
     q, k = v.get("q", np.empty((1, 1, 1, 1))), v.get("k", np.empty((1, 1, 1, 1)))
-    rank = len(v["A"]) if "A" in v else 1
+    rank = next((len(v[name]) for name in ("A", "Aq", "Ag") if name in v), 1)
     none = np.empty((1, 1))
     return Setting(
         q.shape[2], k.shape[2], q.shape[3], attributes.get("eps", 0.0), rank,
         rank * attributes.get("s", 1.0), v.get("cos", none), v.get("sin", none),
+        attributes.get("scale"), attributes.get("window"), v.get("positions"),
+        gelu=bool(attributes.get("is_gelu")),
     )  # fmt: skip
 
 
@@ -117,6 +123,67 @@ def _lm_loss(plain: Plain, v: Arrays) -> Arrays:
     return {"y": loss, "dx": dx.reshape(v["x"].shape), "dw": dw}
 
 
+def _qkv(plain: Plain, v: Arrays) -> Arrays:
+    y, dx, found = list[Array](), list[Array](), Arrays()
+    dys = plain.apart(v["dy"], [len(v[f"w{c}"]) for c in "qkv"])
+    for c, dy in zip("qkv", dys, strict=True):
+        w, b, A, B = v[f"w{c}"], v.get(f"b{c}"), v[f"A{c}"], v[f"B{c}"]
+        plain.at = f"self_attn.{c}_proj"
+        y.append(plain.lora(v["x"], w, b, A, B))
+        more, found[f"dA{c}"], found[f"dB{c}"] = plain.lora_bwd(dy, v["x"], w, A, B)
+        dx.append(plain.add(plain.at, dx[-1], more) if dx else more)
+        found[f"dw{c}"], db = plain.linear_params(dy, v["x"])
+        found |= {} if b is None else {f"db{c}": db}
+    return {"y": plain.side_by_side(y), "dx": dx[-1]} | found
+
+
+def _mlp(plain: Plain, v: Arrays) -> Arrays:
+    names = {"g": "gate", "u": "up", "d": "down"}
+
+    def layer(c: str, x: Array) -> Array:
+        plain.at = f"mlp.{names[c]}_proj"
+        return plain.lora(x, v[f"w{c}"], None, v[f"A{c}"], v[f"B{c}"])
+
+    def back(c: str, dy: Array, x: Array) -> tuple[Array, Arrays]:
+        plain.at = f"mlp.{names[c]}_proj"
+        dx, dA, dB = plain.lora_bwd(dy, x, v[f"w{c}"], v[f"A{c}"], v[f"B{c}"])
+        return dx, {f"dA{c}": dA, f"dB{c}": dB, f"dw{c}": plain.linear_params(dy, x)[0]}
+
+    gate, up = layer("g", v["x"]), layer("u", v["x"])
+    z = plain.swiglu(gate, up)[1]
+    y = layer("d", z)
+    dz, down = back("d", v["dy"], z)
+    dgate, dup = plain.swiglu_bwd(dz, gate, up)
+    (dx, first), (more, second) = back("g", dgate, v["x"]), back("u", dup, v["x"])
+    return {"y": y, "dx": plain.add("up_proj", dx, more)} | first | second | down
+
+
+def _add_norm(plain: Plain, v: Arrays) -> Arrays:
+    a = plain.join("the sum", v["x"], v["f"])
+    read = plain.join("what is normalised", v["x"], v["f"])
+    dn, da = plain.apart(v["dy"], [a.shape[-1]] * 2)
+    back = plain.norm_bwd(dn, read, v["w"])
+    return {
+        "y": plain.side_by_side([plain.norm(read, v["w"]), a]),
+        "dx": plain.add("the sum's own, to x", back, da),
+        "df": plain.add("the sum's own, to f", back, da),
+        "dw": plain.norm_params(dn, read, v["w"]),
+    }
+
+
+def _head_loss(plain: Plain, v: Arrays) -> Arrays:
+    plain.at = "model.norm"
+    n = plain.norm(v["x"], v["w"])
+    found = _lm_loss(plain, {"x": n, "w": v["head"], "labels": v["labels"], "dy": v["dy"]})
+    dn = found["dx"]
+    return {
+        "y": found["y"],
+        "dx": plain.norm_bwd(dn, v["x"], v["w"]),
+        "dw": plain.norm_params(dn, v["x"], v["w"]),
+        "dhead": found["dw"],
+    }
+
+
 OF_OPS: dict[str, Callable[[Plain, Arrays], Arrays]] = {
     "linear": _linear,
     "lora_linear": _lora_linear,
@@ -124,10 +191,17 @@ OF_OPS: dict[str, Callable[[Plain, Arrays], Arrays]] = {
     "rope": _rope,
     "causal_softmax": _softmax,
     "attention": _attention,
+    "masked_attention": _attention,
     "swiglu": _swiglu,
+    "geglu": _swiglu,
     "embedding": _embedding,
     "cross_entropy": _cross_entropy,
     "lm_loss": _lm_loss,
+    "qkv_lora": _qkv,
+    "mlp_lora": _mlp,
+    "gelu_mlp_lora": _mlp,
+    "add_norm": _add_norm,
+    "head_loss": _head_loss,
 }
 
 
@@ -140,12 +214,31 @@ def _quantised(plain: Plain, v: Arrays, at: Mapping[str, Any]) -> Arrays:
 # -- blocks, models, trajectories --------------------------------------------------------------
 
 
-def _block_setting(case: Case, cos: Array, sin: Array) -> Setting:
-    c, at = case.attributes["config"], case.attributes
+def setting_of(config: Qwen2Config, rank: int, alpha: float, cos: Array, sin: Array) -> Setting:
+    """What Plain needs to know of the first block of a model; `kinds` and `local` of the others are not
+    set."""
+    traits = config.traits
     return Setting(
-        c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"], c["rms_norm_eps"],
-        at.get("rank", 1), at.get("alpha", 1.0), cos, sin,
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+        config.rms_norm_eps, rank, alpha, cos, sin, config.attention_scale,
+        config.sliding_window if config.layer_type(0) == SLIDING else None,
+        norms=traits.norms, head_norms=traits.head_norms, gelu=traits.gelu, gain=traits.gain,
+        embedding=config.hidden_size**0.5 if traits.scaled_embedding else 1.0,
     )  # fmt: skip
+
+
+def whole_setting(config: Qwen2Config, rank: int, alpha: float, tokens: int) -> Setting:
+    """Of a whole model on positions from 0: the tables of its layers, and which have a window."""
+    whole, local = model_tables(config, tokens)
+    setting = setting_of(config, rank, alpha, *whole)
+    if local is None:
+        return setting
+    return setting._replace(kinds=config.layer_types, local=local, window=config.sliding_window)
+
+
+def _case_setting(case: Case, cos: Array, sin: Array) -> Setting:
+    at = case.attributes
+    return setting_of(config_of(at["config"]), at.get("rank", 1), at.get("alpha", 1.0), cos, sin)
 
 
 def block(plain: Plain, v: Arrays) -> Arrays:
@@ -157,22 +250,28 @@ def block(plain: Plain, v: Arrays) -> Arrays:
 
 
 def layer_weights(model: Model, adapter: Adapter, number: int) -> Arrays:
-    """A block's arrays by the part of their name behind model.layers.N."""
+    """A block's arrays by the part of their name behind model.layers.N, as files have them."""
     prefix, found = f"model.layers.{number}.", Arrays()
     for name in model.weights:
         if name.startswith(prefix):
-            found[name.removeprefix(prefix)] = model.weights[name][...]
+            found[name.removeprefix(prefix)] = in_file(model, name)
     for name, array in adapter.weights.items():
         if f".{prefix}" in name:
             found[name.split(prefix)[1]] = array
     return found
 
 
+def in_file(model: Model, name: str) -> Array:
+    """A weight as a checkpoint holds it: Gemma's norms without the 1 of their gain 1 + w."""
+    array: Array = model.weights[name][...]
+    return array - model.config.traits.gain if is_gain(name, model.config) else array
+
+
 def top_weights(model: Model) -> Arrays:
     """The arrays outside the blocks; head is embed when the two are tied."""
     embed = model.weights["model.embed_tokens.weight"][...]
     head = embed if model.config.tie_word_embeddings else model.weights["lm_head.weight"][...]
-    return {"embed": embed, "head": head, "norm": model.weights["model.norm.weight"][...]}
+    return {"embed": embed, "head": head, "norm": in_file(model, "model.norm.weight")}
 
 
 def cast(arrays: Arrays, dtype: Any) -> Arrays:
@@ -218,16 +317,11 @@ def trajectory(
 
 
 def _model_simulator(case: Case, v: Arrays, root: Path) -> Run:
-    at, config = case.attributes, case.attributes["config"]
+    at = case.attributes
     opened = load_model(root / at["model"], dtype="float64")
     model = Model(opened.config, {name: opened.weights[name][...] for name in opened.weights})
     adapter = load_adapter(root / at["adapter"], dtype="float64", config=model.config)
-    half = np.arange(config["head_dim"] // 2)
-    turns = np.arange(v["input_ids"].shape[1])[:, None] * float(config["rope_theta"]) ** (
-        -2 * half / config["head_dim"]
-    )
-    setting = _block_setting(case, np.cos(turns), np.sin(turns))
-    setting = setting._replace(rank=adapter.rank, alpha=adapter.alpha)
+    setting = whole_setting(model.config, adapter.rank, adapter.alpha, v["input_ids"].shape[1])
 
     def run(kind: type[Plain]) -> Arrays:
         if case.kind == "traj":

@@ -21,7 +21,7 @@ from mesp_ref.golden.tolerance import UNITS, bound
 from mesp_ref.ops import Array
 
 FORMAT, VERSION = "mesp-ref golden suite", 2
-RELEASE, DATE = "2.0", "2026-11-26"  # of the archive: a number that grows, and the day it was made
+RELEASE, DATE = "2.1", "2026-11-26"  # of the archive: a number that grows, and the day it was made
 SHIPPED = Path(__file__).parent / "data"
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 

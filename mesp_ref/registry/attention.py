@@ -65,20 +65,24 @@ def magnitude(do: Array, res: Any, *, scale: float | None = None) -> tuple[Array
     return (ds @ k).swapaxes(1, 2), shared(dk), shared(dv)
 
 
-def output_magnitude(q: Array, k: Array, v: Array, first: Any = None) -> Array:
-    share, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5
+def output_magnitude(
+    q: Array, k: Array, v: Array, first: Any = None, scale: float | None = None
+) -> Array:
+    share, scale = q.shape[2] // k.shape[2], scale or q.shape[3] ** -0.5
     k, v = k.repeat(share, axis=2), v.repeat(share, axis=2)
     s = np.einsum("nqhd,nkhd->nhqk", q, k) * scale
     mag_s = np.einsum("nqhd,nkhd->nhqk", np.abs(q), np.abs(k)) * scale
-    mag_p = causal_softmax.probabilities(s, mag_s)[1]
+    mag_p = causal_softmax.probabilities(s, mag_s, first)[1]
     return np.einsum("nhqk,nkhd->nqhd", mag_p, np.abs(v))
 
 
-def torch_probabilities(torch: Any, q: Any, k: Any) -> Any:
+def torch_probabilities(
+    torch: Any, q: Any, k: Any, first: Any = None, scale: float | None = None
+) -> Any:
     """p [N, H, Tq, Tk] in torch."""
     k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-    scores = torch.einsum("nqhd,nkhd->nhqk", q, k) * q.shape[3] ** -0.5
-    return causal_softmax.torch_twin(torch, scores)
+    scores = torch.einsum("nqhd,nkhd->nhqk", q, k) * (scale or q.shape[3] ** -0.5)
+    return causal_softmax.torch_twin(torch, scores, *([] if first is None else [first]))
 
 
 def torch_mix(torch: Any, p: Any, v: Any) -> Any:
@@ -87,8 +91,11 @@ def torch_mix(torch: Any, p: Any, v: Any) -> Any:
     return torch.einsum("nhqk,nkhd->nqhd", p, v)
 
 
-def torch_twin(torch: Any, q: Any, k: Any, v: Any, first: Any = None) -> Any:
-    return torch_mix(torch, torch_probabilities(torch, q, k), v)
+def torch_twin(
+    torch: Any, q: Any, k: Any, v: Any, first: Any = None, scale: float | None = None
+) -> Any:
+    more = () if first is None and scale is None else (first, scale)
+    return torch_mix(torch, torch_probabilities(torch, q, k, *more), v)
 
 
 def _heads(fw: Namespace, x: Any, heads: int) -> Any:
@@ -96,11 +103,13 @@ def _heads(fw: Namespace, x: Any, heads: int) -> Any:
     return fw.xp.repeat(x, heads // x.shape[2], axis=2).swapaxes(1, 2)
 
 
-def probabilities(fw: Namespace, q: Any, k: Any) -> Any:
+def probabilities(
+    fw: Namespace, q: Any, k: Any, first: Any = None, scale: float | None = None
+) -> Any:
     """p [N, H, Tq, Tk] on an array namespace."""
     h, d = q.shape[2:]
     scores = _heads(fw, q, h) @ _heads(fw, k, h).swapaxes(2, 3)
-    return causal_softmax.functional_twin(fw, scores * d**-0.5)
+    return causal_softmax.functional_twin(fw, scores * (scale or d**-0.5), first)
 
 
 def mix(fw: Namespace, p: Any, v: Any) -> Any:
@@ -108,8 +117,10 @@ def mix(fw: Namespace, p: Any, v: Any) -> Any:
     return (p @ _heads(fw, v, p.shape[1])).swapaxes(1, 2)
 
 
-def functional_twin(fw: Namespace, q: Any, k: Any, v: Any, first: Any = None) -> Any:
-    return mix(fw, probabilities(fw, q, k), v)
+def functional_twin(
+    fw: Namespace, q: Any, k: Any, v: Any, first: Any = None, scale: float | None = None
+) -> Any:
+    return mix(fw, probabilities(fw, q, k, first, scale), v)
 
 
 def _ordinary_scores(args: Args) -> Args:

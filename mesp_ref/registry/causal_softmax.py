@@ -28,7 +28,8 @@ def equation(s: Array, first: Array | None = None) -> Array:
         start = 0 if first is None else int(first[at[0] % len(first), at[-1]])
         stop = at[-1] + tk - tq + 1
         e = [exp(value) for value in s[at][start:stop]]
-        p[at] = [*[zero()] * start, *(value / total(e) for value in e), *[zero()] * (tk - stop)]
+        seen = [value / total(e) for value in e] if len(e) > 1 else [zero() + 1]  # e/e, exactly 1
+        p[at] = [*[zero()] * start, *seen, *[zero()] * (tk - stop)]
     return p
 
 
@@ -46,10 +47,12 @@ def magnitude(dp: Array, res: Any) -> Array:
     return through(np.abs(dp), p, carried(p, distance))
 
 
-def probabilities(s: Array, mag_s: Array) -> tuple[Array, Array]:
+def probabilities(s: Array, mag_s: Array, first: Array | None = None) -> tuple[Array, Array]:
     """p and mag_p = p·(1 + mag_s + Σ p·mag_s); the subtraction of the maximum adds its distance."""
     tq, tk = s.shape[-2:]
     visible = np.tri(tq, tk, tk - tq, dtype=bool)
+    if first is not None:
+        visible = visible & (np.arange(tk) >= first[:, None, :, None])
     s = np.where(visible, s, -np.inf)
     distance = np.where(visible, s.max(axis=-1, keepdims=True) - s, 0)
     p = np.where(visible, np.exp(-distance), 0)
@@ -58,18 +61,22 @@ def probabilities(s: Array, mag_s: Array) -> tuple[Array, Array]:
 
 
 def output_magnitude(s: Array, first: Any = None) -> Array:
-    return probabilities(s, np.zeros_like(s))[1]
+    return probabilities(s, np.zeros_like(s), first)[1]
 
 
 def torch_twin(torch: Any, s: Any, first: Any = None) -> Any:
     tq, tk = s.shape[-2:]
     hidden = torch.ones(tq, tk, dtype=torch.bool).triu(tk - tq + 1)
+    if first is not None:
+        hidden = hidden | (torch.arange(tk) < first[:, None, :, None])
     return torch_wide(torch, s).masked_fill(hidden, -torch.inf).softmax(dim=-1).to(s.dtype)
 
 
 def functional_twin(fw: Namespace, s: Any, first: Any = None) -> Any:
     tq, tk = s.shape[-2:]
     visible = fw.xp.array(np.tri(tq, tk, tk - tq, dtype=bool))
+    if first is not None:
+        visible = visible & (fw.xp.array(np.arange(tk)) >= first[:, None, :, None])
     hidden = fw.xp.array(-np.inf, dtype=wide(fw, s).dtype)
     return fw.softmax(fw.xp.where(visible, wide(fw, s), hidden)).astype(s.dtype)
 

@@ -61,13 +61,13 @@ def _carried(
         x @ np.abs(w).T + abs(s) * (x @ np.abs(A).T) @ np.abs(B).T
         for w, A, B in ((wg, Ag, Bg), (wu, Au, Bu))
     )
-    up, (act, slope, bend) = np.abs(rz.up), _activation(rz)
+    up, (act, slope, bend) = np.abs(rz.up), activation(rz)
     mag_z = slope * mag_gate * up + act * mag_up
     dgate = dz * (slope * mag_up + bend * mag_gate * up)
     return mag_z, dgate, dz * (act + slope * mag_gate)
 
 
-def _activation(rz: Any) -> tuple[Array, Array, Array]:
+def activation(rz: Any) -> tuple[Array, Array, Array]:
     """|silu| or |gelu| of the gate, and bounds of its first two derivatives: g·σ(t) with t = g, or 2u.
 
     |f'| ≤ σ + |g|·σ·σ(−t)·t′ and |f''| ≤ σ·σ(−t)·(2·t′ + |g|·t′² + |g·t″|)

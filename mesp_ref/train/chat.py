@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 
-from mesp_ref.errors import MespRefError
+from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.tokenizer import read_chat_template, read_tokenizer_config
 from mesp_ref.train.traced import (
     OTHER,
@@ -36,6 +36,12 @@ FIELDS = (
     "weight", "train",
 )  # fmt: skip
 _SWITCHES = ("weight", "train")  # what they say is ours to do: the template does not see them
+# Turns by which is seen whether a template takes content that is a list of parts, or none at all.
+_PARTS: Message = {"role": "user", "content": [{"type": "text", "text": "x"}]}
+_CALL: Message = {
+    "role": "assistant", "content": None,
+    "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
+}  # fmt: skip
 _ADDRESS = re.compile(r"( at)? ?0x[0-9a-fA-F]{6,}")
 
 
@@ -119,8 +125,40 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Any = None, *, add_generation_prompt: bool = True
     ) -> tuple[str, tuple[Span, ...]]:
         """The conversation as one text, ready to be answered, and where its data stands."""
-        text = self.rendered(_traced(messages), add_generation_prompt, trace(tools, OTHER))
+        turns = _traced(self._fitted(messages))
+        text = self.rendered(turns, add_generation_prompt, trace(tools, OTHER))
         return plain(text), spans_of(text)
+
+    def _fitted(self, messages: Sequence[Message]) -> list[Message]:
+        """The turns, with words alone as content where the template knows nothing else: many write
+        a list as Python would, or the word None."""
+        found: list[Message] = []
+        for message in messages:
+            content = message.get("content")
+            if isinstance(content, str):
+                found.append(message)
+            elif self._takes_nothing if content is None else self._takes_parts:
+                found.append({**message, "content": content})
+            else:
+                words = "".join(part["text"] for part in content or ())
+                found.append({**message, "content": words})
+        return found
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        return "'type'" not in (self._probed(_PARTS) or "'type'")
+
+    @cached_property
+    def _takes_nothing(self) -> bool:
+        return "None" not in (self._probed(_CALL) or "None")
+
+    def _probed(self, message: Message) -> str | None:
+        """A turn as the template renders it; None where it does not."""
+        before: list[Message] = [{"role": "user", "content": "x"}]
+        try:
+            return self.rendered([*(before if message is _CALL else []), message], False, None)
+        except MespRefError:
+            return None
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: Any = None
@@ -151,6 +189,7 @@ class ChatTemplate:
 
         Cost      one rendering, and up to three for each way in which turns lie in it: linear
         """
+        messages = self._fitted(messages)
         asked = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
         answers = [i for i in asked if not excluded(messages[i])]
         cut, last = self._cut(messages, tools, answers)
@@ -168,6 +207,7 @@ class ChatTemplate:
             found = _generated(data, said, set(answers), roles)
         else:
             found = _Rendering(self, messages, tools, text, data).answers(answers)
+        _require_calls(messages, text, data)
         learned = tuple(part for part in found if part is not None)
         cut = Cut(text, data, learned, 0, 0, found.count(None))
         return cut, bool(found) and found[-1] is not None
@@ -188,6 +228,21 @@ def _seen(message: Message) -> Message:
     if not any(name in message for name in _SWITCHES):
         return message
     return {name: value for name, value in message.items() if name not in _SWITCHES}
+
+
+def _require_calls(messages: Sequence[Message], text: str, data: Sequence[Span]) -> None:
+    """Raise MespRefError for calls of functions that the template leaves out: an answer of theirs would
+    be learned as one of nothing."""
+    for i, message in enumerate(messages, 1):
+        for call in message.get("tool_calls") or ():
+            function = call.get("function", call) if isinstance(call, Mapping) else {}
+            name = function.get("name") if isinstance(function, Mapping) else None
+            own = "".join(text[start:stop] for start, stop, source in data if source == i - 1)
+            if not isinstance(name, str) or (name not in own and f'"{name}"' not in text):
+                raise MespRefError(
+                    f"turn {i}: tool_calls: found a call of {shown(name)}, expected one that the chat "
+                    "template renders; this template leaves it out"
+                )
 
 
 def _traced(messages: Sequence[Message]) -> list[Message]:

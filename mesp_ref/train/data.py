@@ -29,7 +29,7 @@ import numpy as np
 from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.shards import shards
 from mesp_ref.files.strict import open_regular, parse_json
-from mesp_ref.ops import Array
+from mesp_ref.ops import IGNORED, Array
 from mesp_ref.train.chat import FIELDS, ROLES
 from mesp_ref.train.forms import FORMS, turned
 from mesp_ref.train.sources import (
@@ -311,14 +311,20 @@ def _check_record(line: bytes, where: str, vocab_size: int | None) -> tuple[str,
             f"{where}: byte {error.start}: not UTF-8; convert the file first"
         ) from None
     except ValueError as error:
+        open_end = line.rstrip().endswith((b"{", b"[", b","))
+        found = (
+            "found an object that goes on in the next line" if open_end else f"not JSON ({error})"
+        )
         raise MespRefError(
-            f"{where}: not JSON ({error}), expected one object per line, or one list of objects"
+            f"{where}: {found}, expected one object per line, or one list of objects"
         ) from None
     form, value, unused = turned(record, where)
     if "messages" in value:
         _check_messages(value["messages"], where)
     if "tokens" in value:
-        _check_tokens(value["tokens"], where, vocab_size)
+        _check_tokens(value["tokens"], f"{where}: {form}", vocab_size)
+        learned = [i for i in value.get("labels", ()) if i != IGNORED]
+        _check_tokens(learned, f"{where}: labels", vocab_size)
     return form, unused
 
 
@@ -382,11 +388,11 @@ def _check_switches(message: dict[str, Any], place: str) -> None:
 
 def _check_tokens(tokens: Any, where: str, vocab_size: int | None) -> None:
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
-        raise MespRefError(f"{where}: tokens: found {shown(tokens)}, expected a list of integers")
+        raise MespRefError(f"{where}: found {shown(tokens)}, expected a list of integers")
     limit = vocab_size or np.iinfo(np.int32).max
     for token in tokens:
         if not 0 <= token < limit:
-            raise MespRefError(f"{where}: tokens: found {token}, expected 0 to {limit - 1}")
+            raise MespRefError(f"{where}: found {token}, expected 0 to {limit - 1}")
 
 
 def split_pages(pages: int, fraction: float, seed: int) -> tuple[Array, Array]:

@@ -2,6 +2,8 @@
 
 text            {"text": …}                                        all is learned, and an end token
 tokens          {"tokens": [ids]}                                  all is learned
+input_ids       {"input_ids", "labels", "attention_mask"}          what labels have, −100 elsewhere; all
+                without labels. Where the mask is 0 is padding, which is left out
 messages        {"messages": [{"role", "content"}], "tools"}       what the assistant says
 conversations   {"conversations": [{"from", "value"}], "system"}   ShareGPT: becomes messages
 prompt          {"prompt": …, "completion": …}                     the completion and an end token;
@@ -61,7 +63,7 @@ def turned(record: Any, where: str) -> Record:
                 return Record(name, form.turned(record, where), unused)
     names = ", ".join(map(shown, list(record)[:5])) or "none"
     raise MespRefError(
-        f"{where}: found fields {names}, expected text, messages, conversations, tokens, prompt and "
+        f"{where}: found fields {names}, expected text, messages, conversations, input_ids, prompt and "
         f"completion, or instruction and output; {_nearest(record)}"
     )
 
@@ -114,7 +116,8 @@ def _whole(record: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _string(record: Mapping[str, Any], field: str, where: str) -> str:
     value = record[field]
     if not isinstance(value, str):
-        raise MespRefError(f"{where}: {field}: found {type(value).__name__}, expected a string")
+        found = "null" if value is None else type(value).__name__
+        raise MespRefError(f"{where}: {field}: found {found}, expected a string")
     return value
 
 
@@ -134,6 +137,40 @@ def _list(record: Mapping[str, Any], field: str, where: str) -> Any:
 
 def _tokens(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"tokens": _list(record, "tokens", where)}
+
+
+def _input_ids(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Token ids and labels of another tokenising program, without its padding."""
+    found = {
+        name: _list(record, name, where)
+        for name in ("input_ids", "labels", "attention_mask")
+        if record.get(name) is not None
+    }
+    for name, value in found.items():
+        if not isinstance(value, list) or any(type(i) is not int for i in value):
+            raise MespRefError(
+                f"{where}: {name}: found {shown(value)}, expected a list of integers"
+            )
+        if len(value) != len(found["input_ids"]):
+            raise MespRefError(
+                f"{where}: {name}: found {len(value)} numbers, expected {len(found['input_ids'])}, as "
+                "many as input_ids"
+            )
+    if record.get("position_ids") is not None:
+        raise MespRefError(
+            f"{where}: found position_ids, expected none: give documents one by one, --packing pack "
+            "puts them in rows"
+        )
+    mask = found.pop("attention_mask", None)
+    if mask is not None:
+        kept = [i for i, one in enumerate(mask) if one]
+        if set(mask) - {0, 1} or (kept and kept[-1] - kept[0] + 1 != len(kept)):
+            raise MespRefError(
+                f"{where}: attention_mask: expected 1 for one stretch of tokens and 0 for the padding "
+                "around it"
+            )
+        found = {name: [value[i] for i in kept] for name, value in found.items()}
+    return {"tokens": found.pop("input_ids"), **found}
 
 
 def _messages(record: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -228,6 +265,9 @@ FORMS = {
     "messages": Form(("messages",), ("tools",), _messages),
     "conversations": Form(("conversations",), ("tools", "system"), _sharegpt),
     "tokens": Form(("tokens",), (), _tokens),
+    "input_ids": Form(
+        ("input_ids",), ("labels", "attention_mask", "position_ids"), _input_ids
+    ),
     "prompt": Form(("prompt", "completion"), ("tools",), _prompt),
     "instruction": Form(
         ("instruction", "output"), ("input", "system", "history"), _alpaca

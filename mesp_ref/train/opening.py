@@ -19,9 +19,9 @@ def open_encoder(
     """The encoder of a model directory for these kinds of record; token ids need no tokenizer."""
     assert model.path is not None
     kinds, tokenizer = set(kinds), None
-    if kinds != {"tokens"} or (model.path / "tokenizer.json").is_file():
+    if kinds - {"tokens", "input_ids"} or (model.path / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(model.path)
-    asked = kinds & {"messages", "conversations", "instruction"}
+    asked = kinds & {"messages", "conversations", "instruction", "prompt"}  # which may be of turns
     template = load_chat_template(model.path, now) if asked else None
     ends = model.config.eos_token_ids
     return Encoder(tokenizer, template, ends, model.config.vocab_size, special_in_text)

@@ -165,6 +165,7 @@ class Encoder:
             return self._chat(record, where)
         if "tokens" in record:
             ids = np.array(record["tokens"], np.int32)
+            return Row(ids, np.array(record.get("labels", ids), np.int32))
         elif "prompt" in record:
             asked = self.text(record["prompt"], special=True)
             answer = self._ended(self.text(record["completion"]))

@@ -198,7 +198,7 @@ def test_running_and_checking_the_engine(
 ) -> None:
     out = str(tmp_path / "out")
     assert main(["golden", "run", "engine", "--out", out, "--only", "block"]) == 0
-    assert "5 cases in float32" in capsys.readouterr().out
+    assert "9 cases in float32" in capsys.readouterr().out
     assert main(["golden", "check", out, "--only", "block"]) == 0
     assert main(["golden", "check", out, "--only", "e2e"]) == 2
 

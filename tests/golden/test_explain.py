@@ -120,6 +120,23 @@ def sentence(suite: Suite, name: str, mistake: Unseen) -> str | None:
         ]
 
 
+@pytest.mark.parametrize(
+    "chosen", ["ops/masked_attention/", pytest.param("", marks=pytest.mark.slow)], ids=str
+)
+def test_unseen_mistakes_of_masks_fused_ops_and_families(chosen: str, suite: Suite) -> None:
+    """All are rejected, none of them named wrongly; all of them take two minutes."""
+    pytest.importorskip("torch")
+    from unseen_families import OPS, results, score
+
+    found = list(results(suite, {chosen: OPS[chosen]} if chosen else None))
+    print([f for f in found if f.verdict != "right"])
+    for held_out in (False, True):
+        counts = score([f for f in found if f.held_out == held_out])
+        assert counts["rejected"] == counts["pairs"]
+        assert counts["right"] >= 0.75 * counts["pairs"]
+        assert counts["wrong"] <= 0.02 * counts["pairs"]
+
+
 def test_one_number_is_never_named(answer: Answer, suite: Suite) -> None:
     name = "ops/cross_entropy/usual"
     want = suite.read(suite.cases[name]).want

@@ -38,7 +38,7 @@ def test_the_engine_agrees_under_other_kernels(kernel: str, tmp_path: Path) -> N
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "115 of 115 cases" in done.stdout
+    assert "154 of 154 cases" in done.stdout
 
 
 BROWSER = next(

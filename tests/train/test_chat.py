@@ -198,6 +198,54 @@ def test_a_template_that_renders_no_such_conversation_says_so() -> None:
         )
 
 
+WRITES = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
+READS = (
+    "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "want"),
+    [(PUBLIC["ChatML"].source, "AB<|im_end|>"), (WRITES, "AB<|im_end|>"), (READS, "[A][B]<|im_end|>")],
+    ids=["raises", "writes Python", "reads parts"],
+)  # fmt: skip
+def test_parts_are_words_where_a_template_knows_no_parts(source: str, want: str) -> None:
+    """ChatML adds strings, which fails on a list; others write the list's repr."""
+    encoder = encoder_of(PUBLIC["ChatML"]._replace(source=source))
+    parts = [{"type": "text", "text": letter} for letter in "AB"]
+    assert said(encoder, [USER, BOT | {"content": parts}]).endswith(want)
+
+
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"what": "fox"}}}
+
+
+ASKS = (  # as templates of DeepSeek do
+    "{% for m in messages %}{{ m.role }}:{% if m.content is none %}{{ m.tool_calls[0].function.name }}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "public", [PUBLIC["Qwen2.5"], PUBLIC["Qwen3"], PUBLIC["ChatML"]._replace(source=ASKS)]
+)
+def test_a_call_without_words_is_learned(public: Public) -> None:
+    """Null or no content: as the template writes it; never the word None."""
+    for call in ({"role": "assistant", "content": None, "tool_calls": [CALL]},
+                 {"role": "assistant", "tool_calls": [CALL]}):  # fmt: skip
+        text = said(encoder_of(public), [USER, call])
+        assert "find" in text
+        assert "None" not in text
+
+
+def test_calls_that_a_template_leaves_out_are_refused() -> None:
+    """ChatML writes content alone: the call would be learned as an empty answer."""
+    for content in (None, "", "A"):
+        turn = {"role": "assistant", "content": content, "tool_calls": [CALL]}
+        with pytest.raises(MespRefError, match=r"here: messages: turn 2: tool_calls: .*'find'"):
+            encoder_of(PUBLIC["ChatML"]).record({"messages": [USER, turn]}, "here")
+
+
 def test_empty_answers_have_their_place() -> None:
     for name, public in PUBLIC.items():
         empty = "<think>\n\n</think>\n\n" if name == "Qwen3" else ""

@@ -52,6 +52,12 @@ TURNED = {
     ),
     "tools": ({"messages": CHAT, "tools": [{"a": 1}]}, "messages",
               {"messages": CHAT, "tools": [{"a": 1}]}),
+    "input_ids": ({"input_ids": [1, 2]}, "input_ids", {"tokens": [1, 2]}),
+    "input_ids with labels, padded on both sides": (
+        {"input_ids": [0, 5, 6, 7, 0], "labels": [-100, -100, 6, 7, -100],
+         "attention_mask": [0, 1, 1, 1, 0]},
+        "input_ids", {"tokens": [5, 6, 7], "labels": [-100, 6, 7]},
+    ),
     "prompt": ({"prompt": "a", "completion": "b"}, "prompt", {"prompt": "a", "completion": "b"}),
     "prompt of turns": (
         {"prompt": [ANSWER, QUESTION], "completion": [ANSWER]}, "prompt",
@@ -119,7 +125,11 @@ REFUSED = {
     "no turns": ({"conversations": []}, "conversations: found []"),
     "mixed": ({"prompt": "a", "completion": ["b"]}, "two strings or two lists of turns"),
     "a number": ({"instruction": "a", "output": 3}, "output: found int, expected a string"),
-    "null": ({"text": None}, "text: found NoneType, expected a string"),
+    "null": ({"text": None}, "text: found null, expected a string"),
+    "labels": ({"input_ids": [1, 2], "labels": [1]}, "labels: found 1 numbers, expected 2"),
+    "ids": ({"input_ids": [1.5]}, "input_ids: found [1.5], expected a list of integers"),
+    "a hole": ({"input_ids": [1, 2, 3], "attention_mask": [1, 0, 1]}, "attention_mask: expected 1"),
+    "packed": ({"input_ids": [1, 2], "position_ids": [0, 0]}, "found position_ids"),
     "past": ({"instruction": "a", "output": "b", "history": [["x"]]}, "a list of pairs of strings"),
 }  # fmt: skip
 
@@ -149,6 +159,27 @@ def test_of_a_prompt_only_the_completion_and_its_end_are_learned(
 ) -> None:
     found = tokenized(tokenizer, {"prompt": "One and", "completion": " two"}, True, tmp_path)
     assert found == ("One and two" + STOP, " two" + STOP)
+
+
+def test_labels_of_other_programs_are_kept(tmp_path: Path) -> None:
+    """Labels stand at their own token, as in transformers, which shifts them in the loss; a record is
+    a row."""
+    data = written(tmp_path, "a.jsonl", lines(
+        {"input_ids": [4, 5, 6, 0], "labels": [-100, 5, 6, -100], "attention_mask": [1, 1, 1, 0]},
+        {"input_ids": [7, 8]},
+    ))  # fmt: skip
+    encoder = Encoder(None, None, (), 9)
+    stream = RowStream(data, encoder, np.arange(data.pages), seq_len=8, shuffle=False)
+    rows = list(stream.once())
+    assert [(row.ids.tolist(), row.labels.tolist()) for row in rows] == [
+        ([4, 5, 6], [-100, 5, 6]), ([7, 8], [7, 8]),
+    ]  # fmt: skip
+
+
+def test_labels_are_held_to_the_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines({"input_ids": [1, 2], "labels": [-100, 12]}))
+    with pytest.raises(MespRefError, match="line 1: labels: found 12, expected 0 to 8"):
+        open_data(tmp_path / "a.jsonl", vocab_size=9)
 
 
 def test_alpaca_is_a_conversation_or_a_prompt(tokenizer: Any, tmp_path: Path) -> None:
@@ -229,8 +260,8 @@ BROKEN = {
     "an empty list": ("a.json", b"[]", "empty, expected records"),
     "a list of words": ("a.json", b'["a", "b"]', "record 1: found str, expected a JSON object"),
     "twice a name": ("a.json", b'[{"text": "a", "text": "b"}]', "record 1: not JSON"),
-    "an object": ("a.json", b'{\n "data": [\n {"text": "a"}]}', "line 1: not JSON"),
-    "a notebook": ("a.ipynb", b'{\n "cells": []\n}', "line 1: not JSON"),
+    "an object": ("a.json", b'{\n "data": [\n {"text": "a"}]}', "goes on in the next line"),
+    "a notebook": ("a.ipynb", b'{\n "cells": []\n}', "goes on in the next line"),
     "unknown columns": ("a.csv", b"question,answer\na,b\n", "rename question to prompt"),
     "unknown columns in .txt": ("a.txt", b"question,answer\na,b\nc,d\n", "rename question to prom"),
     "DPO in CSV": ("a.csv", b"prompt,chosen,rejected\na,b,c\n", "(DPO)"),

@@ -12,15 +12,17 @@ from mesp_ref.engine.adapter import Adapter, tensor_name
 from mesp_ref.engine.block import block, block_bwd
 from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.model import Model
+from mesp_ref.engine.positions import first_keys
+from mesp_ref.files.checkpoint import is_gain
 from mesp_ref.files.config import config_of
 from mesp_ref.files.models import load_model
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.files.quantized import Quantized
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.positions import tables
+from mesp_ref.golden.rows import ROWS
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array, linear, linear_bwd, rope, rope_bwd
-from mesp_ref.registry import OPS
 from mesp_ref.train.optim import SGD, AdamW
 
 Arrays = dict[str, Array]
@@ -28,7 +30,7 @@ LAYER = "model.layers.0."
 
 
 def compute_op(case: Case, given: Arrays) -> Arrays:
-    spec = OPS[case.attributes["op"]]
+    spec = ROWS[case.attributes["op"]]
     attributes = {
         name: case.attributes[name] for name in spec.attributes if name in case.attributes
     }
@@ -47,7 +49,10 @@ def compute_block(case: Case, given: Arrays) -> Arrays:
         module, matrix = name.removesuffix(".weight").split(".lora_")
         adapter.weights[tensor_name(module, matrix)] = weights.pop(name)
     config = config_of(at["config"])
-    layer = Layer(0, config, weights, adapter, given["cos"], given["sin"])
+    for name in (name for name in weights if is_gain(name, config)):
+        weights[name] = weights[name] + weights[name].dtype.type(config.traits.gain)
+    first = first_keys(config, config.layer_type(0), 0, given["x"].shape[1], None)
+    layer = Layer(0, config, weights, adapter, given["cos"], given["sin"], first)
 
     def tap(name: str, value: Array) -> None:
         found["y" if name == LAYER[:-1] else name.removeprefix(LAYER)] = value

@@ -10,13 +10,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mesp_ref.engine.config import SLIDING
+from mesp_ref.files.config import config_of
 from mesp_ref.files.models import load_model
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.golden.backends import NotCovered
+from mesp_ref.golden.positions import model_tables
+from mesp_ref.golden.rows import ROWS, masked
+from mesp_ref.golden.simulate import in_file
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
-from mesp_ref.registry import OPS, attention, cross_entropy, linear, rmsnorm, rope
-from mesp_ref.registry.twins import Namespace
+from mesp_ref.registry import attention, cross_entropy, geglu, linear, rmsnorm, rope
+from mesp_ref.registry.twins import Namespace, wide
 
 Values = dict[str, Any]
 
@@ -45,7 +50,7 @@ class Client:
 
     def op(self, case: Case, given: Values) -> Values:
         attributes = dict(case.attributes)
-        row, dy = OPS.get(attributes.pop("op")), given.pop("dy")
+        row, dy = ROWS.get(attributes.pop("op")), given.pop("dy")
         if row is None or row.golden is None:
             raise NotCovered
         twin = row.golden.functional
@@ -103,8 +108,9 @@ class Tape:
 
     def __init__(self, client: Client, case: Case, deltas: Values):
         self.c, self.at, self.deltas, self.seen = client, case.attributes, deltas, Values()
-        self.cos: Any = None
-        self.sin: Any = None
+        self.family = config_of(self.at["config"])
+        self.tables: Any = None  # cos and sin
+        self.local: Any = None  # those of layers with a window
 
     def keep(self, name: str, value: Any) -> Any:
         self.seen[name] = value
@@ -116,38 +122,71 @@ class Tape:
         return self.keep(f"{at}{part}", y + self.at["s"] * (h @ w[f"{part}.lora_B.weight"].T))
 
     def norm(self, name: str, x: Any, w: Any) -> Any:
+        if gain := self.family.traits.gain:
+            w = gain + wide(self.c.fw, w)
         return self.keep(
             name, rmsnorm.functional_twin(self.c.fw, x, w, self.at["config"]["rms_norm_eps"])
         )
 
-    def attention(self, w: Values, at: str, n: Any) -> Any:
-        heads = []
+    def slides(self, at: str) -> bool:
+        """Whether a layer has a window: the one of a block case, or that named model.layers.N."""
+        return self.family.layer_type(int(at.split(".")[2]) if at else 0) == SLIDING
+
+    def heads(self, w: Values, at: str, n: Any) -> list[Any]:
+        """q, k and v [N, T, heads, D], the first two normalised where the family does, and turned."""
+        found, tables = [], self.local if self.local and self.slides(at) else self.tables
         for letter in "qkv":
+            part = f"self_attn.{letter}_norm"
             y = self.project(w, at, f"self_attn.{letter}_proj", n)
             y = y.reshape(*y.shape[:2], -1, self.at["config"]["head_dim"])
+            if f"{part}.weight" in w:
+                y = self.norm(f"{at}{part}", y, w[f"{part}.weight"])
             if letter != "v":
-                y = self.keep(
-                    f"{at}self_attn.{letter}_rope",
-                    rope.functional_twin(self.c.fw, y, self.cos, self.sin),
-                )
-            heads.append(y)
-        p = self.keep(f"{at}self_attn.attention.p", attention.probabilities(self.c.fw, *heads[:2]))
-        o = self.keep(f"{at}self_attn.attention", attention.mix(self.c.fw, p, heads[2]))
+                y = rope.functional_twin(self.c.fw, y, *tables)
+                y = self.keep(f"{at}self_attn.{letter}_rope", y)
+            found.append(y)
+        return found
+
+    def attention(self, w: Values, at: str, n: Any) -> Any:
+        q, k, v = self.heads(w, at, n)
+        first = None
+        if self.slides(at) and self.family.sliding_window is not None:
+            tokens = self.c.xp.array(np.arange(q.shape[1]))
+            first = masked.first_keys(None, self.family.sliding_window, tokens)
+        p = attention.probabilities(self.c.fw, q, k, first, self.family.attention_scale)
+        p = self.keep(f"{at}self_attn.attention.p", p)
+        o = self.keep(f"{at}self_attn.attention", attention.mix(self.c.fw, p, v))
         return o.reshape(*o.shape[:2], -1)
 
-    def block(self, w: Values, x: Any, at: str = "", name: str = "y") -> Any:
-        n = self.norm(f"{at}input_layernorm", x, w["input_layernorm.weight"])
-        o = self.attention(w, at, n)
-        a = self.keep(f"{at}after_attention", x + self.project(w, at, "self_attn.o_proj", o))
-        part = "post_attention_layernorm"
-        n = self.norm(f"{at}{part}", a, w[f"{part}.weight"])
+    def mlp(self, w: Values, at: str, n: Any) -> Any:
         gate, up = (self.project(w, at, f"mlp.{p}_proj", n) for p in ("gate", "up"))
-        z = self.keep(f"{at}mlp.swiglu.silu", self.c.fw.silu(gate)) * up
-        z = self.keep(f"{at}mlp.swiglu", z)
-        return self.keep(name, a + self.project(w, at, "mlp.down_proj", z))
+        if self.family.traits.gelu:
+            name, kind = "mlp.geglu", "gelu"
+            act = geglu.functional_twin(self.c.fw, gate, 1.0)
+        else:
+            name, kind, act = "mlp.swiglu", "silu", self.c.fw.silu(gate)
+        return self.keep(f"{at}{name}", self.keep(f"{at}{name}.{kind}", act) * up)
+
+    def half(
+        self, w: Values, at: str, norms: tuple[str, str], x: Any, inside: Any, last: str
+    ) -> Any:
+        """x + what a half makes of x: its norm, `inside`, its last projection, in Gemma a norm again."""
+        before, after = norms
+        y = inside(w, at, self.norm(f"{at}{before}", x, w[f"{before}.weight"]))
+        y = self.project(w, at, last, y)
+        return x + (self.norm(f"{at}{after}", y, w[f"{after}.weight"]) if after else y)
+
+    def block(self, w: Values, x: Any, at: str = "", name: str = "y") -> Any:
+        first, second = self.family.traits.norms
+        a = self.half(w, at, first, x, self.attention, "self_attn.o_proj")
+        a = self.keep(f"{at}after_attention", a)
+        return self.keep(name, self.half(w, at, second, a, self.mlp, "mlp.down_proj"))
 
     def model(self, w: Values, ids: Any, labels: Any) -> Any:
-        x = self.keep("model.embed_tokens", w["model.embed_tokens.weight"][ids])
+        scaled = self.family.traits.scaled_embedding
+        x = w["model.embed_tokens.weight"][ids]
+        x = x * self.at["config"]["hidden_size"] ** 0.5 if scaled else x
+        x = self.keep("model.embed_tokens", x)
         for number in range(self.at["config"]["num_hidden_layers"]):
             at = f"model.layers.{number}."
             x = self.block({n.split(at)[1]: v for n, v in w.items() if at in n}, x, at, at[:-1])
@@ -161,7 +200,7 @@ class Tape:
 
 def compute_block(client: Client, case: Case, given: Values) -> Values:
     def f(tape: Tape, leaves: Values) -> Any:
-        tape.cos, tape.sin = given["cos"], given["sin"]
+        tape.tables = given["cos"], given["sin"]
         return tape.block(leaves, leaves["x"])
 
     return client.step(case, given, f, given["dy"])
@@ -171,13 +210,12 @@ def compute_model(client: Client, case: Case, given: Values, root: Path) -> Valu
     """The checkpoint and adapter directories of the case; angles from float64, rounded once."""
     model = load_model(root / case.attributes["model"])
     adapter = load_adapter(root / case.attributes["adapter"])
-    arrays = {name: model.weights[name][...] for name in model.weights} | adapter.weights
-    config, tokens = case.attributes["config"], given["input_ids"].shape[1]
-    exponent = -np.arange(0, config["head_dim"], 2) / config["head_dim"]
-    turns = np.arange(tokens)[:, None] * float(config["rope_theta"]) ** exponent
+    arrays = {name: in_file(model, name) for name in model.weights} | adapter.weights
+    whole, local = model_tables(model.config, given["input_ids"].shape[1])
 
     def f(tape: Tape, leaves: Values) -> Any:
-        tape.cos, tape.sin = client.array(np.cos(turns)), client.array(np.sin(turns))
+        tape.tables = [client.array(table) for table in whole]
+        tape.local = [client.array(table) for table in local] if local else None
         return tape.model(leaves, given["input_ids"], given["labels"])
 
     return client.step(case, {n: client.array(a) for n, a in arrays.items()}, f, None)

@@ -9,13 +9,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mesp_ref.engine.config import SLIDING
+from mesp_ref.files.config import config_of
 from mesp_ref.files.models import load_model
 from mesp_ref.files.peft import load_adapter
 from mesp_ref.golden.backends import NotCovered
-from mesp_ref.golden.positions import tables
+from mesp_ref.golden.positions import model_tables, tables
+from mesp_ref.golden.rows import ROWS, masked
+from mesp_ref.golden.simulate import in_file
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
-from mesp_ref.registry import OPS, attention, cross_entropy, rmsnorm, rope
+from mesp_ref.registry import attention, cross_entropy, rmsnorm, rope
+from mesp_ref.registry.twins import torch_wide
 
 Tensors = dict[str, torch.Tensor]
 
@@ -36,7 +41,7 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 def compute_op(case: Case, given: Tensors) -> Tensors:
     """Output and the gradients that the case asks for."""
     attributes = dict(case.attributes)
-    row, dy = OPS.get(attributes.pop("op")), given.pop("dy")
+    row, dy = ROWS.get(attributes.pop("op")), given.pop("dy")
     if row is None or row.golden is None:
         raise NotCovered
     y = row.golden.torch(torch, **given, **attributes)
@@ -48,8 +53,11 @@ def compute_op(case: Case, given: Tensors) -> Tensors:
 class Step:
     """A block or a model that records every tensor and asks autograd for its gradient."""
 
+    local: tuple[torch.Tensor, torch.Tensor] | None = None  # cos and sin of layers with a window
+
     def __init__(self, case: Case, cos: torch.Tensor, sin: torch.Tensor):
         self.config, self.s = case.attributes["config"], case.attributes["s"]
+        self.family = config_of(self.config)
         self.cos, self.sin, self.seen = cos, sin, Tensors()
 
     def keep(self, name: str, value: torch.Tensor) -> torch.Tensor:
@@ -65,34 +73,70 @@ class Step:
         return self.keep(f"{at}{part}", y + self.s * F.linear(h, B))
 
     def norm(self, name: str, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        if gain := self.family.traits.gain:
+            w = gain + torch_wide(torch, w)
         return self.keep(name, rmsnorm.torch_twin(torch, x, w, self.config["rms_norm_eps"]))
+
+    def head_norm(self, w: Tensors, at: str, letter: str, x: torch.Tensor) -> torch.Tensor:
+        """q or k [N, T, heads, D], each head normalised in families that do so."""
+        part = f"self_attn.{letter}_norm"
+        return self.norm(f"{at}{part}", x, w[f"{part}.weight"]) if f"{part}.weight" in w else x
+
+    def slides(self, at: str) -> bool:
+        """Whether a layer has a window: the one of a block case, or that named model.layers.N."""
+        return self.family.layer_type(int(at.split(".")[2]) if at else 0) == SLIDING
+
+    def masks(self, at: str, tokens: int) -> tuple[Any, ...]:
+        """First keys and the scale of scores, where a layer has its own."""
+        window = self.family.sliding_window if self.slides(at) else None
+        scale, first = self.family.attention_scale, None
+        if window is not None:
+            first = masked.first_keys(None, window, torch.arange(tokens))
+        return () if first is None and scale is None else (first, scale)
 
     def attention(self, w: Tensors, at: str, n: torch.Tensor) -> torch.Tensor:
         heads = []
+        tables = self.local if self.local and self.slides(at) else (self.cos, self.sin)
         for letter in "qkv":
             y = self.project(w, at, f"self_attn.{letter}_proj", n)
             y = y.reshape(*y.shape[:2], -1, self.config["head_dim"])
             if letter != "v":
-                turned = rope.torch_twin(torch, y, self.cos, self.sin)
+                turned = rope.torch_twin(torch, self.head_norm(w, at, letter, y), *tables)
                 y = self.keep(f"{at}self_attn.{letter}_rope", turned)
             heads.append(y)
         q, k, v = heads
-        p = self.keep(f"{at}self_attn.attention.p", attention.torch_probabilities(torch, q, k))
+        p = attention.torch_probabilities(torch, q, k, *self.masks(at, q.shape[1]))
+        p = self.keep(f"{at}self_attn.attention.p", p)
         return self.keep(f"{at}self_attn.attention", attention.torch_mix(torch, p, v)).flatten(2)
 
-    def block(self, w: Tensors, x: torch.Tensor, at: str = "", name: str = "y") -> torch.Tensor:
-        n = self.norm(f"{at}input_layernorm", x, w["input_layernorm.weight"])
-        o = self.attention(w, at, n)
-        a = self.keep(f"{at}after_attention", x + self.project(w, at, "self_attn.o_proj", o))
-        part = "post_attention_layernorm"
-        n = self.norm(f"{at}{part}", a, w[f"{part}.weight"])
+    def mlp(self, w: Tensors, at: str, n: torch.Tensor) -> torch.Tensor:
         gate, up = (self.project(w, at, f"mlp.{p}_proj", n) for p in ("gate", "up"))
-        silu = self.keep(f"{at}mlp.swiglu.silu", F.silu(gate))
-        z = self.keep(f"{at}mlp.swiglu", silu * up)
-        return self.keep(name, a + self.project(w, at, "mlp.down_proj", z))
+        gelu = self.family.traits.gelu
+        name, kind = ("mlp.geglu", "gelu") if gelu else ("mlp.swiglu", "silu")
+        act = F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)
+        return self.keep(f"{at}{name}", self.keep(f"{at}{name}.{kind}", act) * up)
+
+    def half(
+        self, w: Tensors, at: str, norms: tuple[str, str], x: torch.Tensor, inside: Any, last: str
+    ) -> torch.Tensor:
+        """x + what a half makes of x: its norm, `inside`, its last projection, in Gemma a norm again."""
+        before, after = norms
+        y = inside(w, at, self.norm(f"{at}{before}", x, w[f"{before}.weight"]))
+        y = self.project(w, at, last, y)
+        return x + (self.norm(f"{at}{after}", y, w[f"{after}.weight"]) if after else y)
+
+    def block(self, w: Tensors, x: torch.Tensor, at: str = "", name: str = "y") -> torch.Tensor:
+        first, second = self.family.traits.norms
+        a = self.half(w, at, first, x, self.attention, "self_attn.o_proj")
+        a = self.keep(f"{at}after_attention", a)
+        return self.keep(name, self.half(w, at, second, a, self.mlp, "mlp.down_proj"))
+
+    def embed(self, w: Tensors, ids: torch.Tensor) -> torch.Tensor:
+        x = F.embedding(ids, w["model.embed_tokens.weight"])
+        return x * self.config["hidden_size"] ** 0.5 if self.family.traits.scaled_embedding else x
 
     def model(self, w: Tensors, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        x = self.keep("model.embed_tokens", F.embedding(ids, w["model.embed_tokens.weight"]))
+        x = self.keep("model.embed_tokens", self.embed(w, ids))
         for number in range(self.config["num_hidden_layers"]):
             at = f"model.layers.{number}."
             part = {name.split(at)[1]: tensor for name, tensor in w.items() if at in name}
@@ -124,27 +168,23 @@ def compute_block(case: Case, given: Tensors) -> Tensors:
     return step.results(case, given) | {"dx": dx}
 
 
-def angles(config: dict[str, Any], tokens: int) -> Array:
-    """t·theta^(−2i/D) [T, D/2] in float64, rounded once when cast."""
-    exponent = -np.arange(0, config["head_dim"], 2) / config["head_dim"]
-    turns: Array = np.arange(tokens)[:, None] * float(config["rope_theta"]) ** exponent
-    return turns
-
-
 def leaves_of(case: Case, root: Path, dtype: torch.dtype) -> tuple[Tensors, list[str]]:
     """The checkpoint and adapter directories of a case; and the names of the adapter's tensors."""
     model = load_model(root / case.attributes["model"])
     adapter = load_adapter(root / case.attributes["adapter"])
-    arrays = {name: model.weights[name][...] for name in model.weights} | adapter.weights
+    arrays = {name: in_file(model, name) for name in model.weights} | adapter.weights
     leaves = {name: to_torch(array, dtype) for name, array in arrays.items()}
     return leaves, list(adapter.weights)
 
 
 def run_model(case: Case, leaves: Tensors, given: Tensors, dtype: torch.dtype) -> Step:
     """A forward that autograd can go back through."""
-    turns = angles(case.attributes["config"], given["input_ids"].shape[1])
-    cos, sin = (torch.from_numpy(f(turns)).to(dtype) for f in (np.cos, np.sin))
+    whole, local = model_tables(config_of(case.attributes["config"]), given["input_ids"].shape[1])
+    cos, sin = (torch.from_numpy(table).to(dtype) for table in whole)
     step = Step(case, cos, sin)
+    if local:
+        first, second = (torch.from_numpy(table).to(dtype) for table in local)
+        step.local = first, second
     step.model(leaves, given["input_ids"], given["labels"])
     return step
 

@@ -18,7 +18,6 @@ from mesp_ref.registry import OpCase, OpSpec
 from mesp_ref.train.ranks import ALONE, Ranks
 
 COMPANIONS = ("README.md", "manifest.schema.json")
-WRONG = ("block/usual", "e2e/tied")  # the models that neg/ holds wrong answers to
 
 
 def model_cases(root: Path) -> Iterator[Made]:
@@ -79,8 +78,7 @@ def build(
             put(case, vectors)
         for made in model_cases(root):
             log(made.case.name)
-            answers = wrong_models(made) if made.case.name in WRONG else ()
-            put(made.case, made.vectors, answers)
+            put(made.case, made.vectors, wrong_models(made))
         for name in COMPANIONS:
             shutil.copyfile(SHIPPED / name, root / name)
         write_manifest(root, cases, wrong)

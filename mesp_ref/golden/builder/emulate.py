@@ -21,10 +21,10 @@ class Rounded(Plain):
     dtype = np.float32
 
     def __init__(self, setting: Setting, unit: float, rng: np.random.Generator):
-        super().__init__(setting)
         self.unit, self.rng = unit, rng
         cos, sin = self.rounded(setting.cos), self.rounded(setting.sin)
-        self.set = setting._replace(cos=cos, sin=sin)
+        local = setting.local and (self.rounded(setting.local[0]), self.rounded(setting.local[1]))
+        super().__init__(setting._replace(cos=cos, sin=sin, local=local))
 
     def rounded(self, value: Array) -> Array:
         moved = value * (1 + self.unit * self.rng.uniform(-1, 1, value.shape))

@@ -1,32 +1,34 @@
 """Block cases and whole models: float64 values of the engine, held against a second writing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mesp_ref.api import trace
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.block import block, block_bwd
-from mesp_ref.engine.config import PROJECTIONS, Qwen2Config
+from mesp_ref.engine.config import FAMILIES, FULL, PROJECTIONS, SLIDING, Qwen2Config
 from mesp_ref.engine.init import adapter_shapes
 from mesp_ref.engine.layer import Layer
 from mesp_ref.engine.model import Model
-from mesp_ref.files.checkpoint import save_checkpoint
+from mesp_ref.engine.positions import first_keys
+from mesp_ref.files.checkpoint import is_gain, save_checkpoint
 from mesp_ref.files.config import config_fields
 from mesp_ref.files.peft import save_adapter
 from mesp_ref.golden.builder.draw import generator, representable, stored
 from mesp_ref.golden.builder.emulate import gates
 from mesp_ref.golden.plain import Arrays, Plain, Setting
 from mesp_ref.golden.simulate import block as again
-from mesp_ref.golden.simulate import cast, layer_weights, step
+from mesp_ref.golden.simulate import cast, layer_weights, setting_of, step, whole_setting
 from mesp_ref.golden.suite import DTYPES, Case, Tensor, Vectors
-from mesp_ref.ops import IGNORED, Array, rope_tables
+from mesp_ref.ops import IGNORED, Array, RopeScaling, rope_tables
 
 SOURCE = (
-    "mesp_ref in float64, held against a second writing at build time and against torch float64 "
-    "and complex step in the tests"
+    "mesp_ref in float64, held against a second writing at build time and against torch float64, "
+    "transformers with PEFT and complex step in the tests"
 )
 AGREE = 1e-12  # of a tensor's largest entry; measured: 4e-15
 LAYER = "model.layers.0."
@@ -50,8 +52,13 @@ class Shape(NamedTuple):
     vocabulary: int = 21
     labels: int = 12  # token ids below this
     unequal: bool = False  # most labels of the first sequence are ignored
+    family: str = "qwen2"
+    more: Mapping[str, Any] = MappingProxyType({})  # what else the config says
 
 
+LLAMA3 = RopeScaling(8.0, 40, 1.0, 4.0)  # of three pairs one is kept, one stretched, one between
+SLIDES = {"layer_types": (SLIDING,), "sliding_window": 3}
+GEMMA = {"attention_scale": 1 / 3, "rope_local_base_freq": 100.0}  # query_pre_attn_scalar is 9
 BLOCKS = (
     Shape("usual", "H = 4 on G = 2, batch of two"),
     Shape("every_head_its_own", "H = G = 3", heads=3, groups=3, n=1),
@@ -62,7 +69,13 @@ BLOCKS = (
         "head_dim = hidden/heads = 24/4, as engines that derive it",
         hidden=24,
     ),
-)
+    Shape("qwen3", "Qwen3: q and k are normalised head by head before RoPE, no biases", family="qwen3"),
+    Shape("llama", "Llama: no biases, head_dim = hidden/heads", hidden=24, family="llama"),
+    Shape("gemma3", "Gemma 3, a layer that sees all: gains 1 + w, norms behind the halves, GELU, scores "
+          "times query_pre_attn_scalar^−½", family="gemma3_text", more=GEMMA),
+    Shape("gemma3_window", "Gemma 3, a layer with a window of 3 keys; T = 7, G = 1", t=7, groups=1,
+          family="gemma3_text", more=GEMMA | SLIDES),
+)  # fmt: skip
 MODELS = (
     Shape("tied", "two blocks, tied head, ignored labels, repeated tokens, a label 0",
           t=7, layers=2),
@@ -70,18 +83,26 @@ MODELS = (
           n=1, layers=2, groups=1, tied=False),
     Shape("unequal", "head_dim = hidden/heads, unequal label counts, labels across the vocabulary",
           n=3, t=7, layers=2, hidden=24, vocabulary=37, labels=37, unequal=True),
+    Shape("qwen3", "Qwen3: two blocks with norms of q and k, tied head", t=7, layers=2, family="qwen3"),
+    Shape("llama", "Llama: two blocks, head of its own, RoPE scaled as Llama 3 does", t=7, layers=2,
+          hidden=24, tied=False, family="llama", more={"rope_scaling": LLAMA3}),
+    Shape("gemma3", "Gemma 3: a layer with a window of 3 and RoPE of its own, one that sees all with "
+          "RoPE scaled linearly; the embedding times √C, tied head", t=7, layers=2, family="gemma3_text",
+          more=GEMMA | {"layer_types": (SLIDING, FULL), "sliding_window": 3, "rope_theta": 1000.0,
+                        "rope_scaling": RopeScaling(4.0)}),
 )  # fmt: skip
 
 
 def config_of(shape: Shape) -> Qwen2Config:
     """All axis lengths different; an eps and angles that matter."""
-    return Qwen2Config(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=20,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.groups, head_dim=shape.head_dim,
-        rms_norm_eps=0.03125, rope_theta=100.0, max_position_embeddings=64,
-        tie_word_embeddings=shape.tied,
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": shape.vocabulary, "hidden_size": shape.hidden, "intermediate_size": 20,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.groups, "head_dim": shape.head_dim, "rms_norm_eps": 0.03125,
+        "rope_theta": 100.0, "max_position_embeddings": 64, "tie_word_embeddings": shape.tied,
+        "traits": FAMILIES[shape.family],
+    }  # fmt: skip
+    return Qwen2Config(**sizes | dict(shape.more))
 
 
 def draw_model(shape: Shape, rng: np.random.Generator) -> tuple[Model, Adapter]:
@@ -89,6 +110,9 @@ def draw_model(shape: Shape, rng: np.random.Generator) -> tuple[Model, Adapter]:
     config, arrays = config_of(shape), Arrays()
     for name, size in config.weight_shapes().items():
         noise = rng.standard_normal(size)
+        if is_gain(name, config):  # what the file holds must be representable
+            arrays[name] = config.traits.gain + representable(0.3 * noise)
+            continue
         if name.endswith("norm.weight"):
             array = 1 + 0.3 * noise
         elif name.endswith(".bias"):
@@ -100,15 +124,6 @@ def draw_model(shape: Shape, rng: np.random.Generator) -> tuple[Model, Adapter]:
     for name, size in adapter_shapes(config, shape.rank, PROJECTIONS).items():
         adapter.weights[name] = representable(0.8 * rng.standard_normal(size) * size[1] ** -0.5)
     return Model(config, arrays), adapter
-
-
-def setting_of(model: Model, adapter: Adapter, cos: Array, sin: Array) -> Setting:
-    """What Plain needs to know of a model."""
-    c = model.config
-    return Setting(
-        c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.rms_norm_eps,
-        adapter.rank, adapter.alpha, cos, sin,
-    )  # fmt: skip
 
 
 class Made(NamedTuple):
@@ -152,7 +167,8 @@ def make_block(shape: Shape) -> Made:
     def tap(name: str, value: Array) -> None:
         want["y" if name == LAYER[:-1] else name.removeprefix(LAYER)] = value
 
-    layer = Layer(0, model.config, model.weights, adapter, cos, sin)
+    first = first_keys(model.config, model.config.layer_type(0), 0, shape.t, None)
+    layer = Layer(0, model.config, model.weights, adapter, cos, sin, first)
     _, res = block(x, layer._replace(tap=tap))
     dx, grads = block_bwd(dy, res, layer._replace(tap=tap), params=True)
     del want["grad"]  # the cotangent itself
@@ -163,7 +179,7 @@ def make_block(shape: Shape) -> Made:
         return again(plain, cast(given, plain.dtype))
 
     inputs = {name: stored(a) for name, a in (given | {"cos": cos, "sin": sin}).items()}
-    setting = setting_of(model, adapter, cos, sin)
+    setting = setting_of(model.config, adapter.rank, adapter.alpha, cos, sin)
     return _made("block", shape, model, want, inputs, setting, run, rng)
 
 
@@ -219,6 +235,5 @@ def make_model(shape: Shape, root: Path) -> Made:
         return step(plain, model, adapter, ids, labels)
 
     inputs = {"input_ids": stored(ids), "labels": stored(labels)}
-    cos, sin = rope_tables(0, shape.t, shape.head_dim, 100.0, np.dtype(np.float64))
-    setting = setting_of(model, adapter, cos, sin)
+    setting = whole_setting(model.config, adapter.rank, adapter.alpha, shape.t)
     return _made("e2e", shape, model, want, inputs, setting, run, rng)

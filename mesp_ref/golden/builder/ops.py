@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from mesp_ref.golden.builder.draw import generator, representable, representable_args, stored
+from mesp_ref.golden.rows import ROWS
 from mesp_ref.golden.suite import Case, Tensor, Vectors
 from mesp_ref.ops import Array
-from mesp_ref.registry import OPS, Args, Golden, OpCase, OpSpec
+from mesp_ref.registry import Args, Golden, OpCase, OpSpec
 from mesp_ref.verify.balls import WIDTHS, enclose, rounded
 
 CERTIFIED = (
@@ -85,7 +86,7 @@ def _role(spec: OpSpec, name: str) -> str:
 
 
 def op_cases() -> Iterator[tuple[OpSpec, OpCase]]:
-    """Every op case of the registry; `make_op` takes seconds for one: arbitrary precision is slow."""
-    for spec in OPS.values():
+    """Every op case of the rows; `make_op` takes seconds for one: arbitrary precision is slow."""
+    for spec in ROWS.values():
         for case in spec.golden.cases if spec.golden else ():
             yield spec, case

@@ -24,6 +24,11 @@ CONVENTIONS = {
     "rope": "half-split: element i turns with element i + D/2; angle t·theta^(−2i/D)",
     "attention": "scores q·k/√D; causal, aligned at the bottom right; query head h reads "
     "key/value head h // (H/G)",
+    "masked_attention": "query i sees keys j ≤ i with i − j < window and i − j ≤ positions[i]; "
+    "positions count from 0 in each document; scale takes the place of 1/√D",
+    "fused": "y of qkv_lora is q, k and v, of add_norm norm(x + f) and x + f, side by side in the "
+    "last axis",
+    "gemma3_text": "a norm's gain is 1 + weight; its names and sizes stand in config",
     "swiglu": "silu(gate) ⊙ up",
     "geglu": "gelu(gate) ⊙ up, gelu(x) = x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))",
     "loss": "mean cross entropy over labels ≠ −100; in e2e labels are shifted inside: "

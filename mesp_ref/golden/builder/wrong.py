@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from mesp_ref.golden.builder.models import Made
-from mesp_ref.golden.mistakes import OF_BLOCKS, OF_LOSSES, title
+from mesp_ref.golden.mistakes import OF_BLOCKS, OF_CASES, OF_LOSSES, of_case, title
 from mesp_ref.golden.plain import Arrays, Plain
 from mesp_ref.golden.simulate import simulator
 from mesp_ref.golden.suite import Case, Tensor, Vectors, Wrong
 from mesp_ref.ops import Array
+
+WRONG = ("block/usual", "e2e/tied")  # the models that have the mistakes of all families
 
 
 def refused(wrong: Arrays, case: Case, vectors: Vectors) -> tuple[str, ...]:
@@ -36,9 +38,11 @@ def _answer(
 
 def wrong_models(made: Made) -> Iterator[tuple[Wrong, Arrays]]:
     """Loss or outputs and LoRA gradients of a block or model for every mistake that shows there."""
-    results = [tensor.name for tensor in made.case.tensors if tensor.role == "result"]
-    losses = OF_LOSSES if made.case.kind == "e2e" else {}
-    for slug, mistake in (OF_BLOCKS | losses).items():
+    results, case = [t.name for t in made.case.tensors if t.role == "result"], made.case
+    mistakes = of_case(case.name, case.kind, case.attributes, made.vectors.inputs)
+    if case.name in WRONG:
+        mistakes |= OF_BLOCKS | (OF_LOSSES if case.kind == "e2e" else {})
+    for slug, mistake in mistakes.items():
         trace = made.run(mistake(made.setting))
         arrays = {name: trace[name] for name in results}
         name = f"neg/{made.case.name}/{slug}"
@@ -58,13 +62,17 @@ OF_OPS = (
 
 def wrong_op(case: Case, vectors: Vectors) -> Iterator[tuple[Wrong, Arrays]]:
     """Output and gradients of an op for every mistake that changes them."""
-    run = simulator(case, vectors.inputs, Path()) if case.name in OF_OPS else None
+    chosen = case.name in OF_OPS or case.name in OF_CASES
+    run = simulator(case, vectors.inputs, Path()) if chosen else None
     if run is None:
         return
     if refused(run(Plain), case, vectors):
         raise ArithmeticError(f"{case.name}: two writings differ")
     results = [tensor.name for tensor in case.tensors if tensor.role == "result"]
-    for slug, mistake in (OF_BLOCKS | OF_LOSSES).items():
+    mistakes = of_case(case.name, case.kind, case.attributes, vectors.inputs)
+    if case.name in OF_OPS:
+        mistakes |= OF_BLOCKS | OF_LOSSES
+    for slug, mistake in mistakes.items():
         found = run(mistake)
         arrays = {name: found[name] for name in results}
         if refused(arrays, case, vectors):

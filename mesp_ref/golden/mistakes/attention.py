@@ -13,7 +13,7 @@ TILES = (2, 3, 4, 8, 16, 32, 64, 128)
 
 
 class _Rebuilt(Plain):
-    bias, turn, branch = True, True, True
+    bias, turn, branch, normed = True, True, True, True
 
     def rebuilt_qkv(self, w: Weights, res: Arrays) -> tuple[Array, ...]:
         def rebuilt(letter: str) -> Array:
@@ -25,6 +25,8 @@ class _Rebuilt(Plain):
             if self.bias and f"{part}.bias" in w:
                 y = y + w[f"{part}.bias"]
             y = self.heads(y)
+            if self.normed and self.set.head_norms and letter != "v":
+                y = self.norm(y, self.gain(w[f"self_attn.{letter}_norm.weight"]))
             return self.rotate(y) if self.turn and letter != "v" else y
 
         return rebuilt("q"), rebuilt("k"), rebuilt("v")
@@ -46,6 +48,12 @@ class RebuiltWithoutLora(_Rebuilt):
     """q, k and v are recomputed in the backward without their LoRA branch"""
 
     branch = False
+
+
+class RebuiltWithoutNorm(_Rebuilt):
+    """q and k are recomputed in the backward without their norms"""
+
+    normed = False
 
 
 class OnDevice(_Rebuilt):
@@ -274,8 +282,8 @@ SOFTMAX = (
 
 
 def mask(sentence: str, hidden: Callable[[int, int], Array]) -> type[Plain]:
-    """visible(tq, tk) in place of the causal mask."""
-    return variant(sentence, visible=lambda self, tq, tk: hidden(tq, tk))
+    """hidden(tq, tk) in place of the causal mask."""
+    return variant(sentence, causal=lambda self, tq, tk: hidden(tq, tk))
 
 
 def tri(tq: int, tk: int, shift: int = 0) -> Array:
@@ -289,7 +297,7 @@ def window(width: int) -> Callable[[int, int], Array]:
 class NoMask(Plain):
     """attention without the causal mask"""
 
-    def visible(self, tq: int, tk: int) -> Array:
+    def causal(self, tq: int, tk: int) -> Array:
         return np.ones((tq, tk), bool)
 
 
@@ -338,7 +346,7 @@ def sizes(plain: Plain) -> tuple[int, int, int]:
 
 
 def right_scale(plain: Plain) -> float:
-    return plain.set.head_dim**-0.5
+    return Plain.score_scale(plain)
 
 
 def temperature(factor: float) -> Callable[[Plain], float]:
@@ -372,7 +380,9 @@ SCALES = (
     ),
     *(scale(f"scores with a temperature: their scale × {f:g}", temperature(f)) for f in (0.5, 2.0)),
     scale(
-        "the scale 1/√D is applied twice in the backward", right_scale, lambda p: 1 / sizes(p)[0]
+        "the scale 1/√D is applied twice in the backward",
+        right_scale,
+        lambda p: right_scale(p) ** 2,
     ),
     scale("scores unscaled in the forward, scaled in the backward", lambda p: 1.0, right_scale),
     scale(
@@ -398,7 +408,7 @@ def partly(sentence: str, change: Callable[..., tuple[Array, ...]]) -> type[Plai
 
 
 def back_scale(plain: Plain) -> float:
-    return plain.set.head_dim**0.5
+    return 1 / right_scale(plain)
 
 
 PARTLY = (
@@ -461,6 +471,7 @@ KNOWN: tuple[type[Plain], ...] = (
     RebuiltWithoutRope,
     RebuiltWithoutBias,
     RebuiltWithoutLora,
+    RebuiltWithoutNorm,
     OnDevice,
     TiledHeads,
     TiledHeadsBackward,

@@ -1,4 +1,4 @@
-"""Mistakes of SwiGLU."""
+"""Mistakes of SwiGLU, and of GEGLU."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mesp_ref.golden.mistakes.variant import variant
-from mesp_ref.golden.plain import Plain
+from mesp_ref.golden.plain import Plain, gelu_argument
 from mesp_ref.ops import Array
 
 Function = Callable[[Array], Array]
@@ -20,14 +20,14 @@ def sigmoid(x: Array) -> Array:
 class SiluSigmoidOnly(Plain):
     """SiLU's derivative taken as σ alone, without gate·σ·(1 − σ)"""
 
-    def silu_slope(self, gate: Array) -> Array:
+    def activation_slope(self, gate: Array) -> Array:
         return sigmoid(gate)
 
 
 class SiluAsSigmoid(Plain):
     """SiLU's derivative taken as that of the sigmoid, σ·(1 − σ)"""
 
-    def silu_slope(self, gate: Array) -> Array:
+    def activation_slope(self, gate: Array) -> Array:
         return np.exp(-gate) / (1 + np.exp(-gate)) ** 2
 
 
@@ -71,7 +71,7 @@ class UpWithoutSilu(Plain):
 def slope(sentence: str, function: Callable[[Array, Array], Array]) -> type[Plain]:
     """function(gate, σ) in place of silu's derivative."""
     return variant(
-        f"SiLU's derivative {sentence}", silu_slope=lambda self, g: function(g, sigmoid(g))
+        f"SiLU's derivative {sentence}", activation_slope=lambda self, g: function(g, sigmoid(g))
     )
 
 
@@ -150,18 +150,20 @@ ACTIVATIONS: tuple[tuple[str, Function, Function], ...] = (
 )
 
 
-def activation(name: str, f: Function, slope_of: Function, which: str) -> type[Plain]:
+def activation(
+    name: str, f: Function, slope_of: Function, which: str, right: str = "SiLU"
+) -> type[Plain]:
     """Another activation, everywhere or on one way."""
     steps: dict[str, Callable[..., Any]] = {}
     if which != "in the backward":
-        steps["silu"] = lambda self, g: f(g)
+        steps["activation"] = lambda self, g: f(g)
     if which != "in the forward":
-        steps["silu_slope"] = lambda self, g: slope_of(g)
+        steps["activation_slope"] = lambda self, g: slope_of(g)
     if which == "in the forward":  # the backward is the right one
         steps = {"swiglu": lambda self, g, u: (f(g), f(g) * u)}
     if which == "in the backward":
         steps["swiglu_bwd"] = lambda self, dz, g, u: (dz * u * slope_of(g), dz * f(g))
-    return variant(f"{name} in place of SiLU, {which}", Plain, **steps)
+    return variant(f"{name} in place of {right}, {which}", Plain, **steps)
 
 
 def backward(
@@ -215,19 +217,100 @@ BACKWARDS = (
     backward("up treated as a constant: dup is 0", None, lambda dz, g, u, s: 0 * g),
 )
 
+WAYS = ("forward and backward", "in the forward", "in the backward")
+COMMON = (SwappedGateUp, SwappedGateUpWhole, SwappedGateUpForward, ExchangedGradients)
 KNOWN: tuple[type[Plain], ...] = (
     SiluSigmoidOnly,
     SiluAsSigmoid,
-    SwappedGateUp,
-    SwappedGateUpWhole,
-    SwappedGateUpForward,
-    ExchangedGradients,
+    *COMMON,
     UpWithoutSilu,
     *SLOPES,
     *BACKWARDS,
-    *(
-        activation(*row, which)
-        for row in ACTIVATIONS
-        for which in ("forward and backward", "in the forward", "in the backward")
-    ),
+    *(activation(*row, which) for row in ACTIVATIONS for which in WAYS),
 )
+
+
+def silu(x: Array) -> Array:
+    return x * sigmoid(x)
+
+
+# GELU in its tanh form: what it is taken for, and what its derivative is
+OTHERS = (("SiLU", silu, along(silu)), *ACTIVATIONS[1:])
+
+
+def without_cubic(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * x))
+
+
+CUBIC = ("GELU without its cubic term", without_cubic, along(without_cubic))
+
+
+def gelu_slope(sentence: str, function: Callable[[Array, Array], Array]) -> type[Plain]:
+    """function(gate, tanh u) in place of GELU's derivative; dup stays right."""
+    return variant(
+        f"GELU's derivative {sentence}",
+        activation_slope=lambda self, g: function(g, np.tanh(gelu_argument(g))),
+    )
+
+
+ROOT = (2 / np.pi) ** 0.5
+GELU: tuple[type[Plain], ...] = (
+    *COMMON,
+    gelu_slope("without its second term: (1 + tanh u)/2 alone", lambda g, t: (1 + t) / 2),
+    gelu_slope(
+        "without its first term", lambda g, t: g / 2 * (1 - t * t) * ROOT * (1 + 0.134145 * g * g)
+    ),
+    gelu_slope(
+        "with u′ = √(2/π): the cubic's derivative is missing",
+        lambda g, t: (1 + t) / 2 + g / 2 * (1 - t * t) * ROOT,
+    ),
+    gelu_slope(
+        "with 0.044715·gate² for 3·0.044715·gate²",
+        lambda g, t: (1 + t) / 2 + g / 2 * (1 - t * t) * ROOT * (1 + 0.044715 * g * g),
+    ),
+    gelu_slope(
+        "with 1 − tanh u for 1 − tanh² u",
+        lambda g, t: (1 + t) / 2 + g / 2 * (1 - t) * ROOT * (1 + 0.134145 * g * g),
+    ),
+    gelu_slope("taken as 1: the gate passed straight through", lambda g, t: 1 + 0 * g),
+    *(
+        variant(
+            f"GELU's derivative taken from {name}", activation_slope=lambda self, g, d=d: d(g)
+        )
+        for name, _, d in OTHERS
+    ),
+    *(
+        activation(*row, which, "GELU (its tanh form)")
+        for row in (*OTHERS, CUBIC)
+        for which in WAYS
+    ),
+    variant(
+        "dup formed with gate instead of gelu(gate)",
+        swiglu_bwd=lambda self, dz, g, u: (Plain.swiglu_bwd(self, dz, g, u)[0], dz * g),
+    ),
+    variant(
+        "dgate without up: the factor up is missing",
+        swiglu_bwd=lambda self, dz, g, u: (
+            dz * self.activation_slope(g),
+            Plain.swiglu_bwd(self, dz, g, u)[1],
+        ),
+    ),
+    *(
+        variant(
+            sentence,
+            swiglu_bwd=lambda self, dz, g, u, a=a, b=b: tuple(
+                f * d for f, d in zip((a, b), Plain.swiglu_bwd(self, dz, g, u), strict=True)
+            ),
+        )
+        for sentence, a, b in (
+            ("gelu treated as a constant: dgate is 0", 0, 1),
+            ("up treated as a constant: dup is 0", 1, 0),
+            ("GEGLU's backward returns zeros", 0, 0),
+        )
+    ),
+)  # fmt: skip
+
+
+def of(gelu: bool) -> tuple[type[Plain], ...]:
+    """Those of SwiGLU, or of GEGLU."""
+    return GELU if gelu else KNOWN

@@ -95,6 +95,13 @@ class NoGain(Plain):
         return super().norm_bwd(dy, x, np.ones_like(w))
 
 
+class NoGainAtAll(NoGain):
+    """RMSNorm without its weight, forward and backward: dw is 0"""
+
+    def norm_params(self, dy: Array, x: Array, w: Array) -> Array:
+        return 0 * w
+
+
 class NoGainForward(Plain):
     """RMSNorm's forward without its weight"""
 
@@ -353,6 +360,7 @@ KNOWN: tuple[type[Plain], ...] = (
     LayerNorm,
     OnePlusWeight,
     NoGain,
+    NoGainAtAll,
     NoGainForward,
     *BACKWARDS,
     *PARAMS,

@@ -1,6 +1,7 @@
 """Mistakes of embeddings, of weights in few bits, of optimisers and of a block's paths."""
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -501,14 +502,26 @@ def joined(sentence: str, where: str, f: Callable[[Array, Array], Array], g: flo
     return variant(sentence, join=join, add=add)
 
 
-def skipped_norm(part: str) -> type[Plain]:
+def skipped(sentence: str, parts: tuple[str, ...], has_dw: bool = False) -> type[Plain]:
+    """No norm at some parts; its weight has no gradient, or the right one."""
+
     def norm(self: Plain, x: Array, w: Array) -> Array:
-        return x if self.at == part else Plain.norm(self, x, w)
+        return x if self.at in parts else Plain.norm(self, x, w)
 
     def norm_bwd(self: Plain, dy: Array, x: Array, w: Array) -> Array:
-        return dy if self.at == part else Plain.norm_bwd(self, dy, x, w)
+        return dy if self.at in parts else Plain.norm_bwd(self, dy, x, w)
 
-    return variant(f"the norm {part} is skipped", norm=norm, norm_bwd=norm_bwd)
+    def norm_params(self: Plain, dy: Array, x: Array, w: Array) -> Array:
+        dw = Plain.norm_params(self, dy, x, w)
+        return 0 * dw if self.at in parts and not has_dw else dw
+
+    return variant(sentence, norm=norm, norm_bwd=norm_bwd, norm_params=norm_params)
+
+
+def skipped_norm(*parts: str, text: str = "") -> list[type[Plain]]:
+    """A norm, or several, that a backend does not have."""
+    sentence = text or f"the norm {parts[0]} is skipped"
+    return [skipped(sentence, parts), skipped(sentence, parts, True)]
 
 
 class PostNorm(Plain):
@@ -532,9 +545,9 @@ class Parallel(Plain):
     """the MLP reads the block's input in parallel to the attention, not its output"""
 
     def norm_at(self, w: Weights, part: str, x: Array) -> Array:
-        if part == "input_layernorm":
+        if part == self.set.norms[0][0]:
             self.entered = x
-        return super().norm_at(w, part, self.entered if part.startswith("post") else x)
+        return super().norm_at(w, part, self.entered if part == self.set.norms[1][0] else x)
 
     def block(self, w: Weights, x: Array) -> tuple[Array, Arrays]:
         y, res = super().block(w, x)
@@ -637,7 +650,6 @@ BLOCK: tuple[type[Plain], ...] = (
         "the residual around the MLP is added twice in the backward",
         add=lambda self, what, a, b: a + 2 * b if what == "residual around the MLP" else a + b,
     ),
-    *(skipped_norm(part) for part in ("input_layernorm", "post_attention_layernorm", "model.norm")),
     dead("the attention's backward returns zeros: no gradient goes through it", ATTENTION),
     dead("the MLP's backward returns zeros: no gradient goes through it", MLP),
     into(
@@ -658,6 +670,11 @@ BLOCK: tuple[type[Plain], ...] = (
     adapted(
         "LoRA is missing on all but q and v: adapters on q and v only",
         ("self_attn.k_proj", *ATTENTION[3:], *MLP),
+    ),
+    *(
+        adapted(f"LoRA is missing on {' and '.join(p.split('.')[1] for p in pair)}", pair)
+        for parts in (ATTENTION, MLP)
+        for pair in combinations(parts, 2)
     ),
     *(
         adapted(f"LoRA is missing on {part.split('.')[1]}: no adapter there", (part,))
@@ -685,5 +702,5 @@ TIED: tuple[type[Plain], ...] = (
         "the tied table's gradient lacks the embedding's part",
         add=lambda self, what, a, b: b if what == "head" else Plain.add(self, what, a, b),
     ),
-    skipped_norm("model.norm"),
+    *skipped_norm("model.norm"),
 )

@@ -78,7 +78,8 @@ def tables(sentence: str, change: Tables) -> type[Plain]:
 
     def init(self: Plain, setting: Setting) -> None:
         cos, sin = change(setting.cos, setting.sin)
-        Plain.__init__(self, setting._replace(cos=cos, sin=sin))
+        local = setting.local and change(*setting.local)
+        Plain.__init__(self, setting._replace(cos=cos, sin=sin, local=local))
 
     return variant(sentence, __init__=init)
 

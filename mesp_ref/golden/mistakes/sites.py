@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.golden.mistakes import lora, norm, rope
 from mesp_ref.golden.plain import Plain
 
 PROJECTIONS = tuple(f"self_attn.{c}_proj" for c in "qkvo") + tuple(
     f"mlp.{c}_proj" for c in ("gate", "up", "down")
 )
-NORMS = ("input_layernorm", "post_attention_layernorm", "model.norm")
 ROTATIONS = ("self_attn.q_rope", "self_attn.k_rope")
 
 
@@ -35,7 +35,13 @@ def only(mistake: type[Plain], sites: tuple[str, ...], layer: int | None = None)
     return type("Only", (mistake,), {"__doc__": text, "__module__": __name__, **made})
 
 
-def at_one_site(kind: str) -> list[type[Plain]]:
+def norms_of(config: Qwen2Config) -> tuple[str, ...]:
+    """The norms of a block, in order."""
+    heads = ("self_attn.q_norm", "self_attn.k_norm") if config.traits.head_norms else ()
+    return (*(name for pair in config.traits.norms for name in pair if name), *heads)
+
+
+def at_one_site(kind: str, config: Qwen2Config) -> list[type[Plain]]:
     """Mistakes of layers, norms and rotations, each at each of its places."""
     turned = [m for m in rope.KNOWN if "__init__" not in vars(m)]
     rows: tuple[type[Plain], ...] = (
@@ -53,6 +59,6 @@ def at_one_site(kind: str) -> list[type[Plain]]:
     )
     rows += tuple(lora.of_rows(w, mask, "") for w, mask in lora.ROWS[:6])
     found = [only(m, (site,)) for m in rows for site in PROJECTIONS]
-    norms = NORMS if kind == "e2e" else NORMS[:2]
+    norms = (*norms_of(config), *(("model.norm",) if kind == "e2e" else ()))
     found += [only(m, (site,)) for m in norm.KNOWN for site in norms]
     return found + [only(m, (site,)) for m in turned for site in ROTATIONS]
