@@ -39,7 +39,8 @@ def _without_its_init(name: str) -> None:
 
 os.environ.setdefault("UNSLOTH_IS_PRESENT", "1")  # unsloth_zoo asks for it
 os.environ.setdefault("UNSLOTH_ALLOW_CPU", "1")
-os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth"))
+COMPILED = tempfile.TemporaryDirectory(prefix="unsloth")  # else a folder where the user stands
+os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", COMPILED.name)
 with contextlib.redirect_stdout(io.StringIO()):  # its greeting
     import unsloth_zoo  # noqa: F401
 
