@@ -46,7 +46,6 @@ a framework or kernels that you have installed. What each covers: docs/scoreboar
 examples:
   mesp-ref golden run engine --out outputs --only 'ops/*'
   mesp-ref golden run torch --out torch_outputs --only 'ops/*' --dtype bfloat16
-  mesp-ref golden run liger --out liger_outputs && mesp-ref golden check liger_outputs --present
 """
 _BUILD = """\
 Build the suite anew from the equations (a minute or two; needs mpmath and python-flint).
