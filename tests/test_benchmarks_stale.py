@@ -1,13 +1,11 @@
 """Stored pictures and numbers of docs/benchmarks against what today's code draws and predicts."""
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mesp_ref.engine.config import PROJECTIONS
@@ -20,15 +18,13 @@ sys.path.append(str(ROOT / "benchmarks"))
 common = pytest.importorskip("common")
 length = pytest.importorskip("length")
 pictures = pytest.importorskip("pictures")
+stored = pytest.importorskip("stored")
 zeroth_order_page = pytest.importorskip("zeroth_order_page")
 zeroth_order_pictures = pytest.importorskip("zeroth_order_pictures")
 from zeroth_order_page import load  # noqa: E402
 
 # Measured, and drawn before pictures held what they show; whoever measures again draws them so.
-OLDER = {
-    "frameworks-1024", "frameworks-256", "frameworks-process", "papers-memory", "papers-ratios",
-    "papers-waterfall", "scaling-memory", "scaling-time",
-}  # fmt: skip
+OLDER = {"frameworks-1024", "frameworks-256", "frameworks-process"}
 
 
 def shown(path: Path) -> list[dict[str, Any]] | None:
@@ -59,7 +55,7 @@ def test_every_picture_holds_what_it_shows() -> None:
 
 
 def test_the_picture_of_predictions_is_todays() -> None:
-    """Its lines at the shortest length, and one's at another; `pytest -m slow` compares all of it.
+    """Its lines at the shortest length; `pytest -m slow` compares all of it.
 
     Redraw with `python benchmarks/length.py report`.
     """
@@ -68,9 +64,8 @@ def test_the_picture_of_predictions_is_todays() -> None:
     lines = {label: dict(zip(x, y, strict=True)) for label, x, y in panels[0]["lines"]}
     for method, disk in length.WAYS:
         drawn = lines[f"{method}, file" if disk else method]
-        for tokens in ("256", "1024") if method == "mesp" else ("256",):
-            shapes = Shapes(SHAPES[length.SHAPE], 1, int(tokens), length.RANK, disk=disk)
-            assert drawn[tokens] == f"{peak(method, shapes).total / 1e6:.5g}"
+        shapes = Shapes(SHAPES[length.SHAPE], 1, 256, length.RANK, disk=disk)
+        assert drawn["256"] == f"{peak(method, shapes).total / 1e6:.5g}"
 
 
 @pytest.mark.slow
@@ -89,6 +84,27 @@ def test_pictures_of_measurements_are_of_their_stored_data(monkeypatch: pytest.M
     assert len(found) == 5
     for name, panels in found.items():
         assert shown(FOLDER / name) == panels, name
+
+
+def test_pictures_of_pages_say_what_their_tables_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redraw with `python benchmarks/stored.py`."""
+    found = redrawn(lambda: stored.draw(FOLDER), monkeypatch)
+    assert len(found) == 5
+    for name, panels in found.items():
+        assert shown(FOLDER / name) == panels, name
+
+
+def test_a_number_on_a_page_is_in_its_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that changes makes the stored picture stale."""
+    for name in ("papers.md", "scaling.md"):
+        text = (FOLDER / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace("| 60.41 ", "| 61.41 "), encoding="utf-8")
+    for name in ("draw_ratios", "draw_waterfall", "draw_curves"):
+        monkeypatch.setattr(stored, name, lambda *given: None)
+    found = redrawn(lambda: stored.draw(tmp_path), monkeypatch)
+    assert found["papers-memory.png"] != shown(FOLDER / "papers-memory.png")
 
 
 def test_a_stale_picture_is_found(tmp_path: Path) -> None:
@@ -123,42 +139,18 @@ def megabytes(method: str, **changed: int) -> float:
     return peak(name, shapes).total / 1e6
 
 
-def peaks_in(page: str, heading: str) -> dict[str, dict[str, float]]:
-    """Peaks of a page's table under a heading, by method and by the column's name."""
-    text = (FOLDER / page).read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2]
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    _, *columns = (cell.strip() for cell in lines[0].strip("|").split("|"))
-    found = {}
-    for line in lines[2:]:
-        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-        if not name.startswith("`"):
-            break
-        numbers = [re.match(r"\*?([\d.]+)", cell) for cell in cells]
-        found[name.strip("`")] = {
-            column: float(number[1])
-            for column, number in zip(columns, numbers, strict=True)
-            if number
-        }
-    return found
-
-
 @pytest.mark.parametrize(
     ("page", "heading", "size", "columns"),
     [
-        ("papers.md", "Table 1: three shapes", "", ["0.5B"]),
-        ("scaling.md", "Rank", "rank", ["8", "128"]),
+        ("papers.md", "peak MB (÷ MeBP), shape", "", ["0.5B"]),
+        ("scaling.md", "peak MB, rank", "rank", ["128"]),
     ],
 )
 def test_stored_peaks_are_todays(page: str, heading: str, size: str, columns: list[str]) -> None:
     """Measured, they lie at most 0.21 MB above the closed form, as papers.md says."""
-    found = peaks_in(page, heading)
-    assert len(found) >= 6
-    for method in ("mebp", "mesp", "mesp_tiled", "mezo", "mesp_tiled, disk"):
+    table = next(table for table in stored.tables(FOLDER / page) if table.head == heading)
+    assert len(table.rows) >= 6
+    for method in ("mebp", "mesp_tiled", "mesp_tiled, disk"):
         for column in columns:
             today = megabytes(method, **({size: int(column)} if size else {}))
-            assert -0.01 <= found[method][column] - today <= 0.22, (method, column)
-
-
-def test_a_stale_number_is_found() -> None:
-    assert abs(peaks_in("papers.md", "Table 1: three shapes")["mebp"]["0.5B"] - 72.5) > 0.22
-    assert np.isfinite(megabytes("mesp"))
+            assert -0.01 <= table.numbers(method)[column] - today <= 0.22, (method, column)

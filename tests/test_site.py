@@ -123,6 +123,8 @@ def test_a_notebook_is_its_text_code_and_outputs(tmp_path: Path) -> None:
             {"output_type": "execute_result", "data": {"text/plain": ["2"]}},
             {"output_type": "display_data", "data": {"image/png": "iVBORw==", "text/plain": ["<F>"]}},
         ]},
+        {"cell_type": "code", "source": ["# Solution 2: so\n", "2"], "outputs": [],
+         "metadata": {"tags": ["solution"]}},
     ]  # fmt: skip
     (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     text, pictures = notebook_page(tmp_path / "n.ipynb")
@@ -131,6 +133,9 @@ def test_a_notebook_is_its_text_code_and_outputs(tmp_path: Path) -> None:
     assert "```text { .output }\n2\n```" in text
     assert "![F](n-1-1.png)" in text
     assert pictures == {"n-1-1.png": b"\x89PNG"}
+    folded = text.partition("<details")[2].partition("</details>")[0]
+    assert "<summary>Solution 2</summary>" in folded
+    assert "```python\n# Solution 2: so\n2\n```" in folded
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ def notebook_page(file: Path) -> tuple[str, dict[str, bytes]]:
         if cell["cell_type"] == "markdown":
             lines += [text, ""]
             continue
+        folded = "solution" in cell.get("metadata", {}).get("tags", ())
+        lines += _fold(text) if folded else []
         if text.strip():
             lines += ["```python", text, "```", ""]
         for place, output in enumerate(cell["outputs"]):
@@ -26,7 +28,15 @@ def notebook_page(file: Path) -> tuple[str, dict[str, bytes]]:
             shown, picture = _output(output, name)
             lines += [shown, ""]
             pictures |= {name: picture} if picture else {}
+        lines += ["</details>", ""] if folded else []
     return "\n".join(lines), pictures
+
+
+def _fold(text: str) -> list[str]:
+    """The beginning of a solution, closed until somebody opens it, as in the notebook."""
+    first, *more = re.findall(r"^# Solution (\d+)", text, re.MULTILINE) or [""]
+    name = f"Solutions {first} to {more[-1]}" if more else f"Solution {first}".strip()
+    return ['<details class="solution" markdown="1">', f"<summary>{name}</summary>", ""]
 
 
 def _output(output: dict[str, Any], name: str) -> tuple[str, bytes | None]:

@@ -19,6 +19,7 @@ from mesp_ref.cli.options import (
 from mesp_ref.cli.trained import open_trained, warn_of_length
 from mesp_ref.engine.generate import generate
 from mesp_ref.errors import MespRefError, prose
+from mesp_ref.lean.tiled_weight import tiled_model
 from mesp_ref.train.opening import open_encoder
 from mesp_ref.train.rows import Encoder
 
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     written = _Written(tokenizer, quiet=args.json)
     begin = time.perf_counter()
     [new] = generate(
-        model,
+        tiled_model(model),
         [ids],
         adapter,
         max_new_tokens=args.max_new_tokens,

@@ -12,9 +12,9 @@ from mesp_ref.errors import MespRefError
 from mesp_ref.files.output import check_file, write_aside
 
 _HELP = """\
-Write each backward yourself, and be told what is wrong with it. Without arguments: the exercises and
-how far you are. With one: what is asked for. With a file of yours: whether its function is right, which
-entry is wrong first, and which mistake it looks like.
+Write each backward yourself, answer the notebooks' questions, and be told what is wrong. Without
+arguments: the exercises and how far you are. With one: what is asked for. With a file of yours: whether
+its function is right, which entry is wrong first, and which mistake it looks like.
 
 What you have tried is kept in learn-progress.json in the working directory.
 Exit code 0: right; 1: not yet; 2: misuse.
@@ -79,11 +79,15 @@ def run(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     """Every exercise, and how far this student is."""
     from mesp_ref.learn import EXERCISES, progress
+    from mesp_ref.learn.exercises import QUESTIONS
 
     done = progress.read(args.progress)
     right = sum(bool(entry["passed_at"]) for entry in done.values())
     say(f"{right} of {len(EXERCISES)} exercises are right ({args.progress})")
+    say("backwards and steps:")
     for name, exercise in EXERCISES.items():
+        if exercise is QUESTIONS[0]:
+            say("questions of notebooks 0 to 8:")
         entry = done.get(name, {"tries": 0, "passed_at": 0})
         tries = "1 try" if entry["tries"] == 1 else f"{entry['tries']} tries"
         state = "right" if entry["passed_at"] else tries if entry["tries"] else "-"
@@ -96,7 +100,9 @@ def _show(args: argparse.Namespace) -> int:
     from mesp_ref.learn import find, show
     from mesp_ref.learn.statement import hints
 
-    say(*str(show(args.exercise)).splitlines(), *hints(find(args.exercise), args.hint))
+    lines = str(show(args.exercise)).splitlines()
+    lines[-1] = f"Then: mesp-ref learn {find(args.exercise).name} my_file.py"
+    say(*lines, *hints(find(args.exercise), args.hint))
     return 0
 
 

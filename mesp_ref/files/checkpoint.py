@@ -26,6 +26,7 @@ from mesp_ref.ops import Array
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz")  # files that may be meant
 _PIECE = 1 << 20  # bytes compared at a time
+_LONGEST = 255  # bytes of a file's name
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -75,11 +76,16 @@ def _weight_map(directory: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise MespRefError(f"{index}: weight_map: expected tensor names to file names")
     for name in weight_map.values():
-        if not isinstance(name, str) or "/" in name or "\\" in name:
+        if not isinstance(name, str) or "/" in name or "\\" in name or _is_long(name):
             raise MespRefError(
                 f"{index}: weight_map: found {shown(name)}, expected a file name inside the folder"
             )
     return weight_map
+
+
+def _is_long(name: str) -> bool:
+    """Whether no file system takes the name of a file."""
+    return len(name.encode("utf-8", "surrogatepass")) > _LONGEST
 
 
 def _shards(directory: Path) -> dict[str, MappedFile]:

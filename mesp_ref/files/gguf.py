@@ -293,8 +293,11 @@ def _open(path: Path) -> tuple[Any, tuple[int, int, int]]:
         ) from None
     if not path.is_file():
         raise MespRefError(f"{path}: not found, expected a GGUF file")
-    with open_regular(path) as file:
-        magic, opened = file.read(4), identity(os.fstat(file.fileno()))
+    try:
+        with open_regular(path) as file:
+            magic, opened = file.read(4), identity(os.fstat(file.fileno()))
+    except OSError as error:
+        raise MespRefError(f"{path}: cannot be read: {error.strerror}") from None
     if magic != b"GGUF":
         raise MespRefError(f"{path}: starts with {magic!r}, expected a GGUF file (b'GGUF')")
     check_layout(path)

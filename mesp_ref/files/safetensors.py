@@ -98,7 +98,8 @@ class MappedFile:
         except FileNotFoundError:
             raise MespRefError(f"{path}: not found, expected a safetensors file") from None
         except (OSError, ValueError) as error:
-            raise MespRefError(f"{path}: cannot be mapped: {error}") from None
+            reason = getattr(error, "strerror", None) or error
+            raise MespRefError(f"{path}: cannot be mapped: {reason}") from None
         self._place = os.path.abspath(self.path)  # noqa: PTH100  # stays when the process moves
         header, self._data = self._read_header()
         metadata = header.pop("__metadata__", None)  # MLX writes null where there is none

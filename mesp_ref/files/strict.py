@@ -70,13 +70,24 @@ def _real(digits: str) -> float:
     return value
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
 def open_regular(file: str | Path) -> BufferedReader:
-    """A file opened for reading; OSError for a pipe or a device, which could block or never end."""
+    """A file opened for reading.
+
+    OSError for a pipe or a device, which could block or never end, and for what Git LFS leaves in
+    the place of a large file that was not fetched.
+    """
     handle = os.open(file, READ)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file")
-    return os.fdopen(handle, "rb")
+    opened = os.fdopen(handle, "rb")
+    if opened.peek(len(_POINTER)).startswith(_POINTER):
+        opened.close()
+        raise OSError(errno.EINVAL, "a pointer of Git LFS, not the file; fetch it: git lfs pull")
+    return opened
 
 
 def read_bytes(file: Path, limit: int = JSON_LIMIT) -> bytes:

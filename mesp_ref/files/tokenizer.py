@@ -9,11 +9,13 @@ from mesp_ref.errors import MespRefError, shown
 from mesp_ref.files.fields import read_fields
 from mesp_ref.files.strict import inside, read_bytes, read_object
 from mesp_ref.files.tables import TOKENIZER
+from mesp_ref.lean.allocator import return_freed_memory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_LIMIT = 1 << 28  # bytes; Qwen2.5's has 7 MB
+_LIMIT = 1 << 28  # bytes; Qwen2.5's has 7 MB, Gemma 3's 33
+_LARGE = 1 << 22
 
 
 def load_tokenizer(path: str | Path) -> "Tokenizer":
@@ -28,10 +30,16 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
         raise MespRefError(
             f"{file}: not found, expected the model's tokenizer; copy it beside config.json"
         )
+    try:
+        content = read_bytes(file, _LIMIT)
+    except OSError as error:
+        raise MespRefError(f"{file}: cannot be read: {error.strerror}") from None
     with reasons(f"{file}: not a tokenizer"):
-        tokenizer = Tokenizer.from_buffer(read_bytes(file, _LIMIT))
+        tokenizer = Tokenizer.from_buffer(content)
         tokenizer.no_truncation()
         tokenizer.no_padding()
+    if file.stat().st_size > _LARGE:
+        return_freed_memory()  # parsing took six times the file; a step needs less
     return tokenizer
 
 

@@ -33,6 +33,7 @@ from mesp_ref.job.process import StopRequest
 from mesp_ref.job.quiz import Quiz
 from mesp_ref.job.report import Reporter
 from mesp_ref.job.state import environment, model_fingerprint, save_state
+from mesp_ref.lean.tiled_weight import tiled_model
 from mesp_ref.memory import Choice, PeakResident, Schedule
 from mesp_ref.ops import IGNORED
 from mesp_ref.train.bounds import check_bounds, option
@@ -571,8 +572,8 @@ class Run:
             return
         assert self.tokenizer is not None
         [new] = generate(
-            self.model, [self.prompt], self.adapter, max_new_tokens=self.options.sample_tokens,
-            eos_token_id=self.ends,
+            tiled_model(self.model), [self.prompt], self.adapter,
+            max_new_tokens=self.options.sample_tokens, eos_token_id=self.ends,
         )  # fmt: skip
         event = {"event": "sample", "step": step, "source": self.prompt_source}
         event["prompt"] = self.tokenizer.decode(self.prompt, skip_special_tokens=False)

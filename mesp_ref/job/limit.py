@@ -5,7 +5,8 @@ import dataclasses
 from mesp_ref.api import choose_schedule, step_shapes
 from mesp_ref.engine.adapter import Adapter
 from mesp_ref.engine.model import Model
-from mesp_ref.memory import Choice, Schedule, peak, seconds
+from mesp_ref.lean.tiled_weight import tile_elements
+from mesp_ref.memory import Base, Choice, Schedule, peak, seconds
 from mesp_ref.train.trainer import TrainConfig
 
 
@@ -39,13 +40,21 @@ def within(
 
 
 def sampling_need(tokens: int, model: Model, adapter: Adapter) -> int:
-    """Bytes at most to continue a prompt up to `tokens` tokens in all.
+    """Bytes at most to continue a prompt up to `tokens` tokens in all, by a `tiled_model`.
 
-    The forward over them, all keys and values, and scores of the vocabulary with the head they are
-    made from, which is decoded whole unless it is a view of its file.
+    The forward over them, all keys and values, scores of the vocabulary, and the tile of a matrix that
+    is decoded, where matrices are no views of their file.
     """
     shapes = step_shapes(model, adapter, 1, tokens)
-    forward = peak("mezo", shapes).total
-    v, c = model.config.vocab_size, model.config.hidden_size
-    head = shapes.decoded(shapes.base.head, v, c) + 4 * v * shapes.itemsize
-    return forward + head + 2 * shapes.k * model.config.num_hidden_layers
+    config, size = model.config, shapes.itemsize
+    forward = peak("mezo", shapes._replace(base=Base(vectors=shapes.base.vectors))).total
+    longest = max(
+        config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim
+    )
+    most = tile_elements(longest)
+    tile = max(
+        shapes.decoded(store, most) + store.scratch(-(-most // longest), longest, size)
+        for store in (shapes.base.matrices, shapes.base.head)
+    )
+    scores = 4 * config.vocab_size * size
+    return forward + tile + scores + 2 * shapes.k * config.num_hidden_layers

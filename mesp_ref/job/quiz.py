@@ -8,6 +8,7 @@ from mesp_ref.engine.generate import generate
 from mesp_ref.engine.model import Model
 from mesp_ref.job.limit import sampling_need
 from mesp_ref.job.metrics import Event
+from mesp_ref.lean.tiled_weight import tiled_model
 from mesp_ref.stories import quiz
 from mesp_ref.train.rows import Encoder
 
@@ -33,7 +34,11 @@ class Quiz:
         """What the model says, greedily, and how many answers are right, word for word."""
         assert self._tokenizer is not None
         written = generate(
-            model, self._prompts, adapter, max_new_tokens=_LONGEST, eos_token_id=self._ends
+            tiled_model(model),
+            self._prompts,
+            adapter,
+            max_new_tokens=_LONGEST,
+            eos_token_id=self._ends,
         )
         said = [self._tokenizer.decode(new, skip_special_tokens=True) for new in written]
         right = sum(one == each.answer for one, each in zip(said, self.questions, strict=True))

@@ -1,4 +1,4 @@
-"""One setting of the C library that training steps are faster with."""
+"""What the C library does with freed memory: keep it for the next step, or return it."""
 
 import ctypes
 import sys
@@ -24,3 +24,15 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_TRIM_THRESHOLD, _KEPT)) and bool(mallopt(_MMAP_THRESHOLD, _KEPT))
+
+
+def return_freed_memory() -> bool:
+    """Give what is freed back to the kernel now, where this process runs on glibc.
+
+    Returns   whether the C library was asked; False on other systems
+    Source    malloc_trim(3)
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    return trim is not None and trim(0) >= 0

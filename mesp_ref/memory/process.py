@@ -3,8 +3,6 @@
 import threading
 from typing import NamedTuple
 
-import psutil
-
 
 class Resident(NamedTuple):
     """Bytes of this process; 0 where the system does not tell (mapped, data: all but Linux)."""
@@ -20,6 +18,10 @@ def resident() -> Resident:
     Linux: resident pages without and of files, private memory. Elsewhere all that is resident, or
     on Windows private; mapped weights are part of it where the system counts them so.
     """
+    try:
+        import psutil
+    except ImportError:  # as in a browser
+        return Resident()
     try:
         found = psutil.Process().memory_info()
     except (psutil.Error, OSError):  # no /proc, no file handle left: a number is no reason to stop

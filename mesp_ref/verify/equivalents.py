@@ -51,6 +51,8 @@ EQUIVALENTS = tuple(
          r"(\(2, 0, 0\) -> \(2, (0, 1|1, 0)\)|.* if True .*) in: mix, product = .*", _KEPT),
         (r"lean\._mlp_tiles:backward_tiles", r"2 \* size -> 3 \* size in: spare = .*",
          _SCRATCH),
+        (r"lean\.tiled_weight:TiledWeight\.__getitem__", r".*",
+         "of a projection nothing but its whole is asked for; rows of a table are, of a tiled model"),
         (r"lean\.tiled_weight:in_tiles", r".*",
          "weights of a sample are below LARGEST, and one that is a single tile is multiplied as it is"),
         # Chunks

@@ -287,8 +287,10 @@ def _sharded(hub: Hub, tmp_path: Path, kind: str, missing: int | None = None) ->
     return texts
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-@pytest.mark.parametrize("name", ["mila/sharded", "hf://datasets/mila/sharded/data/train-*"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("parquet", "mila/sharded"), ("jsonl", "hf://datasets/mila/sharded/data/train-*")],
+)
 def test_all_shards_of_a_split_are_read_in_order(
     kind: str, name: str, hub: Hub, tmp_path: Path
 ) -> None:

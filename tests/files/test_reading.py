@@ -18,6 +18,7 @@ from mesp_ref.files.tokenizer import load_tokenizer
 from mesp_ref.golden.suite import SHIPPED, Suite
 from mesp_ref.job.directory import RunDirectory
 from mesp_ref.train.chat import load_chat_template
+from mesp_ref.train.data import open_data
 from mesp_ref.verify.samples import small_config
 
 
@@ -184,3 +185,29 @@ def test_there_is_no_pickle() -> None:
             assert word not in text, f"{file}: {word}"
     with pytest.raises(ValueError, match="pickled"):
         np.load(__file__)
+
+
+POINTER = b"""version https://git-lfs.github.com/spec/v1
+oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
+size 12345
+"""
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_what_git_lfs_did_not_fetch_is_named(
+    name: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """A clone without it holds three lines in the place of a large file (git-lfs's specification)."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    (folder / name).write_bytes(POINTER)
+    read: Any = mr.load_tokenizer if name == "tokenizer.json" else mr.load_model
+    with pytest.raises(mr.MespRefError, match=rf"{name}: .*a pointer of Git LFS.*git lfs pull"):
+        read(folder)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.parquet"])
+def test_a_pointer_is_no_text_to_train_on(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(mr.MespRefError, match=r"a pointer of Git LFS"):
+        open_data(tmp_path / name)

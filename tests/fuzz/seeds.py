@@ -12,16 +12,20 @@ from helpers import CHATML, STOP, byte_level_tokenizer, words
 from mutate import SEPARATOR
 
 import mesp_ref as mr
+from mesp_ref.engine.config import FAMILIES
 from mesp_ref.engine.init import random_arrays
 from mesp_ref.files.checkpoint import save_checkpoint
 from mesp_ref.files.config import config_fields
+from mesp_ref.files.gguf_export import add_sizes, divisors
+from mesp_ref.files.gguf_families import ARCHITECTURES, OF_FAMILY
 from mesp_ref.files.mlx import save_mlx_adapter
 from mesp_ref.files.quantize import quantize_checkpoint
 from mesp_ref.golden.suite import FORMAT, VERSION
 from mesp_ref.job.directory import write_json
 from mesp_ref.job.state import environment, save_state
+from mesp_ref.ops import RopeScaling
 from mesp_ref.train.trainer import TrainConfig, Trainer
-from mesp_ref.verify.samples import small_config
+from mesp_ref.verify.samples import FAMILY_SIZES, small_config
 
 CONFIG = small_config(num_hidden_layers=1)
 
@@ -44,7 +48,8 @@ def _made(make: Callable[[Path], list[bytes]]) -> Callable[[], list[bytes]]:
 def _config(folder: Path) -> list[bytes]:
     values = config_fields(mr.Qwen2Config(32, 16, 24, 2, 4, 2, 4, eos_token_id=(1, 2)))
     old = {k: v for k, v in values.items() if k not in ("rope_parameters", "head_dim")}
-    own = [values, old | {"rope_scaling": None}, *published.CONFIGS.values()]
+    families = [config_fields(small_config(**sizes)) for sizes in FAMILY_SIZES.values()]
+    own = [values, old | {"rope_scaling": None}, *families, *published.CONFIGS.values()]
     return [json.dumps(fields).encode() for fields in own]
 
 
@@ -74,7 +79,18 @@ def _checkpoint(folder: Path) -> list[bytes]:
     wide = small_config(num_hidden_layers=1, hidden_size=32, intermediate_size=32, vocab_size=8)
     save_checkpoint(wide, random_arrays(wide), folder)
     quantize_checkpoint(folder, folder / "q", group_size=32, dtype="float16")
-    return [dense, sharded, _join(folder / "q", names)]
+    return [dense, sharded, _join(folder / "q", names), *_families(folder, names)]
+
+
+def _families(folder: Path, names: Iterable[str]) -> list[bytes]:
+    """A checkpoint of each family."""
+    found = []
+    for family, sizes in FAMILY_SIZES.items():
+        config = small_config(**sizes)
+        (folder / family).mkdir()
+        save_checkpoint(config, random_arrays(config), folder / family, "bfloat16")
+        found.append(_join(folder / family, names))
+    return found
 
 
 def _adapter(folder: Path) -> list[bytes]:
@@ -184,34 +200,57 @@ def _resume(folder: Path) -> list[bytes]:
     return [_join(folder, ("run.json", "state.safetensors", "metrics.jsonl"))]
 
 
+# The smallest model of each architecture of llama.cpp: a block, or as many as its kinds of layers take.
+GGUF_SIZES: dict[str, dict[str, Any]] = {
+    "qwen2": {"head_dim": 4}, "qwen3": {},
+    "llama": {"rope_scaling": RopeScaling(32.0, 8192, 1.0, 4.0)},
+    "smollm3": {"num_hidden_layers": 4, "layer_types": ("full_attention",) * 3 + ("no_rope",)},
+    "gemma3_text": {
+        "layer_types": ("sliding_attention",), "sliding_window": 4, "rope_scaling": RopeScaling(8.0),
+    },
+}  # fmt: skip
+
+
 def _gguf(folder: Path) -> list[bytes]:
+    found = []
+    for family, own in GGUF_SIZES.items():
+        sizes = {"num_hidden_layers": 1, "hidden_size": 8, "vocab_size": 6, "head_dim": 6}
+        sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 8}
+        config = small_config(**(sizes | {"traits": FAMILIES[family]} | own))
+        _write_gguf(folder / family, config)
+        found.append((folder / family).read_bytes())
+    return found
+
+
+def _write_gguf(path: Path, config: mr.Qwen2Config) -> None:
     import gguf
 
-    writer = gguf.GGUFWriter(folder / "a.gguf", "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(8)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(8)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(1)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(["a", "b", "ab", "<|x|>"])
-    writer.add_token_types([1, 1, 1, 3])
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(3)
-    shapes = {"token_embd": (4, 8), "output_norm": (8,), "blk.0.attn_norm": (8,),
-              "blk.0.attn_q": (8, 8), "blk.0.attn_k": (4, 8), "blk.0.attn_v": (4, 8),
-              "blk.0.attn_output": (8, 8), "blk.0.ffn_norm": (8,), "blk.0.ffn_gate": (8, 8),
-              "blk.0.ffn_up": (8, 8), "blk.0.ffn_down": (8, 8)}  # fmt: skip
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
+    name = OF_FAMILY[config.traits.model_type]
+    writer = gguf.GGUFWriter(path, name)
+    add_sizes(writer, config)
+    if name == "gemma3":  # pieces with scores
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(["<unk>", "<|x|>", "<0x0A>", "\u2581", "a", "\u2581a"])
+        writer.add_token_types([2, 3, 6, 1, 1, 1])
+        writer.add_token_scores([0.0, 0.0, 0.0, -2.0, -3.0, -1.0])
+        writer.add_add_space_prefix(False)
+        writer.add_unk_token_id(0)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm" if name == "llama" else "qwen2")
+        writer.add_token_list(["a", "<|x|>", "b", "ab", "c", "d"])
+        writer.add_token_types([1, 3, 1, 1, 1, 1])
+        writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(1)
+    for full, shape in config.weight_shapes().items():
+        module, kind = full.rsplit(".", 1)
+        writer.add_tensor(f"{ARCHITECTURES[name].name(module)}.{kind}", np.ones(shape, np.float32))
+    for tensor in divisors(config):
+        writer.add_tensor(tensor.name, tensor.rows(0, tensor.shape[0]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return [(folder / "a.gguf").read_bytes()]
 
 
 SEEDS: dict[str, Callable[[], list[bytes]]] = {

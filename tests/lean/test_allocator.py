@@ -43,3 +43,26 @@ def test_nothing_happens_elsewhere(monkeypatch):
 
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False
+
+
+_RETURN = """
+import numpy as np, psutil
+from mesp_ref.lean.allocator import keep_freed_memory, return_freed_memory
+
+keep_freed_memory()
+np.ones(10_000_000)
+before = psutil.Process().memory_info().rss
+print(return_freed_memory(), before - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_memory_is_returned() -> None:
+    """80 MB that were kept for the next array are the kernel's again."""
+    done = subprocess.run(
+        [sys.executable, "-c", _RETURN], capture_output=True, text=True, check=True
+    )
+    asked, returned = done.stdout.split()
+    if asked == "False":
+        pytest.skip("another C library")
+    assert int(returned) > 70_000_000

@@ -1,5 +1,7 @@
 """Weights that are multiplied a tile at a time: what they compute, and what is never decoded."""
 
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from mesp_ref.engine.config import Qwen2Config
 from mesp_ref.engine.layer import Layer
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.random import write_random_checkpoint
+from mesp_ref.job.limit import sampling_need
 from mesp_ref.lean.shards import Cut, Window
-from mesp_ref.lean.tiled_weight import LARGEST, TiledWeight, in_tiles
+from mesp_ref.lean.tiled_weight import LARGEST, TiledWeight, in_tiles, tile_elements, tiled_model
 from mesp_ref.ops import Array
 
 CONFIG = Qwen2Config(65, 1024, 96, 1, 16, 4, 80)  # q and o above LARGEST, k and v below
@@ -107,6 +110,40 @@ def test_a_large_packed_model_has_the_gradients_of_its_decoded_weights(packed: P
     ):
         again = grads(model, method, place)
         assert all(np.array_equal(again[name], value) for name, value in found.items())
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> mr.Model:
+    """A packed model whose largest matrix is its head, tied or not."""
+    config = replace(CONFIG, vocab_size=4099, eos_token_id=None)
+    path = tmp_path_factory.mktemp("wide") / "model"
+    write_random_checkpoint(config, path, dtype="bfloat16", affine=Affine(4, 64), std=0.1)
+    return mr.load_model(path)
+
+
+def test_text_is_the_same_and_no_large_matrix_is_decoded_whole(wide: mr.Model) -> None:
+    model, found, most = wide, {}, {}
+    for name, given in (("whole", model), ("tiled", tiled_model(model))):
+        mr.generate(given, [[1, 2]], max_new_tokens=1)  # caches fill
+        tracemalloc.start()
+        found[name] = mr.generate(given, [[1, 2, 3]], max_new_tokens=4)
+        most[name] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert found["tiled"] == found["whole"]
+    assert most["whole"] > 4099 * 1024 * 4
+    adapter = mr.init_lora(model.config, rank=3)
+    assert 4 * LARGEST < most["tiled"] <= sampling_need(7, model, adapter) < most["whole"] / 2
+
+
+def test_what_is_a_view_stays_what_it_is(wide: mr.Model, tmp_path: Path) -> None:
+    """In memory, or in a file of the numbers that are computed with; in 16 bits it is tiled."""
+    dense = mr.read_into_memory(wide)
+    assert tiled_model(dense) is dense
+    for dtype, tiled in (("float32", 0), ("bfloat16", 3)):
+        write_random_checkpoint(wide.config, tmp_path / dtype, dtype=dtype)
+        weights = tiled_model(mr.load_model(tmp_path / dtype)).weights.values()
+        assert sum(isinstance(w, TiledWeight) for w in weights) == tiled
+    assert tile_elements(8192) == 256 * 8192
 
 
 def test_bits_do_not_depend_on_how_weights_are_stored(packed: Path) -> None:

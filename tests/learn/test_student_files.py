@@ -54,6 +54,7 @@ def test_an_exercise_is_stated(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["learn", "swiglu", "--hint", "2"]) == 0
     out = capsys.readouterr().out
     assert "def swiglu_bwd(dz, res)" in out
+    assert "Then: mesp-ref learn swiglu_bwd my_file.py" in out
     assert out.count("Hint ") == 2
 
 
