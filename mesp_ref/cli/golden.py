@@ -14,6 +14,7 @@ from mesp_ref.cli import golden_sketch
 from mesp_ref.cli.options import Parser, add_command, add_json, add_ranks, on_ranks, print_json, say
 from mesp_ref.files.names import shared_name
 from mesp_ref.files.output import check_file, new_directory, write_aside
+from mesp_ref.golden.backends import BACKENDS, run
 from mesp_ref.golden.check import ROLES, check, select
 from mesp_ref.golden.suite import DTYPES, SHIPPED, Suite
 from mesp_ref.train.ranks import Ranks
@@ -39,7 +40,8 @@ examples:
   mesp-ref golden check outputs --present --waivers golden.toml --junit golden.xml --github
 """
 _RUN = """\
-Run a backend over the suite and write its outputs, as golden check reads them.
+Run a backend over the suite and write its outputs, as golden check reads them: mesp_ref's own engine, or
+a framework or kernels that you have installed. What each covers: docs/scoreboard.md.
 
 examples:
   mesp-ref golden run engine --out outputs --only 'ops/*'
@@ -124,7 +126,7 @@ def _add_run(actions: Any) -> None:
     parser.add_argument(
         "backend",
         metavar="BACKEND",
-        help="engine (mesp_ref itself), torch, jax, mlx, autograd or liger",
+        help=", ".join(BACKENDS),
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="new directory")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
@@ -168,8 +170,6 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_backend(args: argparse.Namespace) -> int:
-    from mesp_ref.golden.backends import run
-
     done = run(
         args.backend, args.out, Suite(args.suite), dtype=args.dtype, only=args.only,
         overwrite=args.overwrite,

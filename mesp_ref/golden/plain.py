@@ -56,16 +56,6 @@ Weights = Mapping[str, Array]
 Arrays = dict[str, Array]
 
 
-def scores(q: Array, k: Array) -> Array:
-    """[N, Q, H, D] and [N, K, H, D] -> [N, H, Q, K], a sum over D."""
-    return q.swapaxes(1, 2) @ k.transpose(0, 2, 3, 1)
-
-
-def mixed(p: Array, v: Array) -> Array:
-    """[N, H, Q, K] and [N, K, H, D] -> [N, Q, H, D], a sum over K."""
-    return (p @ v.swapaxes(1, 2)).swapaxes(1, 2)
-
-
 class Plain:
     """Forward and backward of a block and of a model, step by step, in `dtype`."""
 
@@ -168,6 +158,12 @@ class Plain:
             seen = seen & (ago <= positions[:, None, :, None])
         return seen
 
+    def scores(self, q: Array, k: Array) -> Array:
+        return np.einsum("nqhd,nkhd->nhqk", q, k)
+
+    def mixed(self, p: Array, v: Array) -> Array:
+        return np.einsum("nhqk,nkhd->nqhd", p, v)
+
     def score_scale(self) -> float:
         return self.set.score_scale or self.set.head_dim**-0.5
 
@@ -181,10 +177,10 @@ class Plain:
         return p / np.where(total > 0, total, 1)
 
     def softmax(self, q: Array, k: Array) -> Array:
-        return self.probabilities(scores(q, k) * self.score_scale())
+        return self.probabilities(self.scores(q, k) * self.score_scale())
 
     def mix(self, p: Array, v: Array) -> Array:
-        return mixed(p, v)
+        return self.mixed(p, v)
 
     def attention(self, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         """p and o."""
@@ -196,9 +192,9 @@ class Plain:
 
     def attention_bwd(self, do: Array, q: Array, k: Array, v: Array, p: Array) -> tuple[Array, ...]:
         k, v = self.share(k), self.share(v)
-        ds = self.softmax_bwd(scores(do, v), p) * self.score_scale_bwd()
-        dq, dk = mixed(ds, k), mixed(ds.swapaxes(2, 3), q)
-        return dq, self.unshare(dk), self.unshare_v(mixed(p.swapaxes(2, 3), do))
+        ds = self.softmax_bwd(self.scores(do, v), p) * self.score_scale_bwd()
+        dq, dk = self.mixed(ds, k), self.mixed(ds.swapaxes(2, 3), q)
+        return dq, self.unshare(dk), self.unshare_v(self.mixed(p.swapaxes(2, 3), do))
 
     def unshare_v(self, dv: Array) -> Array:
         return self.unshare(dv)

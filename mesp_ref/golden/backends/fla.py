@@ -1,7 +1,8 @@
 """Flash Linear Attention: its Triton kernels through torch; on a CPU in Triton's interpreter.
 
-Covers rmsnorm, rope, attention (parallel_attn, where Tq = Tk), swiglu, cross_entropy and lm_loss
-(its fused head). pip install --no-deps flash-linear-attention fla-core einops triton.
+Covers rmsnorm, add_norm, rope, attention and masked_attention (parallel_attn, where Tq = Tk), swiglu,
+cross_entropy and lm_loss (its fused head).
+pip install --no-deps flash-linear-attention fla-core einops triton.
 """
 
 import warnings
@@ -31,6 +32,11 @@ def _rmsnorm(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     return y
 
 
+def _add_norm(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    both = rms_norm(v["f"], v["w"], None, residual=v["x"], eps=at["eps"], prenorm=True)
+    return torch.cat(both, -1)
+
+
 def _rope(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     y: torch.Tensor = rotary_embedding(v["x"], v["cos"], v["sin"])
     return y
@@ -41,6 +47,20 @@ def _attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
         raise NotCovered
     y: torch.Tensor = parallel_attn(v["q"], v["k"], v["v"])
     return y
+
+
+def _masked_attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    """Documents as one long row and where each begins."""
+    positions, shape, options = v.get("positions"), v["q"].shape, {}
+    q, k, u = (v[n] for n in "qkv")
+    if positions is not None:
+        begins = torch.nonzero(positions.flatten() == 0).flatten()
+        options["cu_seqlens"] = torch.cat([begins, begins.new_tensor([positions.numel()])])
+        q, k, u = (x.flatten(0, 1)[None] for x in (q, k, u))
+    y: torch.Tensor = parallel_attn(
+        q, k, u, scale=at.get("scale"), window_size=at.get("window"), **options
+    )
+    return y.view(shape)
 
 
 def _swiglu(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
@@ -63,7 +83,9 @@ def _lm_loss(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
 OPS: Library = {
     "rmsnorm": _rmsnorm,
     "rope": _rope,
+    "add_norm": _add_norm,
     "attention": _attention,
+    "masked_attention": _masked_attention,
     "swiglu": _swiglu,
     "cross_entropy": _cross_entropy,
     "lm_loss": _lm_loss,

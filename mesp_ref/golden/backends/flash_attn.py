@@ -1,6 +1,7 @@
 """FlashAttention: its Triton kernels through torch; on a CPU in Triton's interpreter.
 
-Covers attention (with its kernels for AMD, which are in Triton), rmsnorm, rope and cross_entropy.
+Covers attention (with its kernels for AMD, which are in Triton), rmsnorm, add_norm, rope and
+cross_entropy.
 FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE FLASH_ATTENTION_FORCE_BUILD=TRUE pip install --no-deps
 --no-build-isolation flash-attn; and einops, triton.
 """
@@ -38,6 +39,11 @@ def _rmsnorm(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     return y
 
 
+def _add_norm(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    both = rms_norm_fn(v["f"], v["w"], None, residual=v["x"], eps=at["eps"], prenorm=True)
+    return torch.cat(both, -1)
+
+
 def _rope(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     y: torch.Tensor = apply_rotary_emb(v["x"], v["cos"], v["sin"])
     return y
@@ -52,6 +58,7 @@ def _cross_entropy(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
 OPS: Library = {
     "attention": _attention,
     "rmsnorm": _rmsnorm,
+    "add_norm": _add_norm,
     "rope": _rope,
     "cross_entropy": _cross_entropy,
 }

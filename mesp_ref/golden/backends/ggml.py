@@ -1,8 +1,8 @@
 """ggml, the library of llama.cpp: its operations on a CPU, gradients by its own backward graph.
 
-In float32. Covers linear, lora_linear, rmsnorm, causal_softmax, attention, swiglu, embedding, RoPE
-from positions, and cross_entropy and lm_loss where no label is ignored: its loss is the mean over
-all rows. pip install ggml-python.
+In float32. Covers linear, lora_linear, rmsnorm, causal_softmax, attention, swiglu, mlp_lora,
+embedding, RoPE from positions, and cross_entropy, lm_loss and head_loss where no label is ignored:
+its loss is the mean over all rows. pip install ggml-python.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,21 @@ def _linear(c: Any, v: Values, at: Values) -> Any:
     return g.ggml_add(c, y, v["b"]) if "b" in v else y
 
 
+def _part(c: Any, x: Any, v: Values, s: float, letter: str = "") -> Any:
+    """A layer with LoRA, with the weights of a part."""
+    low = g.ggml_mul_mat(c, v[f"B{letter}"], g.ggml_mul_mat(c, v[f"A{letter}"], x))
+    names = {"w": f"w{letter}", "b": f"b{letter}"}
+    own = {"x": x} | {n: v[name] for n, name in names.items() if name in v}
+    return g.ggml_add(c, _linear(c, own, {}), g.ggml_scale(c, low, s))
+
+
 def _lora_linear(c: Any, v: Values, at: Values) -> Any:
-    low = g.ggml_mul_mat(c, v["A"], v["x"])
-    return g.ggml_add(
-        c, _linear(c, v, at), g.ggml_scale(c, g.ggml_mul_mat(c, v["B"], low), at["s"])
-    )
+    return _part(c, v["x"], v, at["s"])
+
+
+def _mlp_lora(c: Any, v: Values, at: Values) -> Any:
+    gate, up = (_part(c, v["x"], v, at["s"], letter) for letter in "gu")
+    return _part(c, g.ggml_swiglu_split(c, gate, up), v, at["s"], "d")
 
 
 def _rmsnorm(c: Any, v: Values, at: Values) -> Any:
@@ -81,6 +91,10 @@ def _lm_loss(c: Any, v: Values, at: Values) -> Any:
     return _cross_entropy(c, v | {"logits": g.ggml_mul_mat(c, v["w"], x)}, at)
 
 
+def _head_loss(c: Any, v: Values, at: Values) -> Any:
+    return _lm_loss(c, v | {"x": _rmsnorm(c, v, at), "w": v["head"]}, at)
+
+
 def _rope(c: Any, v: Values, at: Values) -> Any:
     """Angles by ggml from positions, theta and scaling; llama3's as factors of the frequencies."""
     scaling, d = at["scaling"], v["x"].contents.ne[0]
@@ -104,6 +118,8 @@ OPS: dict[str, Callable[[Any, Values, Values], Any]] = {
     "embedding": _embedding,
     "cross_entropy": _cross_entropy,
     "lm_loss": _lm_loss,
+    "mlp_lora": _mlp_lora,
+    "head_loss": _head_loss,
 }
 
 

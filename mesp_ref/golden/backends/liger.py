@@ -1,7 +1,7 @@
 """Liger: its Triton kernels through torch; on a CPU in Triton's interpreter.
 
 Covers what Liger has kernels for: rmsnorm, rope, softmax, swiglu, geglu, cross_entropy, lm_loss
-(its fused head). pip install --no-deps liger-kernel triton.
+(its fused head), add_norm. pip install --no-deps liger-kernel triton.
 """
 
 from pathlib import Path
@@ -17,6 +17,7 @@ from mesp_ref.ops import Array
 interpreter.prepare()
 
 from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction  # noqa: E402
+from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction  # noqa: E402
 from liger_kernel.ops.fused_linear_cross_entropy import (  # noqa: E402
     LigerFusedLinearCrossEntropyFunction,
 )
@@ -72,6 +73,13 @@ def _lm_loss(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     return y
 
 
+def _add_norm(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    both = LigerFusedAddRMSNormFunction.apply(
+        v["f"], v["x"], v["w"], at["eps"], 0.0, "llama", False
+    )
+    return torch.cat(both, -1)
+
+
 OPS: Library = {
     "rmsnorm": _rmsnorm,
     "rope": _rope,
@@ -80,6 +88,7 @@ OPS: Library = {
     "geglu": _geglu,
     "cross_entropy": _cross_entropy,
     "lm_loss": _lm_loss,
+    "add_norm": _add_norm,
 }
 
 

@@ -1,6 +1,6 @@
 """tinygrad: its own layers and losses, gradients by Tensor.gradient, in four precisions.
 
-Covers every single op; rmsnorm not in float64, as its layer computes in float32. It compiles with
+Covers every op; norms not in float64, as its layer computes in float32. It compiles with
 clang (19 knows bfloat16, 14 does not), or what DEV says; without clang it runs in its Python device,
 which leaves out the tile tier. pip install tinygrad.
 """
@@ -25,6 +25,7 @@ from tinygrad import Tensor, dtypes, nn
 
 Values = dict[str, Any]
 NAMES = ("float64", "float32", "float16", "bfloat16")
+NORMS = ("rmsnorm", "add_norm", "head_loss")
 IGNORED = -100
 
 
@@ -32,14 +33,36 @@ def _linear(v: Values, at: Values) -> Any:
     return v["x"].linear(v["w"].T, v.get("b"))
 
 
+def _part(x: Any, v: Values, s: float, letter: str = "") -> Any:
+    """A layer with LoRA, with the weights of a part."""
+    low = x.linear(v[f"A{letter}"].T).linear(v[f"B{letter}"].T)
+    return x.linear(v[f"w{letter}"].T, v.get(f"b{letter}")) + low * s
+
+
 def _lora_linear(v: Values, at: Values) -> Any:
-    return _linear(v, at) + v["x"].linear(v["A"].T).linear(v["B"].T) * at["s"]
+    return _part(v["x"], v, at["s"])
+
+
+def _qkv_lora(v: Values, at: Values) -> Any:
+    q, k, u = (_part(v["x"], v, at["s"], letter) for letter in "qkv")
+    return q.cat(k, u, dim=-1)
+
+
+def _mlp_lora(v: Values, at: Values) -> Any:
+    gate, up = (_part(v["x"], v, at["s"], letter) for letter in "gu")
+    gated = _geglu if at.get("is_gelu") else _swiglu
+    return _part(gated({"gate": gate, "up": up}, at), v, at["s"], "d")
 
 
 def _rmsnorm(v: Values, at: Values) -> Any:
     norm = nn.RMSNorm(v["x"].shape[-1], at["eps"])
     norm.weight = v["w"]
     return norm(v["x"])
+
+
+def _add_norm(v: Values, at: Values) -> Any:
+    total = v["x"] + v["f"]
+    return _rmsnorm(v | {"x": total}, at).cat(total, dim=-1)
 
 
 def _rope(v: Values, at: Values) -> Any:
@@ -58,9 +81,23 @@ def _causal_softmax(v: Values, at: Values) -> Any:
 
 
 def _attention(v: Values, at: Values) -> Any:
+    return _masked(v, _seen(v["q"].shape[1], v["k"].shape[1]))
+
+
+def _masked_attention(v: Values, at: Values) -> Any:
+    """A scale of its own is put into q, whose scores are divided by √D."""
+    token = Tensor.arange(v["q"].shape[1])
+    first = token[None] - v.get("positions", token[None])
+    if "window" in at:
+        first = first.maximum(token[None] - at["window"] + 1)
+    seen = (token[None, None] <= token[None, :, None]) & (token[None, None] >= first.unsqueeze(-1))
+    factor = at["scale"] * v["q"].shape[-1] ** 0.5 if "scale" in at else 1.0
+    return _masked(v | {"q": v["q"] * factor}, seen.unsqueeze(1))
+
+
+def _masked(v: Values, seen: Any) -> Any:
     q, k, u = (v[n].transpose(1, 2) for n in "qkv")
-    mask = _seen(q.shape[2], k.shape[2])
-    return q.scaled_dot_product_attention(k, u, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+    return q.scaled_dot_product_attention(k, u, attn_mask=seen, enable_gqa=True).transpose(1, 2)
 
 
 def _swiglu(v: Values, at: Values) -> Any:
@@ -81,6 +118,10 @@ def _cross_entropy(v: Values, at: Values) -> Any:
     return v["logits"].sparse_categorical_crossentropy(v["labels"], ignore_index=IGNORED)
 
 
+def _head_loss(v: Values, at: Values) -> Any:
+    return _lm_loss({"x": _rmsnorm(v, at), "w": v["head"], "labels": v["labels"]}, at)
+
+
 def _lm_loss(v: Values, at: Values) -> Any:
     return _cross_entropy(v | {"logits": v["x"].linear(v["w"].T)}, at)
 
@@ -97,6 +138,12 @@ OPS: dict[str, Callable[[Values, Values], Any]] = {
     "embedding": _embedding,
     "cross_entropy": _cross_entropy,
     "lm_loss": _lm_loss,
+    "masked_attention": _masked_attention,
+    "qkv_lora": _qkv_lora,
+    "mlp_lora": _mlp_lora,
+    "gelu_mlp_lora": _mlp_lora,
+    "add_norm": _add_norm,
+    "head_loss": _head_loss,
 }
 
 
@@ -110,7 +157,7 @@ def compute(case: Case, inputs: dict[str, Array], root: Path, dtype: str) -> dic
     """One op in `dtype`."""
     op = case.attributes.get("op", "") if case.kind in ("op", "tile") else ""
     slow = case.kind == "tile" and os.environ.get("DEV") == "PYTHON"
-    if op not in OPS or slow or dtype not in NAMES or (op, dtype) == ("rmsnorm", "float64"):
+    if op not in OPS or slow or dtype not in NAMES or (op in NORMS and dtype == "float64"):
         raise NotCovered
     given = {
         name: Tensor(array).cast(getattr(dtypes, dtype))

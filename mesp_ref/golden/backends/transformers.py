@@ -1,10 +1,10 @@
 """transformers and PEFT: the modules that most people train with, differentiated by torch's autograd.
 
 Covers rmsnorm, rope, positions, attention and masked_attention (by torch's fused attention, whose
-backward on a CPU is written by hand), causal_softmax, swiglu, geglu, cross_entropy, lora_linear by
-PEFT's layer, and blocks (with fused attention) and models (with eager attention) of every family.
-Intermediates are its own: ask for `golden check --roles result,base`. float64 is left out: its norms
-compute in float32 always.
+backward on a CPU is written by hand), causal_softmax, swiglu, geglu, cross_entropy, head_loss; with
+PEFT's layer lora_linear, qkv_lora, mlp_lora, gelu_mlp_lora; blocks (with fused attention) and models
+(with eager attention) of every family. Intermediates are its own: ask for
+`golden check --roles result,base`. float64 is left out: its norms compute in float32 always.
 pip install torch transformers peft.
 """
 
@@ -60,12 +60,26 @@ def _rope(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
 
 
 def _attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    queries, keys = v["q"].shape[1], v["k"].shape[1]
+    seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    return _sdpa(v, None if queries == keys else seen[None, None])
+
+
+def _masked_attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    token = torch.arange(v["q"].shape[1])
+    first = token[None] - v.get("positions", token[None])
+    if "window" in at:
+        first = torch.maximum(first, token[None] - at["window"] + 1)
+    seen = (token <= token[:, None]) & (token >= first[..., None])
+    return _sdpa(v, seen[:, None], at.get("scale"))
+
+
+def _sdpa(v: Tensors, seen: torch.Tensor | None, scale: float | None = None) -> torch.Tensor:
+    """Its call of torch's fused attention; no mask is the causal one."""
     q, k, u = (v[n].transpose(1, 2) for n in "qkv")
-    seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
-    square = q.shape[2] == k.shape[2]
     module: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], is_causal=True)
     y: torch.Tensor = sdpa_attention_forward(
-        module, q, k, u, None if square else seen[None, None], is_causal=square
+        module, q, k, u, seen, scaling=scale, is_causal=seen is None
     )[0]
     return y
 
@@ -105,17 +119,28 @@ def _cross_entropy(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     return y
 
 
-def _lora_linear(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
-    rank, (rows, columns) = len(v["A"]), v["w"].shape
-    holder = torch.nn.ModuleDict({"part": torch.nn.Linear(columns, rows, bias="b" in v)})
-    config = LoraConfig(r=rank, lora_alpha=at["s"] * rank, target_modules=["part"])
+def _head_loss(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    logits = F.linear(_rmsnorm(v, at), v["head"]).flatten(0, -2)
+    return _cross_entropy({"logits": logits, "labels": v["labels"].flatten()}, at)
+
+
+def _part(x: torch.Tensor, v: Tensors, s: float, letter: str = "") -> torch.Tensor:
+    """PEFT's layer with the weights of a part."""
+    rank, (rows, columns) = len(v[f"A{letter}"]), v[f"w{letter}"].shape
+    bias = v.get(f"b{letter}")
+    holder = torch.nn.ModuleDict({"part": torch.nn.Linear(columns, rows, bias=bias is not None)})
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=s * rank,  # type: ignore[arg-type]
+        target_modules=["part"],
+    )
     layer = inject_adapter_in_model(config, holder).get_submodule("part")
     values = {
-        "base_layer.weight": v["w"],
-        "lora_A.default.weight": v["A"],
-        "lora_B.default.weight": v["B"],
-    } | ({"base_layer.bias": v["b"]} if "b" in v else {})
-    y: torch.Tensor = torch.func.functional_call(layer, values, (v["x"],))
+        "base_layer.weight": v[f"w{letter}"],
+        "lora_A.default.weight": v[f"A{letter}"],
+        "lora_B.default.weight": v[f"B{letter}"],
+    } | ({} if bias is None else {"base_layer.bias": bias})
+    y: torch.Tensor = torch.func.functional_call(layer, values, (x,))
     return y
 
 
@@ -125,6 +150,22 @@ LAYERS = {
     "llama": LlamaDecoderLayer,
     "gemma3_text": Gemma3DecoderLayer,
 }
+
+
+def _lora_linear(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    return _part(v["x"], v, at["s"])
+
+
+def _qkv_lora(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    return torch.cat([_part(v["x"], v, at["s"], letter) for letter in "qkv"], -1)
+
+
+def _mlp_lora(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    gate, up = (_part(v["x"], v, at["s"], letter) for letter in "gu")
+    gated = _geglu if at.get("is_gelu") else _swiglu
+    return _part(gated({"gate": gate, "up": up}, at), v, at["s"], "d")
+
+
 OPS: Library = {
     "rmsnorm": _rmsnorm,
     "rope": _rope,
@@ -134,7 +175,11 @@ OPS: Library = {
     "swiglu": _swiglu,
     "geglu": _geglu,
     "cross_entropy": _cross_entropy,
+    "head_loss": _head_loss,
     "lora_linear": _lora_linear,
+    "qkv_lora": _qkv_lora,
+    "mlp_lora": _mlp_lora,
+    "gelu_mlp_lora": _mlp_lora,
 }
 
 

@@ -1,9 +1,9 @@
 """Unsloth: its Triton kernels and its hand-written LoRA layer; on a CPU in Triton's interpreter.
 
-Covers rmsnorm, rope, swiglu, geglu, cross_entropy, and lora_linear as the layer that it uses for o_proj
-(which forms no gradient of the base: `golden check --roles result`). Only the files of its kernels are
-imported: the package itself patches transformers and wants a GPU.
-pip install --no-deps unsloth unsloth_zoo triton; and transformers.
+Covers rmsnorm, rope, swiglu, geglu, cross_entropy, and the layers that it writes by hand, which form
+no gradient of the base (`golden check --roles result`): lora_linear, qkv_lora, mlp_lora,
+gelu_mlp_lora. Only the files of its kernels are imported: the package itself patches transformers
+and wants a GPU. pip install --no-deps unsloth unsloth_zoo triton; and transformers.
 """
 
 import contextlib
@@ -39,14 +39,15 @@ def _without_its_init(name: str) -> None:
 
 os.environ.setdefault("UNSLOTH_IS_PRESENT", "1")  # unsloth_zoo asks for it
 os.environ.setdefault("UNSLOTH_ALLOW_CPU", "1")
-os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth"))
+COMPILED = tempfile.TemporaryDirectory(prefix="unsloth")  # else a folder where the user stands
+os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", COMPILED.name)
 with contextlib.redirect_stdout(io.StringIO()):  # its greeting
     import unsloth_zoo  # noqa: F401
 
     _without_its_init("unsloth")
     _without_its_init("unsloth.kernels")
     from unsloth.kernels.cross_entropy_loss import fast_cross_entropy_loss
-    from unsloth.kernels.fast_lora import LoRA_W
+    from unsloth.kernels.fast_lora import LoRA_MLP, LoRA_QKV, LoRA_W
     from unsloth.kernels.geglu import geglu_approx_backward_kernel, geglu_approx_forward_kernel
     from unsloth.kernels.rms_layernorm import Fast_RMS_Layernorm
     from unsloth.kernels.rope_embedding import Fast_RoPE_Embedding
@@ -94,6 +95,28 @@ def _lora_linear(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     return y + v["b"] if "b" in v else y
 
 
+def _parts(v: Tensors, letters: str, s: float) -> list[Any]:
+    """Weight, its 4-bit state, A, B and scale of each part, as its functions take them."""
+    return [x for c in letters for x in (v[f"w{c}"].detach(), None, v[f"A{c}"], v[f"B{c}"], s)]
+
+
+def _qkv_lora(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+    """Its backward writes into x, hence a copy."""
+    parts = LoRA_QKV.apply(v["x"].clone(), *_parts(v, "qkv", at["s"]), True)
+    biases = (v.get(f"b{letter}") for letter in "qkv")
+    return torch.cat([y if b is None else y + b for y, b in zip(parts, biases, strict=True)], -1)
+
+
+def _mlp_lora(forward: Any, backward: Any) -> Callable[[Tensors, dict[str, Any]], torch.Tensor]:
+    def f(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
+        y: torch.Tensor = LoRA_MLP.apply(
+            v["x"].clone(), *_parts(v, "gud", at["s"]), forward, backward, True
+        )
+        return y
+
+    return f
+
+
 def _cross_entropy(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
     logits, labels = v["logits"][None].clone(), v["labels"][None]
     y: torch.Tensor = fast_cross_entropy_loss(logits, labels)
@@ -104,6 +127,9 @@ OPS: Library = {
     "rmsnorm": _rmsnorm,
     "rope": _rope,
     "lora_linear": _lora_linear,
+    "qkv_lora": _qkv_lora,
+    "mlp_lora": _mlp_lora(swiglu_fg_kernel, swiglu_DWf_DW_dfg_kernel),
+    "gelu_mlp_lora": _mlp_lora(geglu_approx_forward_kernel, geglu_approx_backward_kernel),
     "swiglu": _gated(swiglu_fg_kernel, swiglu_DWf_DW_dfg_kernel),
     "geglu": _gated(geglu_approx_forward_kernel, geglu_approx_backward_kernel),
     "cross_entropy": _cross_entropy,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mesp_ref.golden.mistakes.variant import variant
-from mesp_ref.golden.plain import Plain, scores
+from mesp_ref.golden.plain import Plain
 from mesp_ref.ops import Array
 
 TILES = (2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768)
@@ -32,12 +32,12 @@ def attention(tile: int, sums: bool, mixes: bool, backward: bool) -> type[Plain]
     """The online softmax of attention without the rescale of what was accumulated."""
 
     def forward(self: Plain, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        raw = scores(q, self.share(k)) * self.score_scale()
-        s = np.where(self.visible(*raw.shape[-2:]), raw, -np.inf)
+        scores = self.scores(q, self.share(k)) * self.score_scale()
+        s = np.where(self.visible(*scores.shape[-2:]), scores, -np.inf)
         e, total = without_rescale(s, tile, sums, mixes)
         o = self.mix(e / total, self.share(v))
         lse = np.log(total) + np.maximum(s.max(-1, keepdims=True), np.finfo(s.dtype).min)
-        return (np.exp(s - lse) if backward else self.probabilities(raw)), o
+        return (np.exp(s - lse) if backward else self.probabilities(scores)), o
 
     what = {(True, True): "", (True, False): " of the sum", (False, True): " of the output"}
     text = f"the online softmax misses the rescale{what[sums, mixes]} to the new maximum"
