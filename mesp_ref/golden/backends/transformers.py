@@ -66,12 +66,11 @@ def _attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
 
 
 def _masked_attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
-    token = torch.arange(v["q"].shape[1])
-    first = token[None] - v.get("positions", token[None])
-    if "window" in at:
-        first = torch.maximum(first, token[None] - at["window"] + 1)
-    seen = (token <= token[:, None]) & (token >= first[..., None])
-    return _sdpa(v, seen[:, None], at.get("scale"))
+    """With a mask as its models build one from a window and from positions that begin anew."""
+    tokens = torch.arange(v["q"].shape[1])
+    first = first_keys(v.get("positions"), at.get("window"), tokens)
+    seen = (tokens <= tokens[:, None]) & (tokens >= first[:, None, :, None])
+    return _sdpa(v, seen, at.get("scale"))
 
 
 def _sdpa(v: Tensors, seen: torch.Tensor | None, scale: float | None = None) -> torch.Tensor:
@@ -80,19 +79,6 @@ def _sdpa(v: Tensors, seen: torch.Tensor | None, scale: float | None = None) -> 
     module: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], is_causal=True)
     y: torch.Tensor = sdpa_attention_forward(
         module, q, k, u, seen, scaling=scale, is_causal=seen is None
-    )[0]
-    return y
-
-
-def _masked_attention(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
-    """With a mask as its models build one from a window and from positions that begin anew."""
-    q, k, u = (v[n].transpose(1, 2) for n in "qkv")
-    tokens = torch.arange(q.shape[2])
-    first = first_keys(v.get("positions"), at.get("window"), tokens)
-    seen = (tokens <= tokens[:, None]) & (tokens >= first[:, None, :, None])
-    module: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], is_causal=False)
-    y: torch.Tensor = sdpa_attention_forward(
-        module, q, k, u, seen, is_causal=False, scaling=at.get("scale")
     )[0]
     return y
 
