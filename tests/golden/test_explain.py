@@ -33,7 +33,7 @@ def likes(answer: Answer, dtype: object = np.float32, **changed: Array) -> list[
      pytest.param("e2e/tied", 1, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_stored_mistakes_are_named(name: str, every: int, answer: Answer, suite: Suite) -> None:
-    """Those of a block, and of a model, which are alike and cost most, are asked in part; all when slow."""
+    """Those of a block and of a model are alike and cost most: some of them, and all when slow."""
     stored = [w for w in suite.wrong if w.of == name and "bfloat16" in w.dtypes]
     assert len(stored[::every]) > 3
     for wrong in stored[::every]:
