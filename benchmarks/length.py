@@ -43,6 +43,7 @@ import mesp_ref as mr
 from mesp_ref.files.affine import Affine
 from mesp_ref.files.models import random_checkpoint
 from mesp_ref.memory import Base, PeakResident, Shapes, cost, measure_speed, peak, torch_peak
+from mesp_ref.memory.longest import TORCH
 
 SHAPE, RANK, DEPTH, LR = "qwen2.5-0.5b", 8, 2, 1e-4
 LARGE, LARGE_TOKENS, LARGE_METHODS = "qwen2.5-7b", 256, ("mesp_tiled", "mesp_streamed")
@@ -317,12 +318,13 @@ def _large_section(found: dict[str, Any]) -> str:
 def report(facts: dict[str, Any]) -> str:
     """The page."""
     file = cost("mesp_streamed", Shapes(SHAPES[SHAPE], 1, 32_768, RANK, disk=True)).file
+    torch = "; ".join(f"{n} {a:,.0f} and {b:,.0f} MiB" for n, (a, b) in TORCH.items())
     parts = [
         "# Memory and time against length",
         "Written by `benchmarks/length.py`. " + "; ".join(machine()) + ".",
         f"One LoRA step of {SHAPE}, rank {RANK}, batch 1, float32. MB are 10⁶ bytes that NumPy holds "
         "above weights, LoRA parameters and optimiser state, predicted to the byte; torch is the line "
-        "through what was measured at 256 and 1,024 tokens ([frameworks.md](frameworks.md)).",
+        f"through what `frameworks.py` measured on 25 November 2026 at 256 and 1,024 tokens: {torch}.",
         "![memory against length](length-memory.png)",
         _memory_table(),
         f"The file of `mesp_streamed` takes {file / 32_768 / 1e3:.0f} kB a token: {file / 1e9:.1f} GB "

@@ -14,7 +14,7 @@ _LONG = 4096
 _LINES = 4  # lengths that are guessed by a line
 
 # MiB of the process above the model, of Qwen2.5-0.5B with rank 8 and batch 1 in float32, at 256 and at
-# 1024 tokens: docs/benchmarks/frameworks.md. Both grow with the length alone.
+# 1024 tokens: benchmarks/frameworks.py on 25 November 2026. Both grow with the length alone.
 TORCH = {
     "torch + peft": (1908.8, 6969.0),
     "torch + peft, gradient checkpointing": (1298.0, 4448.9),
