@@ -81,9 +81,7 @@ def _torch(args: argparse.Namespace, limit: float, machine: int) -> dict[str, tu
 
 def _torch_lines(torch: dict[str, tuple[int, int]], machine: int) -> list[str]:
     if not torch:
-        return [
-            "torch was measured on qwen2.5-0.5b in float32 alone: docs/benchmarks/length.md"
-        ]
+        return ["torch was measured on qwen2.5-0.5b in float32 alone: docs/benchmarks/length.md"]
     lines = [
         f"{name:<38} {few:>9,} tokens; {all_:,} in all {megabytes(machine)} of this machine"
         for name, (few, all_) in torch.items()
