@@ -341,7 +341,7 @@ memory (`mesp_ref.keep_freed_memory`), as our command line sets it. Ours have {t
 one BLAS thread each, as with `--workers {threads}`. `torch.compile` and `jax.jit` compile before
 the first step; what that took stands apart. JAX runs `benchmarks/jax_step.py`, the whole step as one
 function, on the same weights. The systems take turns, round after round. `make benchmarks`
-regenerates this page and its pictures; [all pages in one table](README.md).
+regenerates this page and its pictures; [all pages in one table]({index}).
 
 ## Goals
 
@@ -442,6 +442,7 @@ def write(
     reads_of_all = [reads for m in measured for facts in m.facts.values() for reads in facts.reads]
     text = TEXT.format(
         threads=threads,
+        index="../README.md" if out.name == "avx512" else "README.md",
         goals=table,
         sections="".join(_section(m) for m in measured),
         agreement="\n\n".join(f"{m.seq} tokens:\n\n{agreement(m)}" for m in measured),
