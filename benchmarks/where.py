@@ -192,14 +192,14 @@ def summary(runs: Mapping[str, Run]) -> str:
 
 
 def draw(runs: Mapping[str, Run], path: Path) -> None:
-    """The step over the limit that its products set, one bar a method, split by op."""
+    """The step over the limit that its products set, one bar a method."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 0.9 + 0.55 * len(runs)), layout="constrained", facecolor="white")
     axes = figure.subplots()
     for row, (way, run) in enumerate(runs.items()):
         axes.barh(row, run.over, color=COLOURS[way.partition(", ")[0]])
-        axes.text(run.over + 0.01, row, f"{run.over:.2f}", va="center")
+        axes.text(0.97, row, f"{run.over:.2f}", va="center", ha="right", color="white")
     axes.axvline(1, color="black", lw=1)
     axes.axvline(GOAL, color="black", ls="--", lw=1)
     axes.set_yticks(range(len(runs)), [name(way).replace("`", "") for way in runs])
