@@ -97,6 +97,9 @@ CASES: dict[str, Case] = {
     "gemma3/mesp_tiled": _case("mesp_tiled", config=FAMILY_SIZES["gemma3"]),
     "gemma3/disk": _case("mesp_tiled", "disk", config=FAMILY_SIZES["gemma3"]),
     "gemma3/two_workers": _case("mesp_tiled", "offload", 2, config=FAMILY_SIZES["gemma3"]),
+    "gemma3/chunks": _case(
+        "mesp_streamed", "disk", chunk=3, shape=(1, 8), config=FAMILY_SIZES["gemma3"]
+    ),
 }
 
 
