@@ -108,6 +108,7 @@ def gradcheck(
     conventions: Mapping[str, Convention] | None = None,
     surrogate: Callable[..., Any] | None = None,
     ranks: bool = True,
+    sizes: bool = True,
     dtypes: Sequence[str] | None = None,
 ) -> GradcheckResult:
     """Is `backward` the vector-Jacobian product of `forward` at `args`?
@@ -123,6 +124,7 @@ def gradcheck(
     rtol            of max Σ|dy·∂y/∂x|; default 1e-10 in float64, 1e-5 in float32, 4 units below
     conventions     by argument, what is meant instead of the derivative (see conventions.py)
     ranks           False: the pair is meant for arrays of as many axes as these
+    sizes           False: ask at the sizes of args alone, where others are drawn by who calls
     surrogate       the function whose gradient is meant: a straight-through estimator's
     dtypes          what a float64 pair is held to besides: in "float16" and "bfloat16" tame inputs
                     give no grossly wrong gradient where the forward is well there; "float32" in
@@ -153,7 +155,7 @@ def gradcheck(
         model = replace(pair, forward=surrogate) if surrogate else pair
         result = _Check(
             pair, model, _by_leaf(pair, conventions or {}), seed, rtol,
-            None if dtypes is None else tuple(dtypes), ranks,
+            None if dtypes is None else tuple(dtypes), ranks, sizes,
         ).run()  # fmt: skip
     if result.inconclusive and any(f.oracle != _TIES for f in result.failures):
         _discard("gradcheck: inconclusive")
@@ -209,6 +211,7 @@ class _Check:
     rtol: float | None
     dtypes: tuple[str, ...] | None
     ranks: bool
+    sizes: bool
     remarks: list[str] = field(default_factory=list)
     float32: str = ""
 
@@ -310,7 +313,7 @@ class _Check:
 
         Where other numbers are as well, length alone is, as for dy / n: no defect of a NumPy function.
         """
-        long = many_ties(self.pair)
+        long = many_ties(self.pair) if self.sizes else None
         if long is None:
             return
         off = self._half(long)
@@ -339,6 +342,8 @@ class _Check:
         return []
 
     def _other_shapes(self) -> Iterator[Finding]:
+        if not self.sizes:
+            return
         if sum(p.size for p in self.pair.point if isinstance(p, np.ndarray)) > SMALL:
             return
         for what, found in (

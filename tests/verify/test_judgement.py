@@ -411,6 +411,21 @@ def test_a_step_that_leads_past_a_tiny_number() -> None:
     assert not gradcheck(lambda x: x * np.log(x), lambda dy, x: dy * np.log(x), (x,)).passed
 
 
+def test_other_sizes_are_asked_unless_it_is_said() -> None:
+    """A mean over all rows for one over each: right for a single row."""
+    x = np.random.default_rng(3).standard_normal((1, 4))
+
+    def centred(x: np.ndarray) -> np.ndarray:
+        return x - x.mean(axis=-1, keepdims=True)
+
+    def draft(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return dy - dy.mean()
+
+    assert not gradcheck(centred, draft, (x,)).passed
+    assert gradcheck(centred, draft, (x,), sizes=False).passed
+    assert not gradcheck(centred, draft, (np.vstack([x, 2 * x]),), sizes=False).passed
+
+
 def test_float16_that_computes_in_float32_inside() -> None:
     """The mean of float16 numbers summed in float32, as kernels do; and zeros for its gradient."""
     x = np.random.default_rng(1).standard_normal(1000).astype(np.float16)
