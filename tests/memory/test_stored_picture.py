@@ -47,6 +47,7 @@ def test_the_numbers_beside_it_are_todays() -> None:
         r"^\| `(\w+)`(?:, RAM)? \|.*\| ([\d.]+) \| [\d.]+ \| exact \|$", text, re.MULTILINE
     )
     rows += found
-    assert [method for method, _ in rows] == [*METHODS, *METHODS, "mesp_streamed", *METHODS]
+    every = [*METHODS, "mesp_streamed"]
+    assert [method for method, _ in rows] == [*METHODS, *every, *every]
     for method, written in rows:
         assert abs(float(written) - megabytes(method)) < 1, method
