@@ -115,11 +115,8 @@ def _part(x: torch.Tensor, v: Tensors, s: float, letter: str = "") -> torch.Tens
     rank, (rows, columns) = len(v[f"A{letter}"]), v[f"w{letter}"].shape
     bias = v.get(f"b{letter}")
     holder = torch.nn.ModuleDict({"part": torch.nn.Linear(columns, rows, bias=bias is not None)})
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=s * rank,  # type: ignore[arg-type]
-        target_modules=["part"],
-    )
+    alpha: Any = s * rank  # PEFT's annotation is an int; it takes any number
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["part"])
     layer = inject_adapter_in_model(config, holder).get_submodule("part")
     values = {
         "base_layer.weight": v[f"w{letter}"],

@@ -72,7 +72,8 @@ class _Gated(torch.autograd.Function):
 
 def _gated(forward: Any, backward: Any) -> Callable[[Tensors, dict[str, Any]], torch.Tensor]:
     def f(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
-        y: torch.Tensor = _Gated.apply(v["gate"], v["up"], forward, backward)  # type: ignore[no-untyped-call]
+        apply: Any = _Gated.apply
+        y: torch.Tensor = apply(v["gate"], v["up"], forward, backward)
         return y
 
     return f
