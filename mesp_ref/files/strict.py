@@ -19,6 +19,7 @@ READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
 # What Python's json accepts and others do not: worth a second, slower look where it may occur.
 _LONG_NUMBER = re.compile(r"\d{19}|[eE]\+?\d{3}")
+_POINTER = b"version https://git-lfs.github.com/spec/"  # how Git LFS's stand-in for a file begins
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -68,9 +69,6 @@ def _real(digits: str) -> float:
     if (value := float(digits)) in (float("inf"), float("-inf")):
         raise ValueError(f"{digits[:20]} is beyond the range of numbers")
     return value
-
-
-_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def open_regular(file: str | Path) -> BufferedReader:

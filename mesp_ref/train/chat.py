@@ -146,19 +146,19 @@ class ChatTemplate:
 
     @cached_property
     def _takes_parts(self) -> bool:
-        return "'type'" not in (self._probed(_PARTS) or "'type'")
+        return self._writes_no("'type'", [_PARTS])
 
     @cached_property
     def _takes_nothing(self) -> bool:
-        return "None" not in (self._probed(_CALL) or "None")
+        return self._writes_no("None", [{"role": "user", "content": "x"}, _CALL])
 
-    def _probed(self, message: Message) -> str | None:
-        """A turn as the template renders it; None where it does not."""
-        before: list[Message] = [{"role": "user", "content": "x"}]
+    def _writes_no(self, word: str, turns: Sequence[Message]) -> bool:
+        """Whether these turns are rendered, and without a word that only Python would write."""
         try:
-            return self.rendered([*(before if message is _CALL else []), message], False, None)
+            text = self.rendered(turns, False, None)
         except MespRefError:
-            return None
+            return False
+        return bool(text) and word not in text
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: Any = None
@@ -233,15 +233,20 @@ def _seen(message: Message) -> Message:
 def _require_calls(messages: Sequence[Message], text: str, data: Sequence[Span]) -> None:
     """Raise MespRefError for calls of functions that the template leaves out: an answer of theirs would
     be learned as one of nothing."""
-    for i, message in enumerate(messages, 1):
+    if not any(message.get("tool_calls") for message in messages):
+        return
+    words = [""] * len(messages)  # of each turn, as they stand in the text
+    for start, stop, source in data:
+        if source != OTHER:
+            words[source] += text[start:stop]
+    for i, message in enumerate(messages):
         for call in message.get("tool_calls") or ():
             function = call.get("function", call) if isinstance(call, Mapping) else {}
             name = function.get("name") if isinstance(function, Mapping) else None
-            own = "".join(text[start:stop] for start, stop, source in data if source == i - 1)
-            if not isinstance(name, str) or (name not in own and f'"{name}"' not in text):
+            if not isinstance(name, str) or (name not in words[i] and f'"{name}"' not in text):
                 raise MespRefError(
-                    f"turn {i}: tool_calls: found a call of {shown(name)}, expected one that the chat "
-                    "template renders; this template leaves it out"
+                    f"turn {i + 1}: tool_calls: found a call of {shown(name)}, expected one that the "
+                    "chat template renders; this template leaves it out"
                 )
 
 

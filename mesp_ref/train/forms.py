@@ -162,15 +162,19 @@ def _input_ids(record: Mapping[str, Any], where: str) -> dict[str, Any]:
             "puts them in rows"
         )
     mask = found.pop("attention_mask", None)
-    if mask is not None:
-        kept = [i for i, one in enumerate(mask) if one]
-        if set(mask) - {0, 1} or (kept and kept[-1] - kept[0] + 1 != len(kept)):
-            raise MespRefError(
-                f"{where}: attention_mask: expected 1 for one stretch of tokens and 0 for the padding "
-                "around it"
-            )
-        found = {name: [value[i] for i in kept] for name, value in found.items()}
+    found = found if mask is None else _unpadded(found, mask, where)
     return {"tokens": found.pop("input_ids"), **found}
+
+
+def _unpadded(found: dict[str, list[int]], mask: list[int], where: str) -> dict[str, list[int]]:
+    """The lists where the mask is 1: one stretch, with padding around it."""
+    kept = [i for i, one in enumerate(mask) if one]
+    if set(mask) - {0, 1} or (kept and kept[-1] - kept[0] + 1 != len(kept)):
+        raise MespRefError(
+            f"{where}: attention_mask: expected 1 for one stretch of tokens and 0 for the padding "
+            "around it"
+        )
+    return {name: [value[i] for i in kept] for name, value in found.items()}
 
 
 def _messages(record: Mapping[str, Any], where: str) -> dict[str, Any]:

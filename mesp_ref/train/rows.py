@@ -166,13 +166,12 @@ class Encoder:
         if "tokens" in record:
             ids = np.array(record["tokens"], np.int32)
             return Row(ids, np.array(record.get("labels", ids), np.int32))
-        elif "prompt" in record:
+        if "prompt" in record:
             asked = self.text(record["prompt"], special=True)
             answer = self._ended(self.text(record["completion"]))
             ids = np.concatenate([asked, answer])
             return Row(ids, np.concatenate([np.full_like(asked, IGNORED), answer]))
-        else:
-            ids = self._ended(self.text(record["text"], special=True))
+        ids = self._ended(self.text(record["text"], special=True))
         return Row(ids, ids)
 
     def _ended(self, ids: Array) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mesp_ref.golden.backends import interpreter
-from mesp_ref.golden.backends.kernels import Library, Tensors, compute_op
+from mesp_ref.golden.backends.kernels import Library, Tensors, compute_op, mean_of_counted
 from mesp_ref.golden.suite import Case
 from mesp_ref.ops import Array
 
@@ -50,9 +50,7 @@ def _rope(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
 
 
 def _cross_entropy(v: Tensors, at: dict[str, Any]) -> torch.Tensor:
-    """The mean over counted rows is the caller's: the kernel's loss is that of each row."""
-    losses: torch.Tensor = cross_entropy_loss(v["logits"], v["labels"])[0]
-    return losses.sum() / (v["labels"] != -100).sum().clamp(min=1)
+    return mean_of_counted(cross_entropy_loss(v["logits"], v["labels"])[0], v["labels"])
 
 
 OPS: Library = {

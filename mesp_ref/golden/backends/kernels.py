@@ -13,7 +13,7 @@ import torch
 from mesp_ref.golden.backends import NotCovered
 from mesp_ref.golden.backends.torch import to_numpy, to_torch
 from mesp_ref.golden.suite import Case
-from mesp_ref.ops import Array
+from mesp_ref.ops import IGNORED, Array
 
 Tensors = dict[str, torch.Tensor]
 Library = Mapping[str, Callable[[Tensors, dict[str, Any]], torch.Tensor]]
@@ -53,6 +53,11 @@ def masked(scores: torch.Tensor) -> torch.Tensor:
     queries, keys = scores.shape[-2:]
     seen = torch.ones(queries, keys, dtype=torch.bool, device=scores.device)
     return scores.masked_fill(~seen.tril(keys - queries), -torch.inf)
+
+
+def mean_of_counted(losses: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean over rows whose label counts, where a kernel's loss is that of each row."""
+    return losses.sum() / (labels != IGNORED).sum().clamp(min=1)
 
 
 def doubled(table: torch.Tensor) -> torch.Tensor:
