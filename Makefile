@@ -128,6 +128,7 @@ benchmarks: $(BENCH)
 	$(FREE) $(BIN)/python benchmarks/frameworks.py --out docs/benchmarks/avx512
 	$(FREE) $(BIN)/python benchmarks/job.py
 	$(FREE) OPENBLAS_CORETYPE=Haswell OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/where.py
+	$(FREE) OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/where.py --out docs/benchmarks/avx512
 	for part in peaks time attention ratio full large report; do \
 	  $(FREE) OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/length.py $$part || exit 1; \
 	done

@@ -59,6 +59,13 @@ SYSTEMS = {
 ROUNDS = {256: 5, 1024: 2}
 TALKERS = ("torch", "store_all")  # those that generate; every method of ours does it alike
 BATCHES = (1, 8)
+# What holds the peers to AVX2. JAX's library for products has no such switch and is left out: the
+# products of Eigen, which take its place, reach AVX2's peak.
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2 "
+                 "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INVALID",
+}  # fmt: skip
 LOSS, GRADIENT = 1e-5, 1e-3  # relative differences above which the systems do not do the same
 HERE = Path(__file__).resolve().parent
 REPORTS = HERE.parent / "docs/benchmarks"
@@ -70,7 +77,7 @@ class Contender:
     def __init__(self, system: str, files: Files, python: str = sys.executable):
         self.system = system
         command = [python, str(HERE / "contender.py"), system.split(",")[0], *map(str, files)]
-        environment = os.environ | {"PYTHONWARNINGS": "ignore::FutureWarning"}
+        environment = os.environ | {"PYTHONWARNINGS": "ignore::FutureWarning"} | instructions()
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -289,6 +296,11 @@ def missing() -> set[str]:
     """Peers that cannot run here: JAX is not installed, or torch.compile finds no C++ compiler."""
     found = set() if importlib.util.find_spec("jax") else {"jax"}
     return found if shutil.which(os.environ.get("CXX", "g++")) else found | {"torch compiled"}
+
+
+def instructions() -> dict[str, str]:
+    """The environment that holds peers to the instructions that OpenBLAS is held to, if it is."""
+    return AVX2 if os.environ.get("OPENBLAS_CORETYPE") in ("Haswell", "Zen") else {}
 
 
 def threads_of_blas() -> int:

@@ -481,11 +481,19 @@ def test_all_pages_in_one_table(
     """Every system and both kernels; a figure that is missing is a dash."""
     frameworks_report.write(tmp_path, side_by_side, 2, None, cpu=True)
     common.write_report(tmp_path / "where.json", '{"over": {"mesp_tiled": 1.125}, "packed": 1.25}')
+    (tmp_path / "avx512").mkdir()
+    common.write_report(
+        tmp_path / "avx512/where.json", '{"over": {"mesp_tiled": 1.5}, "packed": 2}'
+    )
     text = index.report(tmp_path)
-    assert "| `mesp_tiled`, checkpoints on disk | 1.00 | 1.25 | – | – | 1.12 | 20 | 206 |" in text
+    assert (
+        "| `mesp_tiled`, checkpoints on disk | 1.00 | 1.25 | – | – | 1.12 / 1.50 | 20 | 206 |"
+        in text
+    )
     assert "| JAX, jit | 0.80 | 1.00 | – | – | – | 20 | – |" in text
     assert "batch 1, AVX2 (transformers) | 16.0 | 8.0 | 2.00 | – |" in text
-    assert "| 1.25 | ≤ 1.15 |" in text
+    assert "`mesp_tiled`, AVX2 | – | – | 1.25 | ≤ 1.15 |" in text
+    assert "`mesp_tiled`, AVX-512 | – | – | 2.00 | ≤ 1.15 |" in text
     assert "[frameworks.md](frameworks.md)" in text
     assert "{" not in text
     for table in _tables(text):
