@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,3 +121,30 @@ def test_the_interpreter_rounds_bfloat16_as_hardware_does() -> None:
     program = Path(__file__).parent / "interpreted.py"
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_torch_computes_on_its_default_device(suite: Suite) -> None:
+    """On one that only knows shapes: an operation with a tensor left on the CPU would raise."""
+    torch = pytest.importorskip("torch")
+    client = load("torch")
+    kinds = {"op": client.compute_op, "block": client.compute_block}
+    with torch.device("meta"):
+        for case in suite.cases.values():
+            inputs = suite.read(case).inputs if case.kind in kinds else {}
+            if inputs and "labels" not in inputs:  # a count of labels is a number, not a shape
+                given = {n: client.to_torch(array, torch.float32) for n, array in inputs.items()}
+                found = kinds[case.kind](case, given)
+                assert {tensor.device.type for tensor in found.values()} == {"meta"}, case.name
+
+
+def test_options_of_another_compiler_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from mesp_ref.golden.backends import kernels
+
+    class Kernel:
+        def run(self, *args: Any, **options: Any) -> Any:
+            return args, options
+
+    monkeypatch.setitem(sys.modules, "triton.runtime.jit", SimpleNamespace(JITFunction=Kernel))
+    kernels.drop_options("waves_per_eu")
+    assert Kernel().run(1, grid=2, waves_per_eu=1) == ((1,), {"grid": 2})

@@ -53,6 +53,41 @@ def square_of_the_denominator(v: Arrays, dtype: str, cause: bool) -> Arrays:
     return {"dgate": dy * up * (1 / q + gate * e / square)}
 
 
+def sum_in_16_bits(v: Arrays, dtype: str, cause: bool) -> Arrays:
+    """The gradients of biases, Σ dy over tokens one after the other in 16 bits (JAX)."""
+    biases = {n: a for n, a in v.items() if n.startswith("b")}
+    total = np.zeros(v["dy"].shape[-1])
+    for row in v["dy"].reshape(-1, len(total)):
+        total = stored(total + row, dtype) if cause else total + row
+    ends = np.cumsum([len(a) for a in biases.values()])[:-1]
+    return {f"d{n}": a for n, a in zip(biases, np.split(total, ends), strict=True)}
+
+
+def cut(x: Array) -> Array:
+    """TF32 as hardware reads a float32: 10 bits after the point, the other 13 cut off."""
+    bits = np.asarray(x, np.float32).view(np.uint32) & np.uint32(0xFFFFE000)
+    return bits.view(np.float32).astype(np.float64)
+
+
+def operands_in_tf32(v: Arrays, dtype: str, cause: bool) -> Arrays:
+    """Causal attention whose products of matrices read TF32 (Triton's tl.dot on NVIDIA)."""
+    read = cut if cause else np.asarray
+    share, scale = v["q"].shape[2] // v["k"].shape[2], v["q"].shape[3] ** -0.5
+    q, dy = (read(v[n]).transpose(0, 2, 1, 3) for n in ("q", "dy"))
+    k, u = (read(v[n]).transpose(0, 2, 1, 3).repeat(share, 1) for n in "kv")
+    scores = q @ k.swapaxes(2, 3) * scale
+    seen = np.tri(*scores.shape[2:]) > 0
+    p = np.where(seen, np.exp(scores - scores.max(-1, keepdims=True)), 0)
+    total = p.sum(-1, keepdims=True)
+    y, p = read(p) @ u / total, p / total
+    ds = p * (dy @ u.swapaxes(2, 3) - (y * dy).sum(-1, keepdims=True))
+    ds, p = read(ds), read(p)
+    dq, dk, dv = ds @ k * scale, ds.swapaxes(2, 3) @ q * scale, p.swapaxes(2, 3) @ dy
+    n, _, t, d = y.shape
+    dk, dv = (a.reshape(n, -1, share, t, d).sum(2) for a in (dk, dv))
+    return {m: a.swapaxes(1, 2) for m, a in {"y": y, "dq": dq, "dk": dk, "dv": dv}.items()}
+
+
 CAUSES: list[tuple[Callable[[Arrays, str, bool], Arrays], str, str]] = [
     (sigmoid_in_16_bits, "ops/swiglu/large", "float16"),
     (sigmoid_in_16_bits, "tile/swiglu/one_gate_a_row", "float16"),
@@ -61,6 +96,14 @@ CAUSES: list[tuple[Callable[[Arrays, str, bool], Arrays], str, str]] = [
     (rounded_products, "ops/linear/nine_tokens", "bfloat16"),
     (rounded_products, "ops/linear/large", "bfloat16"),
     (square_of_the_denominator, "ops/swiglu/saturated", "float32"),
+    (sum_in_16_bits, "ops/lora_linear/usual", "float16"),
+    (sum_in_16_bits, "ops/lora_linear/rank_above_width", "float16"),
+    (sum_in_16_bits, "ops/qkv_lora/usual", "bfloat16"),
+    (sum_in_16_bits, "ops/qkv_lora/fresh", "bfloat16"),
+    (sum_in_16_bits, "ops/qkv_lora/scale_2", "bfloat16"),
+    (operands_in_tf32, "ops/attention/square", "float32"),
+    (operands_in_tf32, "ops/attention/every_head_its_own", "float32"),
+    (operands_in_tf32, "ops/attention/one_pair", "float32"),
 ]
 
 
@@ -77,3 +120,22 @@ def test_the_cause_and_nothing_else_fails_the_case(
             got = {n: stored(a, dtype) for n, a in cause(inputs, dtype, present).items()}
             verdicts = [judge(tensors[n], a, vectors, dtype) for n, a in got.items()]
         assert all(verdict.passed for verdict in verdicts) is not present, verdicts
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "got"),
+    [
+        ("y", (1, 3, 3, 1), 0.840137839),
+        ("dq", (1, 3, 0, 0), -0.218434751),
+        ("dk", (0, 3, 1, 3), 0.00714945793),
+        ("dv", (1, 3, 1, 1), 0.104804829),
+    ],
+)
+def test_a_gpu_gave_these_numbers(
+    name: str, place: tuple[int, ...], got: float, suite: Suite
+) -> None:
+    """Triton's attention in float32 on an H200: what cut operands give, to the last digits."""
+    vectors = suite.read(suite.cases["ops/attention/square"])
+    made = operands_in_tf32(dict(vectors.inputs), "float32", True)[name][place]
+    assert made == pytest.approx(got, rel=1e-6)
+    assert made != pytest.approx(vectors.want[name][place], rel=1e-4)

@@ -45,7 +45,7 @@ def compute_op(
     y = library[op](leaves, case.attributes)
     grads = torch.autograd.grad(y, [leaves[n] for n in names], dy.to(y.dtype), allow_unused=True)
     found = {"y": y} | {f"d{n}": g for n, g in zip(names, grads, strict=True) if g is not None}
-    return {n: to_numpy(a.cpu()) for n, a in found.items()}
+    return {n: to_numpy(a) for n, a in found.items()}
 
 
 def masked(scores: torch.Tensor) -> torch.Tensor:
@@ -63,3 +63,15 @@ def mean_of_counted(losses: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def doubled(table: torch.Tensor) -> torch.Tensor:
     """A table [T, D/2] as transformers lays it out: [1, T, D], both halves the same."""
     return torch.cat([table, table], -1)[None].contiguous()
+
+
+def drop_options(*names: str) -> None:
+    """Start kernels without options of a compiler that is not the one at hand."""
+    from triton.runtime.jit import JITFunction
+
+    start = JITFunction.run
+
+    def run(self: Any, *args: Any, **options: Any) -> Any:
+        return start(self, *args, **{n: v for n, v in options.items() if n not in names})
+
+    JITFunction.run = run

@@ -1,4 +1,7 @@
-"""torch: the forward in its functional ops, every gradient by its autograd."""
+"""torch: the forward in its functional ops, every gradient by its autograd.
+
+It computes on torch's default device: a GPU after torch.set_default_device("cuda").
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +30,18 @@ Tensors = dict[str, torch.Tensor]
 
 def to_torch(array: Array, dtype: torch.dtype) -> torch.Tensor:
     """Inputs are exact in every dtype, so the cast rounds nothing."""
-    tensor = torch.from_numpy(np.array(array))
-    return tensor.to(dtype).requires_grad_() if array.dtype.kind == "f" else tensor.long()
+    if array.dtype.kind == "f":
+        return constant(array, dtype).requires_grad_()
+    return constant(array, torch.long)
+
+
+def constant(array: Array, dtype: torch.dtype) -> torch.Tensor:
+    """An array on torch's default device."""
+    return torch.from_numpy(np.array(array)).to(torch.get_default_device(), dtype)
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
-    tensor = tensor.detach()
+    tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
@@ -180,10 +189,10 @@ def leaves_of(case: Case, root: Path, dtype: torch.dtype) -> tuple[Tensors, list
 def run_model(case: Case, leaves: Tensors, given: Tensors, dtype: torch.dtype) -> Step:
     """A forward that autograd can go back through."""
     whole, local = model_tables(config_of(case.attributes["config"]), given["input_ids"].shape[1])
-    cos, sin = (torch.from_numpy(table).to(dtype) for table in whole)
+    cos, sin = (constant(table, dtype) for table in whole)
     step = Step(case, cos, sin)
     if local:
-        first, second = (torch.from_numpy(table).to(dtype) for table in local)
+        first, second = (constant(table, dtype) for table in local)
         step.local = first, second
     step.model(leaves, given["input_ids"], given["labels"])
     return step
@@ -258,10 +267,8 @@ def compute_quantised(case: Case, given: Tensors, dtype: torch.dtype) -> Tensors
 def compute_positions(case: Case, given: Tensors, dtype: torch.dtype) -> Tensors:
     """RoPE with angles from the positions."""
     at, d = case.attributes, given["x"].shape[-1]
-    positions = given["positions"].numpy()
-    cos, sin = (
-        torch.from_numpy(t).to(dtype) for t in tables(positions, d, at["theta"], at["scaling"])
-    )
+    positions = to_numpy(given["positions"])
+    cos, sin = (constant(t, dtype) for t in tables(positions, d, at["theta"], at["scaling"]))
     y = rope.torch_twin(torch, given["x"], cos, sin)
     (dx,) = torch.autograd.grad(y, given["x"], given["dy"])
     return {"y": y, "dx": dx}

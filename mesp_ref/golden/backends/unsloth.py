@@ -38,7 +38,8 @@ def _without_its_init(name: str) -> None:
 
 
 os.environ.setdefault("UNSLOTH_IS_PRESENT", "1")  # unsloth_zoo asks for it
-os.environ.setdefault("UNSLOTH_ALLOW_CPU", "1")
+if interpreter.DEVICE == "cpu":
+    os.environ.setdefault("UNSLOTH_ALLOW_CPU", "1")
 COMPILED = tempfile.TemporaryDirectory(prefix="unsloth")  # else a folder where the user stands
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", COMPILED.name)
 with contextlib.redirect_stdout(io.StringIO()):  # its greeting
