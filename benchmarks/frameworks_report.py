@@ -137,9 +137,12 @@ def goals(measured: Sequence[Measured]) -> list[Goal]:
         for m in (m for m in measured if m.seq == ratio.seq):
             to = ratio.to or m.fastest_peer()
             if {ratio.system, to} <= m.timed.seconds.keys():
+                share = m.timed.ratio(ratio.system, to)
                 fastest = " (the fastest peer)" if ratio.to is None else ""
                 what = f"time of {name(ratio.system)} / {name(to)}{fastest}, {m.seq} tokens"
-                found.append(Goal(what, ratio.limit, m.timed.ratio(ratio.system, to)))
+                if fastest:
+                    what += f"; its products alone: {share / m.of_gemm(ratio.system):.2f}"
+                found.append(Goal(what, ratio.limit, share))
     for m in measured:
         for system in m.products:
             if "4-bit" not in system:
