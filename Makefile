@@ -132,6 +132,7 @@ benchmarks: $(BENCH)
 	for part in peaks time attention ratio full large report; do \
 	  $(FREE) OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/length.py $$part || exit 1; \
 	done
+	$(BIN)/python benchmarks/stored.py
 	$(BIN)/python benchmarks/index.py
 
 format: $(DEV)

@@ -409,16 +409,20 @@ def interleaved(
     report: Callable[[str], object] = lambda line: None,
     clock: Callable[[], float] = time.perf_counter,
     probe_clock: Callable[[], float] | None = None,
+    before: Mapping[str, Callable[[], Any]] | None = None,
 ) -> Timed:
     """Seconds of each function, called in turns: a slow minute slows all of them.
 
     Every round starts with another function. After each call a GEMM probe with the shapes
     `probes[name]` (or PROBE) tells what the machine did at that moment, by `probe_clock` or the same.
+    What stands in `before` is called ahead of a function, and not timed.
     """
     probes, names = probes or {}, list(functions)
     timed = Timed({name: [] for name in names}, {name: [] for name in names})
     for turn in range(-warmup, rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            if before and name in before:
+                before[name]()
             begin = clock()
             functions[name]()
             seconds = clock() - begin

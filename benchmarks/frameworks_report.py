@@ -382,7 +382,10 @@ largest difference in any tensor by that tensor's largest entry. A 4-bit base is
   disk is in neither: pages of a **temporary file**, which the system keeps while it has room and
   writes out and drops as it likes. Its size is given beside; it vanishes with the step.
 - Where `OPENBLAS_CORETYPE` holds NumPy's products to AVX2 (*Machine*), the environment holds the peers
-  to it, too, as on a processor that has no more (`AVX2` in frameworks.py).
+  to it, too, as on a processor that has no more (`AVX2` in frameworks.py); of `torch.compile` only the
+  products, since what torch 2.13 compiles for AVX2 stops with an index out of bounds.
+- JAX gives the memory of a step back and pays for it in the next one, more so after others had their
+  turn: each of its timed steps follows one that does not count.
 - torch: plain, and `gradient_checkpointing_enable(use_reentrant=False)`; `use_cache=False`; nothing
   else is set. The 4-bit base has groups of 64 with float16 scales.
 

@@ -3,8 +3,9 @@
 A name is given only where it explains every tensor that failed, leaves those that passed alone, and
 nothing else explains them as well. In this order: values that are not finite; gradients that are 0;
 one number alone, from which nothing can be told; the known mistakes, each computed for this very case;
-tensor by tensor a factor, another order or a sum of terms; a known mistake in one place only; how many
-digits agree. Otherwise the sentence begins with "not a mistake we know" and says where the error is.
+tensor by tensor a factor, another order or a sum of terms; products of matrices in TF32; a known mistake
+in one place only; how many digits agree. Otherwise the sentence begins with "not a mistake we know" and
+says where the error is.
 """
 
 import re
@@ -23,6 +24,7 @@ from mesp_ref.golden.plain import Plain, model_name
 from mesp_ref.golden.relations import listed, relation
 from mesp_ref.golden.simulate import Run, of_op, simulator
 from mesp_ref.golden.suite import DTYPES, Case, Suite, Tensor, Vectors
+from mesp_ref.golden.tf32 import in_tf32
 from mesp_ref.golden.tolerance import UNITS
 from mesp_ref.ops import Array
 
@@ -51,8 +53,10 @@ def explain(
     """
     try:
         with np.errstate(all="ignore"):
-            answer = _answer(case, vectors, got, dtype, failed)
-            return sentences(answer, lambda: simulator(case, vectors.inputs, suite.root))
+            answer, whole = (
+                _answer(case, vectors, got, dtype, failed, inner=inner) for inner in (False, True)
+            )
+            return sentences(answer, lambda: simulator(case, vectors.inputs, suite.root), whole)
     except STRANGE:
         return []
 
@@ -91,8 +95,13 @@ def explain_op(
     return sentences(answer, lambda: of_op(op, wide, attributes)) if failed or unusable else []
 
 
-def sentences(answer: Answer, simulate: Callable[[], Run | None]) -> list[str]:
-    """The sentences of the first way of looking that says something; see the module."""
+def sentences(
+    answer: Answer, simulate: Callable[[], Run | None], whole: Answer | None = None
+) -> list[str]:
+    """The sentences of the first way of looking that says something; see the module.
+
+    `whole` has the tensors on the way, too, where the answer has results alone.
+    """
     if answer.unusable:
         return _unusable(answer)
     if not answer.failed:  # tensors that are missing, and nothing else
@@ -114,6 +123,7 @@ def sentences(answer: Answer, simulate: Callable[[], Run | None]) -> list[str]:
         return [_named(names) + factor]
     return (
         single
+        or (in_tf32(whole or answer, run) if run else [])
         or ([_several(names)] if names else [])
         or _one_factor(answer)
         or (_one_site(answer, run) if run else [])
@@ -135,8 +145,9 @@ def _several(names: Sequence[str]) -> str:
 
 
 def _answer(
-    case: Case, vectors: Vectors, got: Arrays, dtype: str, failed: Sequence[Tensor]
+    case: Case, vectors: Vectors, got: Arrays, dtype: str, failed: Sequence[Tensor], *, inner: bool
 ) -> Answer:
+    """What was given; of tensors on the way nothing where a result failed, or with `inner` all."""
     usable, allowed, unusable, want = Arrays(), Arrays(), dict[str, str](), dict(vectors.want)
     wrong = {tensor.name for tensor in failed}
     for tensor in case.tensors:
@@ -152,7 +163,7 @@ def _answer(
     inputs = {
         n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in vectors.inputs.items()
     }
-    outer = {t.name for t in case.tensors if t.role != "inner"}
+    outer = {t.name for t in case.tensors if inner or t.role != "inner"}
     said = [n for n in usable if n in wrong]
     chosen = tuple(n for n in said if n in outer) or tuple(said)
     keep = outer if set(chosen) <= outer else set(usable)
