@@ -149,8 +149,8 @@ def report(out: Path) -> str:
         "a process of its own on the same mapped weights; losses and gradients were compared, then they "
         "took turns. In the columns AVX2 all of them are held to it, as on a processor without more; "
         "what compiles has compiled before. JAX is faster alone than in turns ([figures and "
-        "why](frameworks.md#how-it-is-measured)). *÷ its products* is a step over what its matrix products "
-        "alone take at the rate of this BLAS, with AVX2 and with AVX-512. "
+        "why](frameworks.md#how-it-is-measured)). *÷ its products* is a step over what its matrix "
+        "products alone take at the rate of this BLAS, with AVX2 and with AVX-512. "
         "`make benchmarks` redoes all pages.",
         steps(kernels, limits),
         others(kernels, limits, job),
