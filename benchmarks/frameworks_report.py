@@ -386,7 +386,7 @@ largest difference in any tensor by that tensor's largest entry. A 4-bit base is
   products, since what torch 2.13 compiles for AVX2 stops with an index out of bounds.
 - JAX gives the memory of a step back and pays for it in the next one, more so after others had their
   turn: each of its timed steps follows one that does not count. Alone, step after step, it is faster
-  still: 2.85 s where it took 3.7 in turns (AVX2, two cores, 26 November 2026).
+  still.
 - torch: plain, and `gradient_checkpointing_enable(use_reentrant=False)`; `use_cache=False`; nothing
   else is set. The 4-bit base has groups of 64 with float16 scales.
 

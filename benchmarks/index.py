@@ -148,8 +148,8 @@ def report(out: Path) -> str:
         f"One LoRA step of {SHAPE}, rank {RANK} on seven projections, batch 1, float32. Every system is "
         "a process of its own on the same mapped weights; losses and gradients were compared, then they "
         "took turns. In the columns AVX2 all of them are held to it, as on a processor without more; "
-        "what compiles has compiled before. JAX is faster alone than in turns ([figures and "
-        "why](frameworks.md#how-it-is-measured)). *÷ its products* is a step over what its matrix "
+        "what compiles has compiled before. JAX is faster alone than in turns "
+        "([why](frameworks.md#how-it-is-measured)). *÷ its products* is a step over what its matrix "
         "products alone take at the rate of this BLAS, with AVX2 and with AVX-512. "
         "`make benchmarks` redoes all pages.",
         steps(kernels, limits),
